@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_engine::{Engine, Libcontainer, cgroup::Cgroup};
+use berth_engine::{Engine, Launched, cgroup::Cgroup};
 use berth_proto::shim::api::DeleteResponse;
 use nix::mount::{MntFlags, umount2};
 use protobuf::Message;
@@ -43,7 +43,7 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
     };
     let socket = bootstrap::socket_path(flags)?;
     note(end_shim(&socket));
-    let engine = Libcontainer::for_cleanup(serve::engine_config(&bundle));
+    let engine = Launched::for_cleanup(serve::engine_config(&bundle));
     match engine.known() {
         Ok(ids) => ids
             .iter()

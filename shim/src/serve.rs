@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use berth_engine::{Config, Libcontainer, Zygote};
+use berth_engine::{Config, Launched, Maker, Zygote};
 use berth_proto::shim::{
     sandbox_async::create_sandbox, shim_async::create_task, v1::pod_ttrpc::create_pod,
 };
@@ -59,6 +59,7 @@ pub fn engine_config(bundle: &Path) -> Config {
     Config {
         state_dir: bundle.join("engine"),
         seccomp_cache_dir,
+        maker: Maker::default(),
     }
 }
 
@@ -68,7 +69,7 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(UMASK));
     let zygote = Arc::new(Zygote::spawn()?);
-    let engine = Arc::new(Libcontainer::new(
+    let engine = Arc::new(Launched::new(
         engine_config(&flags.bundle),
         zygote.clone(),
     )?);
@@ -100,7 +101,7 @@ fn take_listener() -> Result<StdListener, Error> {
 async fn run(
     flags: &Flags,
     listener: StdListener,
-    engine: Arc<Libcontainer>,
+    engine: Arc<Launched>,
     zygote: Arc<Zygote>,
 ) -> Result<(), Error> {
     let listener = UnixListener::from_std(listener).map_err(Error::io("listen"))?;

@@ -40,7 +40,7 @@ struct Layer {
 impl Layer {
     fn open(&self, path: &str) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { "." } else { path };
-        crate::beneath::openat2(&self.root, path, DIRECTORY, Mode::empty(), BENEATH)
+        berth_beneath::openat2(&self.root, path, DIRECTORY, Mode::empty(), BENEATH)
     }
 }
 
@@ -148,7 +148,7 @@ fn fill(target: &Path, wanted: &BTreeMap<String, OwnedFd>) -> Result<u64, Error>
                 .map_err(|e| Error::io("duplicate a descriptor of", target, e))?
         } else {
             let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
-            let parent = crate::beneath::openat2(&root, parent, DIRECTORY, Mode::empty(), BENEATH)
+            let parent = berth_beneath::openat2(&root, parent, DIRECTORY, Mode::empty(), BENEATH)
                 .map_err(at)?;
             rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(at)?;
             rustix::fs::openat(&parent, name, DIRECTORY, Mode::empty()).map_err(at)?

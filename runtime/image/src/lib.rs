@@ -5,7 +5,6 @@
 
 mod archive;
 mod auth;
-mod beneath;
 mod catalog;
 mod client;
 mod digest;

@@ -129,7 +129,7 @@ fn try_unlink(
 
 fn open(parent: BorrowedFd<'_>, name: &CStr, shown: &Path) -> Result<Level, Error> {
     // NO_XDEV refuses bind mounts of the same file system too (openat2, Linux 5.6).
-    let fd = crate::beneath::openat2(
+    let fd = berth_beneath::openat2(
         parent,
         name,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,

@@ -230,7 +230,7 @@ impl Untar<'_> {
         if self.parent.as_ref().is_some_and(|(path, _)| path == dir) {
             return Ok(());
         }
-        let fd = match crate::beneath::openat2(&self.root, dir, DIRECTORY, Mode::empty(), RESOLVE) {
+        let fd = match berth_beneath::openat2(&self.root, dir, DIRECTORY, Mode::empty(), RESOLVE) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(dir, entry)?,
             Err(errno) => return Err(self.failed("open its directory for", entry, errno)),
@@ -250,7 +250,7 @@ impl Untar<'_> {
             let (prefix, name) = (&dir[..end], &dir[start..end]);
             start = end + 1;
             let opened =
-                crate::beneath::openat2(&self.root, prefix, DIRECTORY, Mode::empty(), RESOLVE);
+                berth_beneath::openat2(&self.root, prefix, DIRECTORY, Mode::empty(), RESOLVE);
             let fd = match opened {
                 Ok(fd) => fd,
                 Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => {
@@ -471,7 +471,7 @@ impl Untar<'_> {
         }
         let within = match target_dir {
             b"" => rustix::fs::openat(&self.root, ".", DIRECTORY, Mode::empty()),
-            dir => crate::beneath::openat2(&self.root, dir, DIRECTORY, Mode::empty(), RESOLVE),
+            dir => berth_beneath::openat2(&self.root, dir, DIRECTORY, Mode::empty(), RESOLVE),
         }
         .map_err(|errno| {
             self.refuse(
@@ -662,7 +662,7 @@ impl Untar<'_> {
         for pending in &self.pending {
             let opened = match &*pending.path {
                 b"" => rustix::fs::openat(&self.root, ".", DIRECTORY, Mode::empty()),
-                path => crate::beneath::openat2(
+                path => berth_beneath::openat2(
                     &self.root,
                     path,
                     DIRECTORY | OFlags::NOFOLLOW,

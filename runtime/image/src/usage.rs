@@ -97,7 +97,7 @@ pub(crate) fn count(root: &Path) -> Result<Usage, Error> {
             let (fd, _) = stack.last().expect("it was just seen");
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
             if let Ok(level) =
-                crate::beneath::openat2(fd, entry.file_name(), flags, Mode::empty(), resolve)
+                berth_beneath::openat2(fd, entry.file_name(), flags, Mode::empty(), resolve)
                     .and_then(open)
             {
                 stack.push(level);

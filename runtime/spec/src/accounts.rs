@@ -8,8 +8,9 @@ use std::{
     path::Path,
 };
 
+use berth_beneath::openat2;
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat},
     io::Errno,
 };
 
@@ -96,26 +97,16 @@ impl Accounts {
     }
 }
 
-/// More renames than this in a row mean that something else is wrong.
-const OPEN_TRIES: usize = 1000;
-
 fn read(root: &OwnedFd, file: &'static str) -> Result<Vec<u8>, Error> {
     let wrong = |why: String| Error::Accounts { file, why };
     // O_PATH first: opening a FIFO or a device can block or act before anyone sees what it is.
-    let open = || {
-        openat2(
-            root,
-            file,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
-    };
-    // EAGAIN: a rename somewhere came in between, and openat2(2) wants to be asked again.
-    let found = (0..OPEN_TRIES)
-        .map(|_| open())
-        .find(|found| !matches!(found, Err(Errno::AGAIN)))
-        .unwrap_or(Err(Errno::AGAIN));
+    let found = openat2(
+        root,
+        file,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    );
     let found = match found {
         Ok(found) => found,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),

@@ -23,6 +23,9 @@ pub enum Error {
     Command { exit_code: i32, message: String },
     #[error("create container {id}: {reason}")]
     Create { id: String, reason: String },
+    /// A pod's sysctl that the kernel does not take there: none of that name, or not with that value.
+    #[error("sysctl {name}: {reason}")]
+    Sysctl { name: String, reason: String },
     #[error("seccomp profile: {0}")]
     Seccomp(String),
     #[error(transparent)]

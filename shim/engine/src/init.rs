@@ -24,17 +24,18 @@ use libcontainer::{
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxCapabilities, Process, Spec};
 use rustix::{mount::MountPropagationFlags, thread::CapabilitySet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Stdio,
+    Error, Maker, Stdio,
     cgroup::Cgroup,
     channel, command,
     complaints::Complaints,
     confine,
     filter::{self, Filter},
+    native,
     record::{self, Record},
     request::{CreateRequest, cut},
     worker::Made,
@@ -87,25 +88,45 @@ pub(crate) fn create(
     stdio: Stdio,
     reply: &OwnedFd,
 ) -> Result<Made, Error> {
-    let made = try_create(request, stdio, reply);
+    let made = prepare(request).and_then(|prepared| {
+        if request.maker == Maker::Native && native::unsupported(&prepared).is_none() {
+            native::create(request, prepared, stdio)
+        } else {
+            by_libcontainer(request, prepared, stdio, reply)
+        }
+    });
     if made.is_err() {
         end_children();
     }
     made
 }
 
-fn try_create(request: &CreateRequest, stdio: Stdio, reply: &OwnedFd) -> Result<Made, Error> {
+/// A container's spec taken apart, its record written, its cgroup made and limited.
+pub(crate) struct Prepared {
+    pub spec: Spec,
+    pub process: Process,
+    pub linux: Linux,
+    pub cgroup: Cgroup,
+    pub notes: Vec<String>,
+    pub filter: Option<Filter>,
+    pub capabilities: confine::Request,
+    pub args: Vec<CString>,
+    pub env: Vec<CString>,
+}
+
+/// What every way of making a container begins with. What it makes is removed by the engine's `delete`, whatever fails here.
+pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
     let id = &request.id;
     let refuse = |reason: &str| Error::Spec {
         id: id.clone(),
         reason: reason.to_owned(),
     };
-    let mut spec = load_spec(id, &request.bundle)?;
-    let mut process = spec
+    let spec = load_spec(id, &request.bundle)?;
+    let process = spec
         .process()
         .clone()
         .ok_or_else(|| refuse("has no process"))?;
-    let mut linux = spec.linux().clone().ok_or_else(|| refuse("has no linux"))?;
+    let linux = spec.linux().clone().ok_or_else(|| refuse("has no linux"))?;
     refuse_unbuilt(id, &process)?;
     let cgroup_path = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
     let cgroup = Cgroup::at(cgroup_path.ok_or_else(|| refuse("has no linux.cgroupsPath"))?)?;
@@ -134,6 +155,46 @@ fn try_create(request: &CreateRequest, stdio: Stdio, reply: &OwnedFd) -> Result<
     };
     let capabilities =
         confine::Request::of(&process).map_err(Error::io("read our own capabilities"))?;
+    let args = command::c_strings("argument", process.args().as_deref().unwrap_or_default())?;
+    let env = command::c_strings(
+        "environment entry",
+        process.env().as_deref().unwrap_or_default(),
+    )?;
+    Ok(Prepared {
+        spec,
+        process,
+        linux,
+        cgroup,
+        notes,
+        filter,
+        capabilities,
+        args,
+        env,
+    })
+}
+
+fn by_libcontainer(
+    request: &CreateRequest,
+    prepared: Prepared,
+    stdio: Stdio,
+    reply: &OwnedFd,
+) -> Result<Made, Error> {
+    let Prepared {
+        mut spec,
+        mut process,
+        mut linux,
+        cgroup,
+        notes,
+        filter,
+        capabilities,
+        args,
+        env,
+    } = prepared;
+    let id = &request.id;
+    let refuse = |reason: &str| Error::Spec {
+        id: id.clone(),
+        reason: reason.to_owned(),
+    };
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Error::errno("make the report pipe"))?;
     let told = Rc::new(told);
@@ -141,11 +202,8 @@ fn try_create(request: &CreateRequest, stdio: Stdio, reply: &OwnedFd) -> Result<
         capabilities,
         filter: filter.map(Rc::new),
         no_new_privileges: process.no_new_privileges() == Some(true),
-        args: command::c_strings("argument", process.args().as_deref().unwrap_or_default())?,
-        env: Rc::new(RefCell::new(command::c_strings(
-            "environment entry",
-            process.env().as_deref().unwrap_or_default(),
-        )?)),
+        args,
+        env: Rc::new(RefCell::new(env)),
         uid: process.user().uid(),
         report: Rc::clone(&told),
         propagation: propagation(&spec),
@@ -238,6 +296,7 @@ fn try_create(request: &CreateRequest, stdio: Stdio, reply: &OwnedFd) -> Result<
     berth_failpoint::site!("engine.create.made").map_err(Error::io("make the container"))?;
     Ok(Made {
         pid,
+        maker: Maker::Libcontainer,
         notes,
         descriptors,
     })

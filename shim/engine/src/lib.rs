@@ -5,7 +5,7 @@
 //!   shim (subreaper, event loop)          zygote (one thread, no foreign descriptor)
 //!   ───────────────────────────           ─────────────────────────────────────────
 //!   Engine::create ── a datagram: op, descriptors, reply socket ──▶ forks a worker
-//!        │                                                           │ worker: libcontainer, or our exec
+//!        │                                                           │ worker: natively, by libcontainer, or our exec
 //!        │ ◀───────────── the answer, with a pidfd ───────────────── ┘ exits; the zygote reaps it,
 //!        │ ◀───────────── end of the reply socket ──────────────────── and closes its copy of the socket:
 //!        ▼                                                             from here init is the shim's own child
@@ -26,8 +26,10 @@ mod error;
 mod exec;
 mod filter;
 mod init;
-mod libcontainer_engine;
+mod launched;
+mod native;
 mod pause;
+mod process;
 mod record;
 mod request;
 mod worker;
@@ -35,6 +37,6 @@ mod zygote;
 
 pub use engine::{Create, Engine, Exec, Process, Stdio};
 pub use error::Error;
-pub use libcontainer_engine::{Config, Libcontainer};
+pub use launched::{Config, Launched, Maker};
 pub use pause::Pause;
 pub use zygote::Zygote;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_kernel::{pause, pidfd};
-use rustix::process::Pid;
+use rustix::{io::Errno, process::Pid};
 
 use crate::{
     Error, Process, Zygote, channel,
@@ -95,12 +95,11 @@ pub(crate) fn make(
             (Ok(child.pid), Some(child.pidfd))
         }
         Err(failed) => {
-            let step = describe(failed.step, &request);
-            let source = failed.error;
-            (
-                Err(Error::Io { step, source }),
-                failed.unreaped.map(|child| child.pidfd),
-            )
+            let error = refused_sysctl(&failed, &request).unwrap_or_else(|| Error::Io {
+                step: describe(failed.step, &request),
+                source: failed.error,
+            });
+            (Err(error), failed.unreaped.map(|child| child.pidfd))
         }
     }
 }
@@ -120,6 +119,29 @@ fn receive(reply: &OwnedFd) -> Result<(PauseRequest, Sysctls), Error> {
         sysctls.push((path, value.clone().into_bytes()));
     }
     Ok((request, sysctls))
+}
+
+/// A sysctl that the kernel turned down is the asker's mistake; what fails for another reason is the machine's.
+fn refused_sysctl(failed: &pause::Failed, request: &PauseRequest) -> Option<Error> {
+    let pause::Step::Sysctl(at) = failed.step else {
+        return None;
+    };
+    let (name, value) = request.sysctls.get(at)?;
+    let reason = match Errno::from_io_error(&failed.error)? {
+        // The last: it is a directory.
+        Errno::NOENT | Errno::NOTDIR | Errno::ISDIR => {
+            "this kernel has none of that name in the namespaces of a pod; of net.*, kernel.shm*, kernel.msg*, kernel.sem and \
+             fs.mqueue.* those can be set that are there"
+                .to_owned()
+        }
+        Errno::ACCESS | Errno::PERM => "it can't be set in the namespaces of a pod".to_owned(),
+        Errno::INVAL | Errno::RANGE | Errno::OVERFLOW => {
+            format!("the kernel does not take the value {value:?}: {}", failed.error)
+        }
+        _ => return None,
+    };
+    let name = name.clone();
+    Some(Error::Sysctl { name, reason })
 }
 
 fn describe(step: pause::Step, request: &PauseRequest) -> String {

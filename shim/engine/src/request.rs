@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Maker};
 
 /// First byte of a control datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub(crate) struct CreateRequest {
     /// The container's own directory below the engine's state.
     pub directory: PathBuf,
     pub seccomp_cache_dir: Option<PathBuf>,
+    pub maker: Maker,
     pub tty: bool,
 }
 
@@ -55,9 +56,10 @@ pub(crate) struct PauseRequest {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// Descriptors: the pidfd; the end of the report pipe (create); the console's master (tty).
+    /// Descriptors: the pidfd; the end of the report pipe or of a native init's socket (create); the console's master (tty).
     Made {
         pid: i32,
+        maker: Maker,
         notes: Vec<String>,
     },
     Failed(Failure),
@@ -76,6 +78,7 @@ pub(crate) enum Failure {
     Io { step: String, errno: i32 },
     Spec { id: String, reason: String },
     Create { id: String, reason: String },
+    Sysctl { name: String, reason: String },
     Seccomp(String),
     Other(String),
 }
@@ -118,6 +121,10 @@ impl From<Error> for Failure {
                 id,
                 reason: cut(reason),
             },
+            Error::Sysctl { name, reason } => Failure::Sysctl {
+                name: cut(name),
+                reason: cut(reason),
+            },
             Error::Seccomp(reason) => Failure::Seccomp(cut(reason)),
             other => Failure::Other(cut(other.to_string())),
         }
@@ -134,6 +141,7 @@ impl From<Failure> for Error {
             },
             Failure::Spec { id, reason } => Error::Spec { id, reason },
             Failure::Create { id, reason } => Error::Create { id, reason },
+            Failure::Sysctl { name, reason } => Error::Sysctl { name, reason },
             Failure::Seccomp(reason) => Error::Seccomp(reason),
             Failure::Other(reason) => Error::Zygote(reason),
         }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Error, Stdio, channel,
+    Error, Maker, Stdio, channel,
     request::{Answer, Operation},
 };
 
@@ -16,6 +16,7 @@ pub(crate) type Descriptors = [Option<OwnedFd>; channel::MAX_DESCRIPTORS - 1];
 #[derive(Debug)]
 pub(crate) struct Made {
     pub pid: i32,
+    pub maker: Maker,
     pub notes: Vec<String>,
     pub descriptors: Vec<OwnedFd>,
 }
@@ -40,6 +41,7 @@ pub(crate) fn run(operation: Operation, reply: &OwnedFd, descriptors: Descriptor
                 reply,
                 &Answer::Made {
                     pid: made.pid,
+                    maker: made.maker,
                     notes: made.notes.clone(),
                 },
                 &passed,

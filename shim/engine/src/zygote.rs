@@ -27,7 +27,7 @@ use rustix::{
 use serde::Serialize;
 
 use crate::{
-    Error, channel,
+    Error, Maker, channel,
     request::{Answer, Ended, Operation},
     worker::{self, Made},
 };
@@ -140,8 +140,9 @@ impl Zygote {
             return Err(Error::io("send a request to the launcher")(error));
         }
         match answer {
-            Some((Answer::Made { pid, notes }, descriptors)) => Ok(Made {
+            Some((Answer::Made { pid, maker, notes }, descriptors)) => Ok(Made {
                 pid,
+                maker,
                 notes,
                 descriptors,
             }),
@@ -275,6 +276,7 @@ fn accept(
         let answer = match made {
             Ok(pid) => Answer::Made {
                 pid,
+                maker: Maker::Native,
                 notes: Vec::new(),
             },
             Err(error) => Answer::Failed(error.into()),

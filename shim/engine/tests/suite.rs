@@ -9,7 +9,14 @@ mod world;
 
 use std::{panic, process::ExitCode, time::Instant};
 
+use berth_engine::Maker;
 use world::World;
+
+/// Each case is asked of each.
+const MAKERS: [(&str, Maker); 2] = [
+    ("native", Maker::Native),
+    ("libcontainer", Maker::Libcontainer),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -17,8 +24,10 @@ fn main() -> ExitCode {
     if flag("--list") {
         // What cargo nextest asks for. No case is ignored.
         if !flag("--ignored") {
-            for (name, _) in cases::ALL {
-                println!("{name}: test");
+            for (maker, _) in MAKERS {
+                for (name, _) in cases::ALL {
+                    println!("{maker}::{name}: test");
+                }
             }
         }
         return ExitCode::SUCCESS;
@@ -28,7 +37,7 @@ fn main() -> ExitCode {
         names.is_empty()
             || names.iter().any(|n| {
                 if flag("--exact") {
-                    *n == name
+                    n.as_str() == name
                 } else {
                     name.contains(n.as_str())
                 }
@@ -37,7 +46,12 @@ fn main() -> ExitCode {
     // Before any thread.
     let mut world = World::new();
     let mut failed = Vec::new();
-    for (name, case) in cases::ALL.iter().filter(|(name, _)| wanted(name)) {
+    let all = MAKERS.iter().flat_map(|(maker_name, maker)| {
+        let cases = cases::ALL.iter();
+        cases.map(move |(name, case)| (format!("{maker_name}::{name}"), *maker, case))
+    });
+    for (name, maker, case) in all.filter(|(name, ..)| wanted(name)) {
+        world.choose(maker);
         let began = Instant::now();
         let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| {
             case(&mut world);

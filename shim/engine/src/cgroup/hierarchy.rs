@@ -144,6 +144,12 @@ impl Hierarchies {
 }
 
 impl Hierarchy {
+    /// `cpu,cpuacct`, `systemd`
+    pub(super) fn name(&self) -> String {
+        let name = self.mount.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     pub(super) fn directory(&self, path: &str) -> PathBuf {
         self.mount.join(path.trim_start_matches('/'))
     }

@@ -148,6 +148,18 @@ impl Cgroup {
             .collect())
     }
 
+    /// On a v1 machine its directory in each hierarchy, with the name under which /sys/fs/cgroup has that hierarchy.
+    pub(crate) fn v1_places(&self) -> Result<Option<Vec<(String, PathBuf)>>, Error> {
+        let hierarchies = Hierarchies::of_this_machine()?;
+        if hierarchies.v2().is_some() {
+            return Ok(None);
+        }
+        let v1 = hierarchies.all().filter(|h| !h.is_any_v2());
+        Ok(Some(
+            v1.map(|h| (h.name(), h.directory(&self.path))).collect(),
+        ))
+    }
+
     /// Makes it, and what is missing above it, in every hierarchy. Idempotent. On an error nothing is undone: [`Cgroup::remove`].
     pub fn create(&self) -> Result<(), Error> {
         for hierarchy in Hierarchies::of_this_machine()?.all() {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use berth_engine::{
-    Config, Create, Engine, Error, Exec, Libcontainer, Process, Stdio, Zygote, cgroup::Cgroup,
+    Config, Create, Engine, Error, Exec, Launched, Maker, Process, Stdio, Zygote, cgroup::Cgroup,
 };
 use berth_kernel::pidfd::{self, Exit};
 use serde_json::{Value, json};
@@ -50,9 +50,9 @@ impl World {
         let config = Config {
             state_dir: directory.path().join("state"),
             seccomp_cache_dir: Some(directory.path().join("seccomp")),
+            maker: Maker::default(),
         };
-        let engine =
-            Box::new(Libcontainer::new(config.clone(), Arc::clone(&zygote)).expect("engine"));
+        let engine = Box::new(Launched::new(config.clone(), Arc::clone(&zygote)).expect("engine"));
         let root = directory.path().join("root");
         for name in [
             "bin", "dev", "proc", "sys", "tmp", "etc", "root", "work", "volume",
@@ -81,6 +81,13 @@ impl World {
             next: 0,
             descriptors,
         }
+    }
+
+    /// The cases that follow are made by it.
+    pub fn choose(&mut self, maker: Maker) {
+        self.config.maker = maker;
+        let engine = Launched::new(self.config.clone(), Arc::clone(&self.zygote));
+        self.engine = Box::new(engine.expect("engine"));
     }
 
     /// The cgroup below which this run's containers are.

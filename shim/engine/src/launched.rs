@@ -1,4 +1,4 @@
-//! The first engine: libcontainer for a container's init, our own exec. This is the shim's side of it.
+//! The engine as the shim sees it: containers are made by workers of the launcher, natively or by libcontainer.
 
 use std::{
     collections::HashMap,
@@ -13,11 +13,12 @@ use std::{
 };
 
 use berth_kernel::pidfd;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Create, Engine, Error, Exec, Process, Zygote,
     cgroup::Cgroup,
-    init,
+    init, native,
     record::Record,
     request::{CreateRequest, ExecRequest, Operation},
     worker::Made,
@@ -30,11 +31,22 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Compiled seccomp profiles, shared by all pods of the node (made 0700); none: each container's is compiled anew.
     pub seccomp_cache_dir: Option<PathBuf>,
+    pub maker: Maker,
 }
 
-/// The first engine: libcontainer for init, our own exec.
+/// What makes a container's init. An exec is always our own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Maker {
+    /// Our own; what it does not build is left to the reference.
+    #[default]
+    Native,
+    /// The reference.
+    Libcontainer,
+}
+
+/// The engine: a launcher, and what its workers have made.
 #[derive(Debug)]
-pub struct Libcontainer {
+pub struct Launched {
     config: Config,
     zygote: Option<Arc<Zygote>>,
     containers: Mutex<HashMap<String, Container>>,
@@ -45,13 +57,14 @@ pub struct Libcontainer {
 struct Container {
     pid: i32,
     pidfd: Arc<OwnedFd>,
-    /// Where init tells at its start that its command can't be run; taken by the first start.
+    maker: Maker,
+    /// Where init tells at its start that its command can't be run, and a native one hears of its start; taken by the first start.
     report: Option<OwnedFd>,
     notes: Vec<String>,
 }
 
-impl Libcontainer {
-    pub fn new(config: Config, zygote: Arc<Zygote>) -> Result<Libcontainer, Error> {
+impl Launched {
+    pub fn new(config: Config, zygote: Arc<Zygote>) -> Result<Launched, Error> {
         for directory in [Some(&config.state_dir), config.seccomp_cache_dir.as_ref()]
             .into_iter()
             .flatten()
@@ -63,7 +76,7 @@ impl Libcontainer {
                 .create(directory)
                 .map_err(step)?;
         }
-        Ok(Libcontainer {
+        Ok(Launched {
             config,
             zygote: Some(zygote),
             containers: Mutex::default(),
@@ -71,8 +84,8 @@ impl Libcontainer {
     }
 
     /// An engine that can only `kill` and `delete` what another process left behind (the shim's `delete` command).
-    pub fn for_cleanup(config: Config) -> Libcontainer {
-        Libcontainer {
+    pub fn for_cleanup(config: Config) -> Launched {
+        Launched {
             config,
             zygote: None,
             containers: Mutex::default(),
@@ -151,7 +164,7 @@ impl Libcontainer {
     }
 }
 
-impl Engine for Libcontainer {
+impl Engine for Launched {
     fn create(&self, create: Create) -> Result<Process, Error> {
         let zygote = self.zygote()?;
         let directory = self.directory(&create.id)?;
@@ -167,6 +180,7 @@ impl Engine for Libcontainer {
             bundle: create.bundle,
             directory: directory.clone(),
             seccomp_cache_dir: self.config.seccomp_cache_dir.clone(),
+            maker: self.config.maker,
             tty: create.tty,
         };
         let stdio = &create.stdio;
@@ -183,6 +197,7 @@ impl Engine for Libcontainer {
         );
         let Made {
             pid,
+            maker,
             notes,
             mut descriptors,
         } = match made {
@@ -205,6 +220,7 @@ impl Engine for Libcontainer {
         let container = Container {
             pid,
             pidfd: Arc::new(ours),
+            maker,
             report: Some(report),
             notes,
         };
@@ -217,16 +233,20 @@ impl Engine for Libcontainer {
     }
 
     fn start(&self, id: &str) -> Result<(), Error> {
-        let report = {
+        let (maker, report) = {
             let mut containers = self.containers();
             let container = containers
                 .get_mut(id)
                 .ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
-            container.report.take().ok_or_else(|| Error::Create {
+            let report = container.report.take().ok_or_else(|| Error::Create {
                 id: id.to_owned(),
                 reason: "has been started already".into(),
-            })?
+            })?;
+            (container.maker, report)
         };
+        if maker == Maker::Native {
+            return native::start(report);
+        }
         // libcontainer's init waits for a connection to this socket. By way of its directory's descriptor: a socket's path has
         // room for 107 bytes.
         let step = || Error::io(format!("start container {id}"));

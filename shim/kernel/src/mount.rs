@@ -1,0 +1,84 @@
+//! mount_setattr (Linux 5.12): the flags of a mount, and of what is mounted below it, in one call.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// What changes; `MOUNT_ATTR_…` bits, and one of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`, or 0 for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    pub set: u64,
+    pub clear: u64,
+    pub propagation: u64,
+}
+
+impl Change {
+    /// Nothing to do.
+    pub fn is_empty(self) -> bool {
+        self == Change::default()
+    }
+}
+
+/// Changes the mount that `mount` is the root of, and with `recursive` every one below it. The mount need not be attached
+/// anywhere (open_tree, fsmount). EINVAL: `mount` is not the root of a mount.
+pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, change: Change) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: 0,
+    };
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is a NUL-terminated string and `attributes` a live mount_attr of the size given; the kernel reads both.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if answer == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// [`set_attributes`] without propagation.
+pub fn change_flags(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let change = Change {
+        set,
+        clear,
+        propagation: 0,
+    };
+    set_attributes(mount, recursive, change)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_no_mount_is_refused() {
+        let directory = std::fs::File::open("/proc/self").unwrap();
+        let change = Change {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..Change::default()
+        };
+        let refused = set_attributes(directory.as_fd(), false, change).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    }
+}
