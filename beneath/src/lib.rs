@@ -50,8 +50,13 @@ pub fn directory(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// [`directory`], made where it is missing, with those above it: mode 0755 less the umask.
 ///
-/// Errors: what is there and no directory (ENOTDIR), a link to nowhere (ENOENT), a path with `..` (EINVAL), and mkdir's own.
+/// Errors: what is there and no directory (ENOTDIR), a link to nowhere (ENOENT), a missing one with `..` in its path (EINVAL), and
+/// mkdir's own.
 pub fn ensure_directory(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    match directory(root.as_fd(), path) {
+        Err(Errno::NOENT) => {}
+        found => return Ok(found?),
+    }
     let mut dir = directory(root.as_fd(), Path::new("/"))?;
     let mut at = PathBuf::from("/");
     for part in path.components() {

@@ -16,8 +16,9 @@ use crate::{
 /// Piece of the tar stream that is hashed and unpacked at a time: it fits the second-level cache.
 const PLAIN_BYTES: usize = 128 << 10;
 
-/// Largest zstd window: 64 MiB. RFC 8878 asks for 8 MiB at least; `zstd -19` uses 8 MiB, `--ultra -22` would use 128 MiB (SEC-IMG-07).
-const ZSTD_WINDOW_LOG: u32 = 26;
+/// Largest zstd window: 32 MiB, of which each of the layers that are unpacked at a time may take one (SEC-IMG-07). RFC 8878 asks for
+/// 8 MiB at least; `zstd -19` uses 8 MiB, `--ultra -20` 32, `--ultra -22` would use 128.
+const ZSTD_WINDOW_LOG: u32 = 25;
 
 /// Where the compressed bytes come from, piece by piece; `None` at the end.
 pub(crate) trait Chunks: Send {

@@ -17,6 +17,8 @@ pub(crate) struct Space {
     bytes: u64,
     entries: u64,
     step: u64,
+    /// Written in all, what was replaced since included.
+    written_bytes: u64,
 }
 
 impl Space {
@@ -26,6 +28,7 @@ impl Space {
             bytes: 0,
             entries: 0,
             step: 0,
+            written_bytes: 0,
         };
         space.look("unpack")?;
         Ok(space)
@@ -34,6 +37,7 @@ impl Space {
     /// Counts an entry and the bytes written for it.
     pub(crate) fn took(&mut self, bytes: u64, what: &str) -> Result<(), Error> {
         self.bytes += bytes;
+        self.written_bytes += bytes;
         self.entries += 1;
         if self.bytes < self.step && self.entries < STEP_ENTRIES {
             return Ok(());
@@ -54,6 +58,14 @@ impl Space {
         if free < reserve {
             return Err(full(format!(
                 "{free} bytes are left, {reserve} stay reserved"
+            )));
+        }
+        let size_bytes = stat.f_blocks * stat.f_frsize;
+        // A file that replaces itself a thousand times fills no disk, but would never end.
+        if self.written_bytes > size_bytes {
+            return Err(full(format!(
+                "{} bytes were written to a file system of {size_bytes}",
+                self.written_bytes
             )));
         }
         // btrfs and others have no fixed number of inodes and say 0.

@@ -8,6 +8,11 @@ use tar::{EntryType, Header};
 const BLOCK: usize = 512;
 /// Largest PAX record set or GNU long name. The largest useful ones hold xattrs of at most 64 KiB each (the kernel's XATTR_SIZE_MAX).
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+/// All of them in one layer: a large layer has some hundred thousand entries with a few hundred bytes each. They decompress to memory
+/// that is used again, so nothing but this ends a layer that has nothing else (SEC-IMG-07).
+const MAX_EXTENSIONS_BYTES: u64 = 1 << 30;
+/// Data of entries that are not unpacked: whiteouts, which have none, and the book-keeping of old storage drivers.
+const MAX_SKIPPED_BYTES: u64 = 64 << 20;
 /// Bytes that may follow the end marker. tar pads to its record size (10 KiB as a rule, 1 MiB at most in practice).
 const MAX_TRAILING_BYTES: u64 = 64 << 20;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
@@ -70,6 +75,9 @@ pub(crate) struct TarReader<R> {
     /// Data of the current entry that is not read yet, and the padding after it.
     remaining: u64,
     padding: u64,
+    /// Of the whole archive so far.
+    extensions_bytes: u64,
+    skipped_bytes: u64,
 }
 
 impl<R: BufRead> TarReader<R> {
@@ -78,6 +86,8 @@ impl<R: BufRead> TarReader<R> {
             input,
             remaining: 0,
             padding: 0,
+            extensions_bytes: 0,
+            skipped_bytes: 0,
         }
     }
 
@@ -87,6 +97,13 @@ impl<R: BufRead> TarReader<R> {
 
     /// The next entry; what was not read of the last one is skipped. `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
+        self.skipped_bytes = self.skipped_bytes.saturating_add(self.remaining);
+        if self.skipped_bytes > MAX_SKIPPED_BYTES {
+            return Err(refused(
+                b"",
+                "more than 64 MiB of data belong to entries that are no files",
+            ));
+        }
         self.skip(self.remaining + self.padding)?;
         (self.remaining, self.padding) = (0, 0);
         let mut pax: Option<Pax> = None;
@@ -331,6 +348,13 @@ impl<R: BufRead> TarReader<R> {
     fn extension(&mut self, name: &[u8], size: u64) -> Result<Vec<u8>, TarError> {
         if size > MAX_EXTENSION_BYTES {
             return Err(refused(name, "its extended header is larger than 1 MiB"));
+        }
+        self.extensions_bytes += BLOCK as u64 + size;
+        if self.extensions_bytes > MAX_EXTENSIONS_BYTES {
+            return Err(refused(
+                name,
+                "the archive has more than 1 GiB of extended headers",
+            ));
         }
         let mut bytes = vec![0; size as usize];
         self.input

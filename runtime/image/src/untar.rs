@@ -30,6 +30,8 @@ use crate::{
 const MAX_ENTRIES: u64 = 2_000_000;
 /// Directories of one layer: their times are kept in memory until the end, about 100 bytes each.
 const MAX_DIRECTORIES: usize = 300_000;
+/// Bytes of their paths, which could be 4 KiB each (SEC-IMG-07). Large images have some 5 MiB.
+const MAX_DIRECTORY_PATH_BYTES: usize = 16 << 20;
 /// PATH_MAX without its NUL.
 const MAX_PATH_BYTES: usize = 4095;
 const MAX_NAME_BYTES: usize = 255;
@@ -38,6 +40,8 @@ const MAX_DEPTH: usize = 512;
 const MAX_XATTR_BYTES: usize = 64 << 10;
 /// Directories that a layer uses without describing them; see [`Unpacked::implicit`].
 const MAX_IMPLICIT: usize = 10_000;
+/// Bytes of their paths: they stand in the layer's record.
+const MAX_IMPLICIT_PATH_BYTES: usize = 1 << 20;
 
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -75,7 +79,9 @@ struct Untar<'a> {
     /// The directory of the last entry: entries of one directory come together.
     parent: Option<(Vec<u8>, OwnedFd)>,
     pending: Vec<Pending>,
+    pending_path_bytes: usize,
     unpacked: Unpacked,
+    implicit_path_bytes: usize,
     block: u64,
 }
 
@@ -93,7 +99,9 @@ pub(crate) fn untar<R: BufRead>(input: R, root: &Path, layer: &str) -> Result<Un
         space,
         parent: None,
         pending: Vec::new(),
+        pending_path_bytes: 0,
         unpacked: Unpacked::default(),
+        implicit_path_bytes: 0,
         block: block.clamp(512, 1 << 16),
     };
     let mut reader = TarReader::new(input);
@@ -249,12 +257,20 @@ impl Untar<'_> {
                 .map_or(dir.len(), |at| start + at);
             let (prefix, name) = (&dir[..end], &dir[start..end]);
             start = end + 1;
-            let opened =
-                berth_beneath::openat2(&self.root, prefix, DIRECTORY, Mode::empty(), RESOLVE);
+            // One step where it is a directory; the whole way only for a link: from the root each time, a path of n parts would take
+            // n² steps.
+            let within = above.as_ref().unwrap_or(&self.root);
+            let step =
+                rustix::fs::openat(within, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+            let opened = match step {
+                Err(Errno::LOOP | Errno::NOTDIR) => {
+                    berth_beneath::openat2(&self.root, prefix, DIRECTORY, Mode::empty(), RESOLVE)
+                }
+                opened => opened,
+            };
             let fd = match opened {
                 Ok(fd) => fd,
                 Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => {
-                    let within = above.as_ref().unwrap_or(&self.root);
                     let hidden = errno == Errno::NOTDIR && is_whiteout(within, name);
                     if hidden {
                         rustix::fs::unlinkat(within, name, AtFlags::empty()).map_err(|errno| {
@@ -291,9 +307,11 @@ impl Untar<'_> {
                     }
                     self.account_directory()?;
                     if self.unpacked.implicit.len() < MAX_IMPLICIT
+                        && self.implicit_path_bytes + prefix.len() <= MAX_IMPLICIT_PATH_BYTES
                         && !hidden
                         && let Ok(path) = std::str::from_utf8(prefix)
                     {
+                        self.implicit_path_bytes += path.len();
                         self.unpacked.implicit.push(path.to_owned());
                     }
                     fd
@@ -316,6 +334,13 @@ impl Untar<'_> {
     fn later(&mut self, path: &[u8], entry: &Entry) -> Result<(), Error> {
         if self.pending.len() >= MAX_DIRECTORIES {
             return Err(self.refuse(&entry.path, "the layer has more than 300000 directories"));
+        }
+        self.pending_path_bytes += path.len();
+        if self.pending_path_bytes > MAX_DIRECTORY_PATH_BYTES {
+            return Err(self.refuse(
+                &entry.path,
+                "the paths of the layer's directories take more than 16 MiB",
+            ));
         }
         self.pending.push(Pending {
             path: path.into(),

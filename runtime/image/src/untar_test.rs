@@ -1155,3 +1155,77 @@ fn a_zstd_window_beyond_the_bound_is_refused() {
     let error = unpack_blob(&Scene::new(), &blob, &tar).unwrap_err();
     assert!(matches!(error, Error::Layer { .. }), "{error}");
 }
+
+/// Archives that would take memory or time out of proportion to their bytes, and what refuses them.
+#[test]
+fn what_grows_without_filling_the_disk_has_a_bound_sec_img_07() {
+    /// One entry or more, again and again, without an end.
+    struct Endless {
+        piece: Vec<u8>,
+        at: usize,
+        bytes: u64,
+    }
+    /// Past this the bound has not held: the test would run for ever.
+    const GIVEN_UP: u64 = 4 << 30;
+    impl std::io::Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            use std::io::BufRead;
+            let piece = self.fill_buf()?;
+            let length = piece.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&piece[..length]);
+            self.consume(length);
+            Ok(length)
+        }
+    }
+    impl std::io::BufRead for Endless {
+        fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+            assert!(self.bytes < GIVEN_UP, "no bound");
+            Ok(&self.piece[self.at..])
+        }
+        fn consume(&mut self, length: usize) {
+            self.at = (self.at + length) % self.piece.len();
+            self.bytes += length as u64;
+        }
+    }
+    let long = vec!["d".repeat(250); 16].join("/");
+    let big = vec![b'x'; 1 << 20];
+    let half = big[..(1 << 20) - 100].to_vec();
+    for (what, piece, says) in [
+        (
+            "paths of directories",
+            Raw::new()
+                .pax(&[("path", long.as_bytes())])
+                .entry(b'5', "d", ""),
+            "paths of the layer's directories",
+        ),
+        (
+            "global headers",
+            Raw::new().pax_of(b'g', &[("comment", &half)]),
+            "extended headers",
+        ),
+        (
+            "headers of entries",
+            Raw::new().pax(&[("comment", &half)]).entry(b'0', "f", ""),
+            "extended headers",
+        ),
+        (
+            "data of whiteouts",
+            Raw::new().sized(b'0', ".wh.x", b"00004000000", &big),
+            "no files",
+        ),
+        (
+            "data of what is not unpacked",
+            Raw::new().sized(b'0', ".wh..wh.plnk/1", b"00004000000", &big),
+            "no files",
+        ),
+    ] {
+        let scene = Scene::new();
+        let endless = Endless {
+            piece: piece.0,
+            at: 0,
+            bytes: 0,
+        };
+        let error = untar(endless, &scene.layer(), "l").unwrap_err().to_string();
+        assert!(error.contains(says), "{what}: {error}");
+    }
+}
