@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Read where `--config` names no other file; need not be there.
 pub const DEFAULT_PATH: &str = "/etc/berth/config.toml";
@@ -68,13 +68,28 @@ pub struct Image {
 pub struct Network {
     #[serde(deserialize_with = "absolute")]
     pub cni_conf_dir: PathBuf,
+    #[serde(deserialize_with = "absolute_all")]
     pub cni_bin_dirs: Vec<PathBuf>,
+    #[serde(deserialize_with = "from_1_to_64")]
+    pub cni_max_conf_num: usize,
+    #[serde(deserialize_with = "from_100_ms_to_1_h")]
+    pub cni_timeout_ms: usize,
+    /// Empty: none.
+    #[serde(deserialize_with = "absolute_or_empty")]
+    pub cni_conf_template: PathBuf,
+    /// The built-in network takes pods where there is no CNI configuration.
+    pub builtin: bool,
     #[serde(deserialize_with = "link_name")]
     pub bridge: String,
     #[serde(deserialize_with = "subnet")]
     pub subnet: Ipv4Net,
+    #[serde(with = "subnet_v6")]
+    pub subnet_v6: Option<Ipv6Net>,
+    pub masquerade: bool,
     #[serde(deserialize_with = "mtu")]
     pub mtu: u32,
+    #[serde(deserialize_with = "from_0_to_64")]
+    pub namespace_pool: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,9 +193,16 @@ impl Default for Network {
         Self {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_max_conf_num: 1,
+            cni_timeout_ms: 60_000,
+            cni_conf_template: PathBuf::new(),
+            builtin: true,
             bridge: "berth0".into(),
             subnet: Ipv4Net::new_assert([10, 88, 0, 0].into(), 16),
+            subnet_v6: None,
+            masquerade: true,
             mtu: 0,
+            namespace_pool: 0,
         }
     }
 }
@@ -364,6 +386,22 @@ fn absolute<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
     Ok(path)
 }
 
+fn absolute_all<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<PathBuf>, D::Error> {
+    let paths = Vec::<PathBuf>::deserialize(d)?;
+    for path in &paths {
+        plain_absolute(path).map_err(de::Error::custom)?;
+    }
+    Ok(paths)
+}
+
+fn absolute_or_empty<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(d)?;
+    if !path.as_os_str().is_empty() {
+        plain_absolute(&path).map_err(de::Error::custom)?;
+    }
+    Ok(path)
+}
+
 fn state_dir<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
     let path = absolute(d)?;
     if path.as_os_str().len() > MAX_STATE_LEN {
@@ -404,6 +442,28 @@ fn subnet<'de, D: Deserializer<'de>>(d: D) -> Result<Ipv4Net, D::Error> {
     }
 }
 
+/// A range or, empty, none.
+mod subnet_v6 {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(net: &Option<Ipv6Net>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&net.map(|net| net.to_string()).unwrap_or_default())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv6Net>, D::Error> {
+        let text = String::deserialize(d)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        match text.parse::<Ipv6Net>() {
+            Ok(net) if (8..=126).contains(&net.prefix_len()) => Ok(Some(net.trunc())),
+            _ => Err(de::Error::custom(format!(
+                "key `subnet_v6`: {text:?} must be empty or an IPv6 range such as \"fd00:10:88::/64\", from /8 to /126"
+            ))),
+        }
+    }
+}
+
 fn mtu<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     match toml::Value::deserialize(d)?.as_integer() {
         Some(0) => Ok(0),
@@ -414,21 +474,29 @@ fn mtu<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     }
 }
 
-fn bounded<'de, D: Deserializer<'de>>(d: D, max: usize) -> Result<usize, D::Error> {
+fn bounded<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<usize, D::Error> {
     match toml::Value::deserialize(d)?.as_integer() {
-        Some(n) if n >= 1 && n <= max as i64 => Ok(n as usize),
+        Some(n) if n >= min && n <= max => Ok(n as usize),
         _ => Err(de::Error::custom(format!(
-            "allowed is an integer from 1 to {max}"
+            "allowed is an integer from {min} to {max}"
         ))),
     }
 }
 
+fn from_0_to_64<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    bounded(d, 0, 64)
+}
+
 fn from_1_to_64<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
-    bounded(d, 64)
+    bounded(d, 1, 64)
 }
 
 fn from_1_to_100_000<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
-    bounded(d, 100_000)
+    bounded(d, 1, 100_000)
+}
+
+fn from_100_ms_to_1_h<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    bounded(d, 100, 3_600_000)
 }
 
 #[cfg(test)]
@@ -489,6 +557,18 @@ mod tests {
             (
                 "[network]\nsubnet = \"10.0.0.0/31\"",
                 &["line 2", "subnet", "/30"],
+            ),
+            (
+                "[network]\nsubnet_v6 = \"10.0.0.0/16\"",
+                &["line 2", "subnet_v6", "/126"],
+            ),
+            (
+                "[network]\ncni_bin_dirs = [\"bin\"]",
+                &["line 2", "cni_bin_dirs", "absolute"],
+            ),
+            (
+                "[network]\ncni_timeout_ms = 5",
+                &["line 2", "cni_timeout_ms", "100"],
             ),
             (
                 "[image]\nmax_parallel_layers = 0",

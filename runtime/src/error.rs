@@ -123,8 +123,28 @@ impl Error {
             Self::Stuck { .. } | Self::CommandTimedOut { .. } => Code::DeadlineExceeded,
             Self::Stopping => Code::Unavailable,
             Self::Undo { what, .. } | Self::Shared(what) => what.code(),
-            Self::Network { .. } | Self::ShimStart { .. } | Self::Panicked(_) => Code::Internal,
+            Self::Network { source, .. } => of_network(source),
+            Self::ShimStart { .. } | Self::Panicked(_) => Code::Internal,
         }
+    }
+}
+
+fn of_network(error: &berth_network::Error) -> Code {
+    use berth_network::{CniError as Cni, Error as Network};
+    match error {
+        Network::HostPort { .. } => Code::InvalidArgument,
+        Network::HostPortTaken { .. } | Network::HostPortListening { .. } => {
+            Code::FailedPrecondition
+        }
+        Network::Exhausted { .. } => Code::ResourceExhausted,
+        Network::Cni(error) => match **error {
+            Cni::Argument { .. } => Code::InvalidArgument,
+            Cni::PortTaken { .. } | Cni::None { .. } | Cni::Broken { .. } => {
+                Code::FailedPrecondition
+            }
+            _ => Code::Internal,
+        },
+        _ => Code::Internal,
     }
 }
 

@@ -43,6 +43,10 @@ const BLOCKING_THREADS: usize = 32;
 const BLOCKING_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    // Whatever a careless parent left open: no shim and no plugin is to have it.
+    if let Err(e) = berth_kernel::descriptors::cloexec_from(3) {
+        eprintln!("berthd: mark the inherited descriptors: {e}");
+    }
     berth_failpoint::setup();
     let cli = Cli::parse();
     match run(&cli) {
@@ -142,13 +146,26 @@ async fn open(config: Config) -> Result<Node, Error> {
         ledger.clone(),
     )
     .await?;
+    let of = &config.network;
     let network = berth_network::Network::open(
         berth_network::Config {
-            bridge: config.network.bridge.clone(),
-            subnet: config.network.subnet,
-            mtu: Some(config.network.mtu).filter(|mtu| *mtu != 0),
+            bridge: of.bridge.clone(),
+            subnet: of.subnet,
+            subnet_v6: of.subnet_v6,
+            masquerade: of.masquerade,
+            namespace_pool: of.namespace_pool,
+            mtu: Some(of.mtu).filter(|mtu| *mtu != 0),
             netns_dir: config.state.join("netns"),
             lease_dir: config.state.join("leases"),
+        },
+        of.builtin,
+        berth_network::CniConfig {
+            conf_dir: of.cni_conf_dir.clone(),
+            bin_dirs: of.cni_bin_dirs.clone(),
+            max_networks: of.cni_max_conf_num,
+            timeout: std::time::Duration::from_millis(of.cni_timeout_ms as u64),
+            record_dir: config.root.join("cni"),
+            conf_template: Some(of.cni_conf_template.clone()).filter(|p| !p.as_os_str().is_empty()),
         },
         ledger.clone(),
     )

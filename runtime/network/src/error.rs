@@ -1,6 +1,13 @@
-use std::{io, net::Ipv4Addr, path::PathBuf};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+
+use crate::{CniError, PortMapping, Protocol};
 
 /// What went wrong with a pod's network: the step, on what, why.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +35,14 @@ pub enum Error {
     #[error(
         "no address is free in {subnet}: all {leased} are leased; remove pods, or give [network] subnet a wider range"
     )]
-    Exhausted { subnet: Ipv4Net, leased: usize },
+    Exhausted { subnet: IpNet, leased: usize },
     #[error(
         "the pods' range {subnet} collides with the host's route to {route}{}; give [network] subnet a range that is free",
         .link.as_ref().map(|link| format!(" through {link}")).unwrap_or_default()
     )]
     SubnetTaken {
-        subnet: Ipv4Net,
-        route: Ipv4Net,
+        subnet: IpNet,
+        route: IpNet,
         link: Option<String>,
     },
     #[error(
@@ -50,12 +57,51 @@ pub enum Error {
     },
     #[error("add address {address} to {link}: {source}")]
     Address {
-        address: Ipv4Addr,
+        address: IpAddr,
         link: String,
+        source: io::Error,
+    },
+    #[error(
+        "the pods' ranges stay as they are, and are to become {ranges} once the last pod of them is gone: {address} is leased"
+    )]
+    RangesInUse { ranges: String, address: IpAddr },
+    #[error("host port {mapping}: {why}")]
+    HostPort { mapping: PortMapping, why: String },
+    #[error(
+        "host port {host}/{protocol} is taken: pod {pod_id} has {taken}; give one of them another port, or each a hostIP of its own"
+    )]
+    HostPortTaken {
+        host: SocketAddr,
+        protocol: Protocol,
+        pod_id: String,
+        taken: SocketAddr,
+    },
+    #[error(
+        "host port {host}/{protocol} is taken: a process of the host listens on {listener}; take another port, or a hostIP that it does not listen on"
+    )]
+    HostPortListening {
+        host: SocketAddr,
+        protocol: Protocol,
+        listener: SocketAddr,
+    },
+    #[error("read {path}, to see what the host listens on: {source}")]
+    Listeners { path: String, source: io::Error },
+    #[error("{what} nf_tables table {table}: {source}")]
+    Nftables {
+        what: &'static str,
+        table: String,
+        source: io::Error,
+    },
+    #[error("{what} the tracked connections of {of}: {source}")]
+    Conntrack {
+        what: &'static str,
+        of: String,
         source: io::Error,
     },
     #[error("set {path}: {source}")]
     Sysctl { path: String, source: io::Error },
+    #[error(transparent)]
+    Cni(Arc<CniError>),
     #[error("network worker for {pod_id}: {why}")]
     Worker { pod_id: String, why: String },
 }
@@ -70,6 +116,9 @@ impl Error {
             | Self::Lease { source, .. }
             | Self::Netlink { source, .. }
             | Self::Address { source, .. }
+            | Self::Listeners { source, .. }
+            | Self::Nftables { source, .. }
+            | Self::Conntrack { source, .. }
             | Self::Sysctl { source, .. } => source.raw_os_error(),
             _ => None,
         }

@@ -1,58 +1,54 @@
-//! Pod networking: network namespaces and the built-in bridge.
+//! Pod networking: network namespaces, CNI, and a built-in bridge for nodes without a configuration for CNI.
 //!
-//! Each pod has a network namespace, pinned by a bind mount, and in it `eth0`, one end of a veth pair whose other end is a port of
-//! the bridge. Addresses come from one IPv4 range; the bridge has the first of it and is the pods' gateway. So pods reach each other
-//! (through the bridge: no `ip_forward` needed) and the host (by the gateway's address or any other of the host's). The world
-//! beyond the host needs `net.ipv4.ip_forward` and masquerading, which this crate does not set up yet: it changes no setting of the host
-//! but those of its own links.
+//! Each pod has a network namespace, pinned by a bind mount. With CNI ([`cni`]) plugins fill it. In the built-in network it has `eth0`, one end of a veth pair whose other end is a
+//! port of the bridge. Addresses come from one IPv4 range and, where one is configured, one of IPv6; the bridge has the first of each and is the
+//! pods' gateway. So pods reach each other (through the bridge) and the host (by any of its addresses); the world beyond the host by masquerading,
+//! for which the host forwards on the links that lead there (and on no others: `net.ipv4.ip_forward` is never touched). Ports of the host that lead
+//! to pods are elements of maps in a table of nf_tables that is the bridge's own.
 //!
-//! Nothing here has a helper process: links, addresses and routes are made through rtnetlink, in short-lived threads of their own
+//! The built-in network has no helper process: links, addresses, routes and rules are made through netlink, in short-lived threads of their own
 //! that may change their namespace.
+//!
+//! # Synchronization
+//! Locks are taken in this order: a pod's turn, the ranges (`at_work`), the bridge, the table's turn, the socket of nf_tables.
 
-mod attach;
-mod bridge;
+mod builtin;
+mod cni;
 mod error;
-mod lease;
 mod link;
 mod netlink;
 mod netns;
+mod request;
+mod statistics;
 mod worker;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::HashSet,
+    net::IpAddr,
     path::PathBuf,
-    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use berth_state::Ledger;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
+pub use builtin::{Builtin, Config};
+use cni::{Cni, Detached};
+pub use cni::{CniConfig, CniError, Failure, Phase, RECOVERY_BUDGET};
 pub use error::Error;
+pub use request::{AttachRequest, Bandwidth, Dns, PortMapping, Protocol};
+pub use statistics::InterfaceStatistics;
 
 /// Owner of what belongs to no single pod, in the ledger.
 pub const LEDGER_OWNER: &str = "network";
 /// Name of a pod's interface, inside its namespace.
 pub const INTERFACE: &str = "eth0";
-/// IFNAMSIZ without its NUL.
-const MAX_LINK_NAME_BYTES: usize = 15;
-/// Smallest MTU of a link that carries IPv4 (RFC 791).
-const MIN_MTU: u32 = 576;
-/// Longest prefix that has room for a gateway and one pod.
-const MAX_PREFIX_LEN: u8 = 30;
-
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Name of the bridge (≤ 15 bytes).
-    pub bridge: String,
-    /// IPv4 range of the pods; the bridge takes its first address.
-    pub subnet: ipnet::Ipv4Net,
-    /// MTU of the pods' links in bytes; `None`: that of the host's link with the default route.
-    pub mtu: Option<u32>,
-    /// Where namespaces are pinned: `/run/berth/netns`.
-    pub netns_dir: PathBuf,
-    /// Leases, one file an address (they survive a daemon restart).
-    pub lease_dir: PathBuf,
-}
+/// DELs that are tried again at the same time: few, for pods that are to run go first.
+const MAX_REPLAYS: usize = 4;
+/// Between two looks at the built-in network's rules: a firewall that flushes them leaves host ports closed, and loopback unguarded, for that long.
+const RECONCILE_PERIOD: Duration = Duration::from_secs(10);
 
 /// A pod's place in the network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +56,7 @@ pub struct Attachment {
     pub netns: PathBuf,
     pub interface: String,
     pub ips: Vec<IpAddr>,
-    /// The host's end of the veth pair.
+    /// The host's end of the pod's link; empty where a plugin made none or does not tell.
     pub host_link: String,
 }
 
@@ -73,130 +69,184 @@ pub struct Timing {
     pub network_ms: f64,
 }
 
-/// The built-in network. Cheap to clone.
+/// The pods' network: CNI where the node has a configuration for it, else the built-in bridge. Cheap to clone.
 ///
-/// # Synchronization
-/// Operations on one pod take turns, in the order of their calls; a call that is dropped once its worker runs goes on to its end, and a later
-/// one waits for it. So a client that gives up on `attach` and calls `detach` leaves nothing behind.
+/// A pod is let go of by what attached it, whatever is configured by then: the built-in network knows its own by the ledger, CNI by
+/// its records.
 #[derive(Debug, Clone)]
 pub struct Network {
-    inner: Arc<Inner>,
-    workers: worker::Workers,
-}
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    config: Config,
-    /// The bridge's address.
-    gateway: Ipv4Addr,
-    ledger: Ledger,
-    leases: lease::Leases,
-    bridge: bridge::Known,
+    builtin: Builtin,
+    /// Whether the built-in network takes pods where there is no CNI configuration.
+    builtin_on: bool,
+    cni: Cni,
 }
 
 impl Network {
-    /// Makes nothing in the kernel yet: the bridge comes with the first pod. Makes the directories (0700) and reads the leases.
-    pub fn open(config: Config, ledger: Ledger) -> Result<Self, Error> {
-        let refuse = |key, why: String| Err(Error::Config { key, why });
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        let name = &config.bridge;
-        if name.is_empty()
-            || name.len() > MAX_LINK_NAME_BYTES
-            || name.starts_with('.')
-            || !name.bytes().all(plain)
-        {
-            return refuse(
-                "bridge",
-                format!(
-                    "{name:?}: a link's name has 1 to {MAX_LINK_NAME_BYTES} letters, digits and -_."
-                ),
-            );
-        }
-        let subnet = config.subnet;
-        if subnet.prefix_len() > MAX_PREFIX_LEN {
-            return refuse(
-                "subnet",
-                format!(
-                    "{subnet} has no room for a gateway and a pod: /{MAX_PREFIX_LEN} is the smallest"
-                ),
-            );
-        }
-        let address = subnet.network();
-        if address.is_loopback()
-            || address.is_multicast()
-            || address.is_link_local()
-            || address.octets()[0] == 0
-            || address.octets()[0] >= 240
-        {
-            return refuse(
-                "subnet",
-                format!(
-                    "{subnet} is not a range for hosts: take a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
-                ),
-            );
-        }
-        if let Some(mtu) = config.mtu
-            && !(MIN_MTU..=65535).contains(&mtu)
-        {
-            return refuse("mtu", format!("{mtu}: {MIN_MTU} to 65535 bytes"));
-        }
-        for dir in [&config.netns_dir, &config.lease_dir] {
-            berth_state::dir::ensure_private(dir).map_err(|source| Error::Dir {
-                path: dir.clone(),
-                source,
-            })?;
-        }
-        let gateway = Ipv4Addr::from(u32::from(address) + 1);
-        let leases = lease::Leases::open(&config.lease_dir, subnet)?;
-        let inner = Inner {
-            config,
-            gateway,
-            ledger,
-            leases,
-            bridge: bridge::Known::default(),
+    pub fn open(
+        config: Config,
+        builtin_on: bool,
+        cni: CniConfig,
+        ledger: Ledger,
+    ) -> Result<Self, Error> {
+        let network = Self {
+            cni: Cni::open(cni, ledger.clone())?,
+            builtin: Builtin::open(config, ledger)?,
+            builtin_on,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-            workers: worker::Workers::default(),
-        })
+        if let Err(error) = network.builtin.begin_with_ranges(&network.cni.ranges()) {
+            tracing::warn!(%error, "the node's ranges are not the built-in network's");
+        }
+        Ok(network)
     }
 
-    /// A new pinned network namespace with lo up, a veth pair into the bridge, an address and a default route. Undoes its steps on failure.
-    /// Ledgered under `pod_id`. A pod that is attached already gets what it has; one that is half attached (the daemon died) is done anew.
-    pub async fn attach(&self, pod_id: &str) -> Result<(Attachment, Timing), Error> {
-        check_pod_id(pod_id)?;
-        let (inner, pod) = (self.inner.clone(), pod_id.to_owned());
-        self.workers.run(pod_id, move || inner.attach(&pod)).await
+    /// Puts the pod into the network.
+    ///
+    /// On an error something may have been made, as far as the pod's plugins are concerned: [`Network::detach`] must follow.
+    pub async fn attach(&self, request: &AttachRequest) -> Result<(Attachment, Timing), Error> {
+        check_pod_id(&request.pod_id)?;
+        if self.builtin_on && !self.cni.is_configured() {
+            return self.builtin.attach(request).await;
+        }
+        let start = Instant::now();
+        let netns = self.builtin.ensure_netns(&request.pod_id).await?;
+        let made = Instant::now();
+        let attachment = self.cni.attach(request, &netns).await?;
+        let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
+        let timing = Timing {
+            netns_ms: ms(start, made),
+            network_ms: ms(made, Instant::now()),
+        };
+        Ok((attachment, timing))
     }
 
-    /// Releases the address, removes link and namespace. Idempotent; works from the ledger alone.
+    /// Takes the pod out of it. Idempotent. Where a plugin fails, its part is tried again beside everything else ([`Network::tend`]), and the
+    /// namespace of a pod that was attached stays for some more tries.
     pub async fn detach(&self, pod_id: &str) -> Result<(), Error> {
         check_pod_id(pod_id)?;
-        let (inner, pod) = (self.inner.clone(), pod_id.to_owned());
-        self.workers.run(pod_id, move || inner.detach(&pod)).await
+        match self.cni.detach(pod_id).await {
+            Detached::Done | Detached::Later => self.builtin.detach(pod_id).await,
+            Detached::Not(error) => Err(error),
+            Detached::NotWithNetns(error) => {
+                self.builtin.detach(pod_id).await?;
+                Err(error)
+            }
+        }
     }
 
-    /// Whether pods can be attached; the reason where not. Looks at the host's links and routes, changes nothing.
-    pub fn ready(&self) -> Result<(), Error> {
-        self.inner.check_bridge()
+    /// Whether pods can be attached; the reason where not.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match self.builtin_on && !self.cni.is_configured() {
+            true => self.builtin.ready(),
+            false => self.cni.ready().await,
+        }
     }
 
-    /// Removes the bridge where no pod is attached to it; tells whether it is gone. To be called when the daemon stops.
+    /// "cni" or "builtin": what takes the next pod.
+    pub fn backend(&self) -> &'static str {
+        match self.builtin_on && !self.cni.is_configured() {
+            true => "builtin",
+            false => "cni",
+        }
+    }
+
+    /// Ranges of the node's pods, as the kubelet tells them; kept for the next daemon, for it is told once.
+    pub async fn set_pod_ranges(&self, ranges: Vec<IpNet>) -> Result<(), Error> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            this.cni.keep_ranges(&ranges)?;
+            this.cni.set_ranges(ranges)
+        });
+        done.await.map_err(|e| Error::Worker {
+            pod_id: "(all)".into(),
+            why: e.to_string(),
+        })??;
+        match self.builtin.set_ranges(&self.cni.ranges()).await {
+            // Taken up by `keep_builtin` when they are free.
+            Err(error @ Error::RangesInUse { .. }) => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Until [`Network::tend`] is called, plugins may take [`RECOVERY_BUDGET`] in all: one that hangs must not keep the daemon from serving.
+    pub fn recovering(&self) {
+        self.cni.recovering();
+    }
+
+    /// What goes on beside serving: DELs that failed, of pods that are gone and of the daemon before, until they succeed; once, GC, and
+    /// CHECK of the pods that are attached. `known`: pods that have somebody who will let go of them. Ends never.
+    pub async fn tend(self, known: HashSet<String>) {
+        self.cni.recovered(&known);
+        tokio::spawn(self.clone().keep_builtin());
+        let mut work = JoinSet::new();
+        let mut looked = false;
+        loop {
+            while work.len() < MAX_REPLAYS
+                && let Some(pod_id) = self.cni.take_due()
+            {
+                let network = self.clone();
+                // What fails is logged, and due again.
+                work.spawn(async move {
+                    let _ = network.detach(&pod_id).await;
+                });
+            }
+            if !looked && work.is_empty() {
+                looked = true;
+                tokio::spawn(self.clone().look_over());
+            }
+            match work.is_empty() {
+                true => self.cni.until_due().await,
+                false if work.len() == MAX_REPLAYS => drop(work.join_next().await),
+                false => tokio::select! {
+                    _ = work.join_next() => {}
+                    () = self.cni.until_due() => {}
+                },
+            }
+        }
+    }
+
+    /// Puts back what of the built-in network's rules others took away (SEC-NET-07), and keeps its pool full while it is what takes pods.
+    async fn keep_builtin(self) {
+        loop {
+            let kept = match self.builtin.set_ranges(&self.cni.ranges()).await {
+                Ok(()) | Err(Error::RangesInUse { .. }) => self.builtin.reconcile().await,
+                Err(error) => Err(error),
+            };
+            let kept = match kept {
+                Ok(_) if self.backend() == "builtin" => self.builtin.fill_pool().await,
+                kept => kept.map(drop),
+            };
+            if let Err(error) = kept {
+                tracing::warn!(%error, "putting the built-in network in order; tried again");
+            }
+            tokio::time::sleep(RECONCILE_PERIOD).await;
+        }
+    }
+
+    async fn look_over(self) {
+        self.cni.collect_garbage().await;
+        for pod_id in self.cni.attached() {
+            if let Err(error) = self.cni.check(&pod_id).await {
+                tracing::error!(pod_id, %error, "the pod's network is not as it was made");
+            }
+        }
+    }
+
+    /// What went through the interfaces of the pod, which must be attached.
+    pub async fn statistics(&self, pod_id: &str) -> Result<Vec<InterfaceStatistics>, Error> {
+        self.builtin.statistics(pod_id).await
+    }
+
+    /// Waits until nothing is left of a pod that was detached (some 50 ms): before its record goes, not before its stop is answered.
+    pub fn wait_until_left(&self, pod_id: &str) {
+        self.builtin.wait_until_left(pod_id);
+    }
+
+    /// To be called when the daemon stops.
     pub async fn remove_bridge_if_unused(&self) -> Result<bool, Error> {
-        let inner = self.inner.clone();
-        self.workers
-            .run(LEDGER_OWNER, move || inner.remove_bridge_if_unused())
-            .await
-    }
-
-    /// Where the pod's namespace is pinned while it is attached.
-    pub fn netns_path(&self, pod_id: &str) -> PathBuf {
-        self.inner.config.netns_dir.join(pod_id)
-    }
-
-    /// The pods' gateway: the bridge's address.
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.inner.gateway
+        self.builtin.remove_bridge_if_unused().await
     }
 }
 

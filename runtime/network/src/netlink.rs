@@ -1,4 +1,4 @@
-//! rtnetlink, synchronous: requests in one datagram, their answers in order.
+//! Netlink, synchronous: requests in one datagram, their answers in order.
 
 use std::{
     io,
@@ -14,7 +14,8 @@ use nix::{
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect,
-            recv, send, setsockopt, socket, sockopt::ReceiveTimeout,
+            recv, send, setsockopt, socket,
+            sockopt::{ReceiveTimeout, SndBufForce},
         },
         time::{TimeVal, TimeValLike},
     },
@@ -24,24 +25,26 @@ use nix::{
 const ANSWER_TIMEOUT_S: i64 = 30;
 /// The kernel fills a dump's datagrams up to 32 KiB (netlink(7), NLMSG_GOODSIZE of large reads).
 const BUFFER_BYTES: usize = 64 << 10;
+/// struct nlmsghdr
+pub const HEADER_BYTES: usize = 16;
 /// A dump of more is not a machine for the built-in bridge; it bounds the wait in [`Socket::dump`].
 const MAX_DUMP_MESSAGES: usize = 4 << 20;
 
-/// A socket in the namespace that the thread was in when it was opened, whatever the thread does later.
+/// A socket to the kernel in the namespace that the thread was in when it was opened, whatever the thread does later.
 #[derive(Debug)]
-pub struct Socket {
+pub struct Channel {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-impl Socket {
-    pub fn open() -> io::Result<Self> {
+impl Channel {
+    pub fn open(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Datagram,
             SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
+            protocol,
         )?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         // Connected to the kernel: no other process's messages reach us (CVE-2012-3520's class).
@@ -54,9 +57,82 @@ impl Socket {
         })
     }
 
+    /// Room for one datagram of this many bytes, whatever the limit of the system is.
+    pub fn widen(&self, bytes: usize) -> io::Result<()> {
+        Ok(setsockopt(&self.fd, SndBufForce, &bytes)?)
+    }
+
+    pub fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    pub fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        let sent = send(self.fd.as_raw_fd(), datagram, MsgFlags::empty())?;
+        if sent != datagram.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!(
+                    "{sent} of {} bytes of a netlink request were taken",
+                    datagram.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The messages of the next datagram, each with its header.
+    pub fn receive(&mut self) -> io::Result<Vec<&[u8]>> {
+        let length = loop {
+            // MSG_TRUNC: the datagram's length even where the buffer is too small for it.
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) => break length,
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!(
+                            "no answer from the kernel in {ANSWER_TIMEOUT_S} s: another process holds the lock on the network (RTNL)"
+                        ),
+                    ));
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        if length == 0 || length > self.buffer.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a netlink answer of {length} bytes"),
+            ));
+        }
+        let mut rest = &self.buffer[..length];
+        let mut messages = Vec::new();
+        while rest.len() >= HEADER_BYTES {
+            let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            if length < HEADER_BYTES || length > rest.len() {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a netlink message longer than its datagram",
+                ));
+            }
+            messages.push(&rest[..length]);
+            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        }
+        Ok(messages)
+    }
+}
+
+/// rtnetlink.
+#[derive(Debug)]
+pub struct Socket(Channel);
+
+impl Socket {
+    pub fn open() -> io::Result<Self> {
+        Channel::open(SockProtocol::NetlinkRoute).map(Self)
+    }
+
     /// Sends all requests at once; the kernel takes them one after the other. The first that it refused is the error.
     pub fn change(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<()> {
-        let first = self.sequence.wrapping_add(1);
         let count = requests.len();
         self.send(
             requests
@@ -79,10 +155,6 @@ impl Socket {
                 }
             }
         }
-        debug_assert_eq!(
-            self.sequence.wrapping_add(1),
-            first.wrapping_add(count as u32)
-        );
         match refused {
             Some(error) => Err(error),
             None => Ok(()),
@@ -136,70 +208,28 @@ impl Socket {
     ) -> io::Result<()> {
         let mut datagram = Vec::with_capacity(512);
         for (message, flags) in requests {
-            self.sequence = self.sequence.wrapping_add(1);
             let mut header = NetlinkHeader::default();
             header.flags = flags;
-            header.sequence_number = self.sequence;
+            header.sequence_number = self.0.next_sequence();
             let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
             message.finalize();
             let start = datagram.len();
             datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
             message.serialize(&mut datagram[start..]);
         }
-        let sent = send(self.fd.as_raw_fd(), &datagram, MsgFlags::empty())?;
-        if sent != datagram.len() {
-            return Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                format!(
-                    "{sent} of {} bytes of a netlink request were taken",
-                    datagram.len()
-                ),
-            ));
-        }
-        Ok(())
+        self.0.send(&datagram)
     }
 
     /// The messages of the next datagram.
     fn receive(&mut self) -> io::Result<Vec<io::Result<NetlinkMessage<RouteNetlinkMessage>>>> {
-        let length = loop {
-            // MSG_TRUNC: the datagram's length even where the buffer is too small for it.
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) => break length,
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!(
-                            "no answer from the kernel in {ANSWER_TIMEOUT_S} s: another process holds the lock on the network (RTNL)"
-                        ),
-                    ));
-                }
-                Err(errno) => return Err(errno.into()),
-            }
-        };
-        if length == 0 || length > self.buffer.len() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("a netlink answer of {length} bytes"),
-            ));
-        }
-        let mut rest = &self.buffer[..length];
-        let mut messages = Vec::new();
-        while rest.len() >= 16 {
-            let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-            if length < 16 || length > rest.len() {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "a netlink message longer than its datagram",
-                ));
-            }
-            messages.push(
-                NetlinkMessage::deserialize(&rest[..length])
-                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string())),
-            );
-            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-        }
-        Ok(messages)
+        let messages = self.0.receive()?;
+        Ok(messages
+            .into_iter()
+            .map(|message| {
+                NetlinkMessage::deserialize(message)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+            })
+            .collect())
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
 };
 
@@ -64,16 +64,23 @@ pub fn make(home: &Home, path: &Path) -> Result<Made, Error> {
         .open(path)
         .map_err(at("make the file of"))?;
     berth_failpoint::site!("network.netns.file_made").map_err(at("make"))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| at("make")(e.into()))?;
-    mount(
-        Some(OWN),
-        path,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .map_err(|e| at("pin")(e.into()))?;
+    let made = make_unpinned(home, path)?;
+    bind(&made.file, path)?;
     berth_failpoint::site!("network.netns.pinned").map_err(at("pin"))?;
+    Ok(made)
+}
+
+/// Makes a namespace that lives as long as its file is open; `path` is for errors. The thread is back home afterwards; on an error it may not be
+/// and must end.
+pub fn make_unpinned(home: &Home, path: &Path) -> Result<Made, Error> {
+    let at = |what| {
+        move |source: io::Error| Error::Netns {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| at("make")(e.into()))?;
     // Before the pod's link is there, so that it never takes a router's word (SEC-NET-04) or waits for duplicates of an address.
     for (key, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
         sysctl_ipv6("default", key, value)?;
@@ -82,6 +89,37 @@ pub fn make(home: &Home, path: &Path) -> Result<Made, Error> {
     let file = File::open(OWN).map_err(at("open"))?;
     home.enter().map_err(at("come back from"))?;
     Ok(Made { file, socket })
+}
+
+/// Pins a namespace at `path`, where nothing may be yet.
+pub fn pin(namespace: &File, path: &Path) -> Result<(), Error> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| Error::Netns {
+            what: "make the file of",
+            path: path.to_owned(),
+            source,
+        })?;
+    bind(namespace, path)
+}
+
+fn bind(namespace: &File, path: &Path) -> Result<(), Error> {
+    let own = format!("/proc/thread-self/fd/{}", namespace.as_raw_fd());
+    mount(
+        Some(own.as_str()),
+        path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .map_err(|e| Error::Netns {
+        what: "pin",
+        path: path.to_owned(),
+        source: e.into(),
+    })
 }
 
 /// A netlink socket inside the namespace that is pinned at `path`.

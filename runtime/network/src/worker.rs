@@ -13,7 +13,7 @@ use crate::Error;
 /// Workers at a time. Links are made under one lock of the kernel (RTNL), so more of them would only wait for each other there.
 const MAX_WORKERS: usize = 8;
 /// A worker parses at most one netlink datagram at a time, on the heap.
-const STACK_BYTES: usize = 512 << 10;
+pub const STACK_BYTES: usize = 512 << 10;
 
 /// Runs each operation in a thread of its own, which ends with it: a thread that could not come back from a pod's namespace
 /// must never serve another call, as one of a pool would.
@@ -64,7 +64,8 @@ impl Workers {
         outcome.await.map_err(|_| failed("it panicked".into()))?
     }
 
-    fn turn(&self, key: &str) -> Arc<Turn<()>> {
+    /// Whose turn it is on `key`: who holds the lock.
+    pub fn turn(&self, key: &str) -> Arc<Turn<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(key).and_then(Weak::upgrade) {
             return turn;

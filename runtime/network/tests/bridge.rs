@@ -1,212 +1,25 @@
-//! The built-in network on the real kernel (as root): every test has a bridge, a subnet and directories of its own, and leaves nothing.
+//! The built-in network on the real kernel (as root): every test has a network namespace and directories of its own, and leaves nothing.
+
+mod wharf;
 
 use std::{
     collections::HashSet,
     fs,
-    hash::{BuildHasher, RandomState},
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
-    process::{Command, Output},
+    path::Path,
     thread,
     time::Duration,
 };
 
-use berth_network::{Attachment, Config, Error, Network};
+use berth_network::{Attachment, Builtin as Network, Config, Error};
 use berth_state::{Ledger, Object};
 use nix::{
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, unshare},
 };
-
-fn random() -> u64 {
-    RandomState::new().hash_one(0u8)
-}
-
-fn pod_id() -> String {
-    (0..4).map(|_| format!("{:016x}", random())).collect()
-}
-
-/// A network of the test's own; dropped, it asserts that nothing of it is left in the kernel or on the disk.
-struct Wharf {
-    dir: tempfile::TempDir,
-    config: Config,
-}
-
-impl Wharf {
-    fn new(prefix_len: u8) -> Self {
-        loop {
-            let dir = tempfile::tempdir().unwrap();
-            let n = random();
-            let address = Ipv4Addr::new(10, 100 + (n % 150) as u8, (n >> 8) as u8, (n >> 16) as u8);
-            let config = Config {
-                bridge: format!("bt{:08x}", random() as u32),
-                subnet: ipnet::Ipv4Net::new(address, prefix_len).unwrap().trunc(),
-                mtu: None,
-                netns_dir: dir.path().join("netns"),
-                lease_dir: dir.path().join("leases"),
-            };
-            let wharf = Self { dir, config };
-            match wharf.network().ready() {
-                Ok(()) => return wharf,
-                Err(Error::SubnetTaken { .. }) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn ledger(&self) -> Ledger {
-        Ledger::open(&self.dir.path().join("ledger")).unwrap()
-    }
-
-    /// As a daemon that starts.
-    fn network(&self) -> Network {
-        Network::open(self.config.clone(), self.ledger()).unwrap()
-    }
-
-    /// Another process on the same directories.
-    fn child(&self, failpoints: &str, operations: &[&str]) -> Output {
-        Command::new(example())
-            .arg(self.dir.path())
-            .arg(&self.config.bridge)
-            .arg(self.config.subnet.to_string())
-            .args(operations)
-            .env("FAILPOINTS", failpoints)
-            .output()
-            .unwrap()
-    }
-
-    fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for owner in self.ledger().owners().unwrap() {
-            left.push(format!(
-                "ledger of {owner}: {:?}",
-                self.ledger().outstanding(&owner).unwrap()
-            ));
-        }
-        for dir in [&self.config.netns_dir, &self.config.lease_dir] {
-            left.extend(
-                fs::read_dir(dir)
-                    .into_iter()
-                    .flatten()
-                    .map(|entry| entry.unwrap().path().display().to_string()),
-            );
-        }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        left.extend(
-            mounts
-                .lines()
-                .filter(|line| line.contains(self.dir.path().to_str().unwrap()))
-                .map(str::to_owned),
-        );
-        if link_exists(&self.config.bridge) {
-            left.push(self.config.bridge.clone());
-        }
-        left
-    }
-}
-
-impl Drop for Wharf {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // Clean up by the ledger and the disk, so that a failed test does not fail others.
-            for entry in fs::read_dir(&self.config.netns_dir)
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
-                let _ = fs::remove_file(entry.path());
-            }
-            let _ = Command::new("ip")
-                .args(["link", "delete", &self.config.bridge])
-                .output();
-            return;
-        }
-        assert_eq!(self.left(), Vec::<String>::new());
-    }
-}
-
-fn example() -> PathBuf {
-    let deps = std::env::current_exe().unwrap();
-    let built = deps
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/attach");
-    assert!(
-        built.exists(),
-        "{} is not built: run the tests of the whole crate",
-        built.display()
-    );
-    built
-}
-
-fn link_exists(name: &str) -> bool {
-    Path::new("/sys/class/net").join(name).exists()
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
-fn inside<T: Send>(netns: &Path, act: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                setns(fs::File::open(netns).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-                act()
-            })
-            .join()
-            .unwrap()
-    })
-}
-
-/// iproute2, as another program on the host.
-fn ip_command(arguments: &[&str]) {
-    assert!(
-        Command::new("ip")
-            .args(arguments)
-            .status()
-            .unwrap()
-            .success(),
-        "{arguments:?}"
-    );
-}
-
-fn ip(attachment: &Attachment) -> IpAddr {
-    attachment.ips[0]
-}
-
-/// A server in `at` (the host, where none) answers a client in `from`, which says where it saw the client.
-fn talk(at: Option<&Path>, address: IpAddr, from: Option<&Path>) -> IpAddr {
-    fn placed<T: Send>(netns: Option<&Path>, act: impl FnOnce() -> T + Send) -> T {
-        match netns {
-            Some(netns) => inside(netns, act),
-            None => act(),
-        }
-    }
-    let listener = placed(at, || TcpListener::bind((address, 0)).unwrap());
-    let to = listener.local_addr().unwrap();
-    let server = thread::spawn(move || {
-        let (mut stream, peer) = listener.accept().unwrap();
-        stream.write_all(peer.ip().to_string().as_bytes()).unwrap();
-    });
-    let answer = placed(from, || {
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    });
-    server.join().unwrap();
-    answer.parse().unwrap()
-}
+use wharf::*;
 
 #[test]
 fn two_pods_reach_each_other_the_host_and_are_reached_by_it() {
@@ -214,9 +27,9 @@ fn two_pods_reach_each_other_the_host_and_are_reached_by_it() {
     let network = wharf.network();
     let (a, b) = (pod_id(), pod_id());
     run(async {
-        let (first, timing) = network.attach(&a).await.unwrap();
+        let (first, timing) = network.attach(&request(&a)).await.unwrap();
         assert!(timing.netns_ms > 0.0 && timing.network_ms > 0.0);
-        let (second, _) = network.attach(&b).await.unwrap();
+        let (second, _) = network.attach(&request(&b)).await.unwrap();
         assert_ne!(first.ips, second.ips);
         assert_eq!(first.interface, "eth0");
         assert_eq!(first.netns, network.netns_path(&a));
@@ -245,7 +58,7 @@ fn two_pods_reach_each_other_the_host_and_are_reached_by_it() {
         network.ready().unwrap();
 
         network.detach(&a).await.unwrap();
-        assert!(!link_exists(&first.host_link));
+        eventually("the link is gone", || !link_exists(&first.host_link));
         assert!(
             !network.remove_bridge_if_unused().await.unwrap(),
             "a pod is left"
@@ -263,7 +76,7 @@ fn containers_of_a_pod_share_address_and_loopback_po_03() {
     let wharf = Wharf::new(24);
     let network = wharf.network();
     let pod = pod_id();
-    let (attachment, _) = run(network.attach(&pod)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&pod))).unwrap();
     // What a container sees is what a thread in the namespace sees.
     let seen = || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -294,7 +107,7 @@ fn no_link_of_ours_takes_router_adverts_sec_net_04() {
     let wharf = Wharf::new(24);
     let network = wharf.network();
     let pod = pod_id();
-    let (attachment, _) = run(network.attach(&pod)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&pod))).unwrap();
     let accept_ra = |link: &str| {
         fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/accept_ra")).unwrap()
     };
@@ -309,15 +122,15 @@ fn no_link_of_ours_takes_router_adverts_sec_net_04() {
 fn an_attached_pod_stays_as_it_is_over_a_restart_and_another_attach() {
     let wharf = Wharf::new(24);
     let pod = pod_id();
-    let (before, _) = run(wharf.network().attach(&pod)).unwrap();
-    let mac = |link: &str| fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).unwrap();
+    let (before, _) = run(wharf.network().attach(&request(&pod))).unwrap();
+    let mac = |link: &str| nix::net::if_::if_nametoindex(link).unwrap();
     let index = mac(&before.host_link);
     let network = wharf.network();
-    let (after, _) = run(network.attach(&pod)).unwrap();
+    let (after, _) = run(network.attach(&request(&pod))).unwrap();
     assert_eq!(before, after);
     assert_eq!(mac(&after.host_link), index, "the link was not made anew");
     let other = pod_id();
-    let (other_attachment, _) = run(network.attach(&other)).unwrap();
+    let (other_attachment, _) = run(network.attach(&request(&other))).unwrap();
     assert_ne!(other_attachment.ips, after.ips, "the lease survived");
     for pod in [&pod, &other] {
         run(network.detach(pod)).unwrap();
@@ -337,9 +150,9 @@ fn what_is_broken_in_an_attached_pod_is_made_anew_by_the_next_attach() {
         |a| inside(&a.netns, || ip_command(&["link", "set", "eth0", "down"])),
     ];
     for (n, break_it) in breaks.into_iter().enumerate() {
-        let (before, _) = run(network.attach(&pod)).unwrap();
+        let (before, _) = run(network.attach(&request(&pod))).unwrap();
         break_it(&before);
-        let (after, _) = run(network.attach(&pod)).unwrap();
+        let (after, _) = run(network.attach(&request(&pod))).unwrap();
         assert_eq!(
             talk(None, network.gateway().into(), Some(&after.netns)),
             ip(&after),
@@ -357,9 +170,9 @@ fn a_range_of_one_address_serves_pod_after_pod_and_says_when_it_is_exhausted_rel
     run(async {
         for _ in 0..10 {
             let pod = pod_id();
-            network.attach(&pod).await.unwrap();
+            network.attach(&request(&pod)).await.unwrap();
             let other = pod_id();
-            let error = network.attach(&other).await.unwrap_err();
+            let error = network.attach(&request(&other)).await.unwrap_err();
             assert!(
                 matches!(error, Error::Exhausted { leased: 1, .. }),
                 "{error}"
@@ -376,13 +189,13 @@ fn a_range_of_one_address_serves_pod_after_pod_and_says_when_it_is_exhausted_rel
 fn pods_attached_all_at_once_get_addresses_of_their_own() {
     let wharf = Wharf::new(24);
     let network = wharf.network();
-    let pods: Vec<String> = (0..32).map(|_| pod_id()).collect();
+    let pods: Vec<String> = (0..50).map(|_| pod_id()).collect();
     run(async {
         let tasks: Vec<_> = pods
             .iter()
             .cloned()
             .map(|pod| (network.clone(), pod))
-            .map(|(n, pod)| tokio::spawn(async move { n.attach(&pod).await }))
+            .map(|(n, pod)| tokio::spawn(async move { n.attach(&request(&pod)).await }))
             .collect();
         let mut ips = HashSet::new();
         for task in tasks {
@@ -420,7 +233,7 @@ fn calls_that_the_client_gave_up_leave_nothing_after_a_detach() {
             let pod = pod_id();
             let given_up = {
                 let (network, pod) = (network.clone(), pod.clone());
-                tokio::spawn(async move { network.attach(&pod).await })
+                tokio::spawn(async move { network.attach(&request(&pod)).await })
             };
             thread::sleep(Duration::from_micros(wait_us / 2));
             tokio::task::yield_now().await;
@@ -448,7 +261,7 @@ fn foreign_links_and_routes_are_told_and_left_alone() {
         ip_command(&["link", "add", name, "type", kind]);
         for error in [
             network.ready().unwrap_err(),
-            run(network.attach(&pod)).unwrap_err(),
+            run(network.attach(&request(&pod))).unwrap_err(),
         ] {
             assert!(
                 error.to_string().contains(says) && error.to_string().contains(name),
@@ -465,7 +278,7 @@ fn foreign_links_and_routes_are_told_and_left_alone() {
     ip_command(&["link", "set", &other, "up"]);
     let errors = [
         network.ready().unwrap_err(),
-        run(network.attach(&pod)).unwrap_err(),
+        run(network.attach(&request(&pod))).unwrap_err(),
     ];
     ip_command(&["link", "delete", &other]);
     for error in errors {
@@ -478,7 +291,7 @@ fn foreign_links_and_routes_are_told_and_left_alone() {
     // A link that has the pod's name without being the pod's survives its attach and its detach.
     let link = format!("berth{}", &pod[..10]);
     ip_command(&["link", "add", &link, "type", "bridge"]);
-    let error = run(network.attach(&pod)).unwrap_err();
+    let error = run(network.attach(&request(&pod))).unwrap_err();
     wharf
         .ledger()
         .intend(&pod, &Object::Link(link.clone()))
@@ -496,10 +309,10 @@ fn a_bridge_removed_by_hand_comes_back_with_the_next_pod() {
     let wharf = Wharf::new(24);
     let network = wharf.network();
     let (a, b) = (pod_id(), pod_id());
-    run(network.attach(&a)).unwrap();
+    run(network.attach(&request(&a))).unwrap();
     run(network.detach(&a)).unwrap();
     ip_command(&["link", "delete", &wharf.config.bridge]);
-    let (attachment, _) = run(network.attach(&b)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&b))).unwrap();
     assert_eq!(
         talk(None, network.gateway().into(), Some(&attachment.netns)),
         ip(&attachment)
@@ -512,19 +325,64 @@ fn a_bridge_removed_by_hand_comes_back_with_the_next_pod() {
 fn a_changed_configuration_replaces_an_unused_bridge_and_respects_a_used_one() {
     let wharf = Wharf::new(24);
     let pod = pod_id();
-    run(wharf.network().attach(&pod)).unwrap();
+    run(wharf.network().attach(&request(&pod))).unwrap();
     let mut config = wharf.config.clone();
     config.subnet = ipnet::Ipv4Net::new(config.subnet.network(), 25).unwrap();
     let changed = Network::open(config, wharf.ledger()).unwrap();
     assert!(matches!(changed.ready(), Err(Error::ForeignLink { .. })));
     run(changed.detach(&pod)).unwrap();
-    let (attachment, _) = run(changed.attach(&pod)).unwrap();
+    let (attachment, _) = run(changed.attach(&request(&pod))).unwrap();
     assert_eq!(
         talk(None, changed.gateway().into(), Some(&attachment.netns)),
         ip(&attachment)
     );
     run(changed.detach(&pod)).unwrap();
     assert!(run(changed.remove_bridge_if_unused()).unwrap());
+}
+
+#[test]
+fn ranges_that_the_kubelet_tells_are_taken_up_once_no_pod_has_an_address_of_others() {
+    let wharf = Wharf::new(24);
+    let network = wharf.network();
+    let (a, b) = (pod_id(), pod_id());
+    let ranges = |texts: &[&str]| -> Vec<ipnet::IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    };
+    let told = ranges(&["fd07:300::/64", "10.203.4.0/24", "10.204.0.0/16"]);
+    run(network.attach(&request(&a))).unwrap();
+    let error = run(network.set_ranges(&told)).unwrap_err();
+    assert!(matches!(error, Error::RangesInUse { .. }), "{error}");
+    run(network.detach(&a)).unwrap();
+    run(network.set_ranges(&told)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&a))).unwrap();
+    let of_told = |attachment: &Attachment| {
+        told[1].contains(&attachment.ips[0]) && told[0].contains(&attachment.ips[1])
+    };
+    assert!(of_told(&attachment), "{attachment:?}");
+    assert_eq!(
+        talk(None, network.gateway().into(), Some(&attachment.netns)),
+        ip(&attachment)
+    );
+    // A daemon that starts is told before it does anything, and finds its pods.
+    let network = wharf.network();
+    run(network.set_ranges(&told)).unwrap();
+    run(network.reconcile()).unwrap();
+    assert_eq!(run(network.attach(&request(&a))).unwrap().0, attachment);
+    let (other, _) = run(network.attach(&request(&b))).unwrap();
+    assert!(of_told(&other), "{other:?}");
+    for refused in ["10.203.4.0/31", "127.0.0.0/8"] {
+        let error = run(network.set_ranges(&ranges(&[refused]))).unwrap_err();
+        assert!(matches!(error, Error::Config { .. }), "{error}");
+    }
+    for pod in [&a, &b] {
+        run(network.detach(pod)).unwrap();
+    }
+    // None told: as it was configured.
+    run(network.set_ranges(&[])).unwrap();
+    let (attachment, _) = run(network.attach(&request(&a))).unwrap();
+    assert_eq!(attachment.ips.len(), 1);
+    run(network.detach(&a)).unwrap();
+    assert!(run(network.remove_bridge_if_unused()).unwrap());
 }
 
 #[test]
@@ -552,13 +410,13 @@ fn a_pin_replaced_by_anything_is_still_removed_sec_net_08() {
     ];
     for replace in replace {
         let pod = pod_id();
-        let (attachment, _) = run(network.attach(&pod)).unwrap();
+        let (attachment, _) = run(network.attach(&request(&pod))).unwrap();
         umount2(&attachment.netns, MntFlags::MNT_DETACH).unwrap();
         fs::remove_file(&attachment.netns).unwrap();
         replace(&attachment.netns);
         run(network.detach(&pod)).unwrap();
         assert!(fs::symlink_metadata(&attachment.netns).is_err());
-        assert!(!link_exists(&attachment.host_link));
+        eventually("the link is gone", || !link_exists(&attachment.host_link));
     }
     assert!(Path::new("/etc/passwd").exists());
     run(network.remove_bridge_if_unused()).unwrap();
@@ -569,7 +427,7 @@ fn a_copy_of_the_pin_in_another_mount_namespace_does_not_keep_the_pod_s_network(
     let wharf = Wharf::new(24);
     let network = wharf.network();
     let pod = pod_id();
-    let (attachment, _) = run(network.attach(&pod)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&pod))).unwrap();
     let (ready, wait) = std::sync::mpsc::channel();
     let (go_on, gone) = std::sync::mpsc::channel::<()>();
     let pin = attachment.netns.clone();
@@ -600,10 +458,10 @@ fn a_pod_whose_namespace_is_still_in_use_is_detached_all_the_same() {
     let wharf = Wharf::new(24);
     let network = wharf.network();
     let pod = pod_id();
-    let (attachment, _) = run(network.attach(&pod)).unwrap();
+    let (attachment, _) = run(network.attach(&request(&pod))).unwrap();
     let held = fs::File::open(&attachment.netns).unwrap();
     run(network.detach(&pod)).unwrap();
-    assert!(!link_exists(&attachment.host_link));
+    eventually("the link is gone", || !link_exists(&attachment.host_link));
     drop(held);
     run(network.remove_bridge_if_unused()).unwrap();
 }
@@ -611,8 +469,11 @@ fn a_pod_whose_namespace_is_still_in_use_is_detached_all_the_same() {
 /// Every failpoint of the sources, in the order of the files.
 fn sites() -> Vec<String> {
     let mut sites = Vec::new();
-    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
-        let source = fs::read_to_string(file.unwrap().path()).unwrap();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = fs::read_dir(src.join("builtin")).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    for file in files.chain([src.join("netns.rs")]) {
+        let source = fs::read_to_string(file).unwrap();
         sites.extend(
             source
                 .split("site!(\"")
@@ -645,7 +506,7 @@ fn a_daemon_killed_at_any_step_leaves_what_a_detach_from_the_ledger_removes_sec_
         run(async {
             // Retried to the end, as a kubelet does …
             let (attachment, _) = network
-                .attach(&pod)
+                .attach(&request(&pod))
                 .await
                 .unwrap_or_else(|e| panic!("{site}: {e}"));
             assert_eq!(
@@ -683,6 +544,13 @@ fn a_step_that_fails_is_undone_and_one_that_fails_twice_is_undone_by_the_next_ca
                 &format!("{site}={times}return(enospc)"),
                 &[&attach, &detach, "close"],
             );
+            // What leaves by itself is tried again by the daemon that stops.
+            let by_itself = ["network.link.removed", "network.lease.freed"];
+            if by_itself.contains(&site.as_str()) && !times.is_empty() {
+                assert!(output.status.success(), "{site}: {output:?}");
+                assert_eq!(wharf.left(), Vec::<String>::new(), "{site}");
+                continue;
+            }
             assert_eq!(output.status.code(), Some(3), "{site}: {output:?}");
             let told = String::from_utf8(output.stderr).unwrap();
             assert!(told.contains("No space left"), "{site}: {told}");
@@ -700,6 +568,9 @@ fn bad_configurations_are_refused_by_key() {
     let good = Config {
         bridge: "berth0".into(),
         subnet: "10.88.0.0/16".parse().unwrap(),
+        subnet_v6: None,
+        masquerade: true,
+        namespace_pool: 0,
         mtu: None,
         netns_dir: dir.path().join("netns"),
         lease_dir: dir.path().join("leases"),
@@ -796,11 +667,11 @@ fn figures_of_attach_and_detach() {
     let (mut attach, mut netns, mut detach) = (Vec::new(), Vec::new(), Vec::new());
     run(async {
         let stays = pod_id();
-        network.attach(&stays).await.unwrap();
+        network.attach(&request(&stays)).await.unwrap();
         for _ in 0..30 {
             let pod = pod_id();
             let start = std::time::Instant::now();
-            let (_, timing) = network.attach(&pod).await.unwrap();
+            let (_, timing) = network.attach(&request(&pod)).await.unwrap();
             attach.push(start.elapsed());
             netns.push(timing.netns_ms);
             let start = std::time::Instant::now();

@@ -277,7 +277,7 @@ async fn pod_stats(node: &Arc<Node>, pod: Arc<PodView>) -> PodSandboxStats {
         linux: Some(LinuxPodSandboxStats {
             cpu: Some(sum_cpu(now, &containers)),
             memory: Some(sum_memory(now, &containers)),
-            network: network(now, &pod),
+            network: network(now, node, &pod).await,
             process: Some(ProcessUsage {
                 timestamp: now,
                 process_count: value(processes),
@@ -316,25 +316,31 @@ fn sum_memory(now: i64, containers: &[ContainerStats]) -> MemoryUsage {
     }
 }
 
-/// From the host's end of the pod's link: what it receives the pod has sent.
-fn network(now: i64, pod: &PodView) -> Option<NetworkUsage> {
-    let link = pod.host_link.as_deref()?;
-    let counter = |name: &str| {
-        let path = format!("/sys/class/net/{link}/statistics/{name}");
-        let text = std::fs::read_to_string(path).ok()?;
-        value(text.trim().parse().ok()?)
-    };
-    let interface = NetworkInterfaceUsage {
-        name: pod.interface.clone(),
-        rx_bytes: counter("tx_bytes"),
-        rx_errors: counter("tx_errors"),
-        tx_bytes: counter("rx_bytes"),
-        tx_errors: counter("rx_errors"),
-    };
+/// Of each of the pod's interfaces but lo; `None` on the node's network, and where the pod has just gone.
+async fn network(now: i64, node: &Node, pod: &PodView) -> Option<NetworkUsage> {
+    if !pod.ready || pod.netns.is_empty() {
+        return None;
+    }
+    let counted = node.network.statistics(&pod.pod.id).await;
+    let counted = counted.inspect_err(|e| tracing::debug!(pod = %pod.pod.id, "{e}"));
+    let interfaces: Vec<_> = counted
+        .ok()?
+        .into_iter()
+        .map(|counters| NetworkInterfaceUsage {
+            name: counters.name,
+            rx_bytes: value(counters.rx_bytes),
+            rx_errors: value(counters.rx_errors),
+            tx_bytes: value(counters.tx_bytes),
+            tx_errors: value(counters.tx_errors),
+        })
+        .collect();
     Some(NetworkUsage {
         timestamp: now,
-        default_interface: Some(interface.clone()),
-        interfaces: vec![interface],
+        default_interface: interfaces
+            .iter()
+            .find(|interface| interface.name == pod.interface)
+            .cloned(),
+        interfaces,
     })
 }
 

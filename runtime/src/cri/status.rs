@@ -6,6 +6,7 @@ use berth_proto::cri::*;
 use serde_json::json;
 
 use super::Service;
+use crate::error::Error;
 
 /// Of the CRI.
 const API_VERSION: &str = "v1";
@@ -21,9 +22,9 @@ pub fn version(_: VersionRequest) -> VersionResponse {
     }
 }
 
-pub fn status(service: &Service, request: StatusRequest) -> StatusResponse {
+pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse {
     let node = &service.registry.node;
-    let network = match node.network.ready() {
+    let network = match node.network.ready().await {
         Ok(()) => condition("NetworkReady", true, String::new(), String::new()),
         Err(e) => condition(
             "NetworkReady",
@@ -81,6 +82,7 @@ fn info(service: &Service) -> HashMap<String, String> {
                 "apparmor": node.host.apparmor,
                 "selinux": node.host.selinux,
                 "oomScoreAdj": node.host.oom_score_adj,
+                "network": node.network.backend(),
                 "pods": service.registry.views().len(),
             })
             .to_string(),
@@ -96,21 +98,35 @@ pub fn runtime_config() -> RuntimeConfigResponse {
     }
 }
 
-/// The kubelet tells the node's pod CIDR. The built-in bridge has its range from the configuration; a difference is told.
-pub fn update_runtime_config(
+/// The kubelet tells the node's pod CIDR: a range, or one a family with a comma between.
+pub async fn update_runtime_config(
     service: &Service,
     request: UpdateRuntimeConfigRequest,
-) -> UpdateRuntimeConfigResponse {
+) -> Result<UpdateRuntimeConfigResponse, Error> {
     let cidr = request
         .runtime_config
         .and_then(|c| c.network_config)
         .map(|n| n.pod_cidr)
         .unwrap_or_default();
-    let own = service.registry.node.config.network.subnet.to_string();
-    if !cidr.is_empty() && !cidr.split(',').any(|range| range == own) {
-        tracing::warn!(
-            "the node's pod CIDR is {cidr:.100}, key `network.subnet` says {own}: pods keep the latter"
-        );
+    if cidr.is_empty() {
+        return Ok(UpdateRuntimeConfigResponse {});
     }
-    UpdateRuntimeConfigResponse {}
+    let ranges = cidr
+        .split(',')
+        .map(|range| range.trim().parse::<ipnet::IpNet>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| {
+            Error::InvalidArgument(format!(
+                "pod_cidr {cidr:.200?} must be a range such as 10.88.0.0/16, or two with a comma between"
+            ))
+        })?;
+    let network = &service.registry.node.network;
+    network
+        .set_pod_ranges(ranges)
+        .await
+        .map_err(|source| Error::Network {
+            pod_id: "(all)".into(),
+            source,
+        })?;
+    Ok(UpdateRuntimeConfigResponse {})
 }

@@ -28,6 +28,7 @@ const PARALLEL: usize = 16;
 pub async fn recover(registry: &Arc<Registry>) -> Result<(), Error> {
     let since = Instant::now();
     let node = &registry.node;
+    node.network.recovering();
     let pods = record::scan::<PodRecord>(&node.pod_records())?;
     let mut containers: BTreeMap<String, Vec<ContainerRecord>> = BTreeMap::new();
     for (name, container) in record::scan::<ContainerRecord>(&node.container_records())? {
@@ -64,6 +65,7 @@ pub async fn recover(registry: &Arc<Registry>) -> Result<(), Error> {
         }
     }
     sweep_orphans(registry).await;
+    tend_network(registry)?;
     if found > 0 {
         tracing::info!(
             pods = found,
@@ -71,6 +73,15 @@ pub async fn recover(registry: &Arc<Registry>) -> Result<(), Error> {
             "recovered"
         );
     }
+    Ok(())
+}
+
+/// What of the network is left to do beside serving.
+fn tend_network(registry: &Arc<Registry>) -> Result<(), Error> {
+    let node = &registry.node;
+    let records = node.pod_records();
+    let known = record::names(&records).map_err(Error::io("list", &records))?;
+    tokio::spawn(node.network.clone().tend(known.into_iter().collect()));
     Ok(())
 }
 
@@ -280,6 +291,7 @@ fn insert(driver: &mut Driver, mut record: ContainerRecord, state: ContainerStat
             record: Some(Arc::new(record)),
             state,
             pid: 0,
+            updating: false,
         },
     );
 }
@@ -328,7 +340,10 @@ async fn sweep_orphans(registry: &Arc<Registry>) {
 
 fn of_a_pod(object: &berth_state::Object) -> bool {
     use berth_state::Object as O;
-    matches!(object, O::Shim(_) | O::Netns(_) | O::Lease(_) | O::Link(_))
+    matches!(
+        object,
+        O::Shim(_) | O::Netns(_) | O::Lease(_) | O::Link(_) | O::Cni(_)
+    )
 }
 
 fn tell(owner: &str, swept: Result<(), Error>) {

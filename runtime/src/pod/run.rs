@@ -10,7 +10,7 @@ use berth_state::{
 };
 
 use super::{
-    Pod, files, launch, mounts,
+    Pod, files, launch, mounts, network,
     record::{PodPhase, PodRecord, Timeline},
     shim::{Shim, namespace_mode},
     teardown,
@@ -122,12 +122,14 @@ impl<'a> Reserved<'a> {
             let attachment = match pod.host_network() {
                 true => None,
                 false => {
-                    let (attachment, took) =
-                        pod.node.network.attach(&pod.id).await.map_err(|source| {
-                            Error::Network {
-                                pod_id: pod.id.clone(),
-                                source,
-                            }
+                    let (attachment, took) = pod
+                        .node
+                        .network
+                        .attach(&network::request(pod)?)
+                        .await
+                        .map_err(|source| Error::Network {
+                            pod_id: pod.id.clone(),
+                            source,
                         })?;
                     timeline.set_ms("netns", took.netns_ms);
                     timeline.set_ms("network", took.network_ms);

@@ -1,7 +1,12 @@
 //! Taking down what [`super::run`] and [`super::create`] make, in reverse. Every function here is idempotent and needs nothing
 //! but the ledger and the directories, so that a restarted daemon can finish what its predecessor began.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use berth_state::{Object, record};
 use tonic::Code;
@@ -43,6 +48,8 @@ pub fn forget_pod(pod: &Pod) -> Result<(), Error> {
     remove_dir(node, &pod.id, &pod.dir())?;
     failpoint::at(|| berth_failpoint::site!("pod.remove.bundle_gone"))?;
     sweep(node, &pod.id)?;
+    // Its link and address go in their own time; a pod that is removed is gone.
+    node.network.wait_until_left(&pod.id);
     record::remove(&node.pod_record(&pod.id))?;
     Ok(())
 }
@@ -85,6 +92,7 @@ pub fn forget_container(pod: &Pod, container_id: &str) -> Result<(), Error> {
     }
     failpoint::at(|| berth_failpoint::site!("container.remove.bundle_gone"))?;
     sweep(node, container_id)?;
+    strike_unmade_cgroups(pod)?;
     record::remove(&node.container_record(container_id))?;
     Ok(())
 }
@@ -96,6 +104,46 @@ pub fn unroot(pod: &Pod, container_id: &str) -> Result<(), Error> {
         mounts::gone(&pod.node.ledger, container_id, &rootfs)?;
     }
     cgroups(&pod.node, container_id, None)
+}
+
+/// Held by whoever writes down the cgroups of a container to be made, and by [`strike_unmade_cgroups`]: one for all pods, for it is
+/// held for a few short writes.
+static CGROUP_INTENTS: Mutex<()> = Mutex::new(());
+
+pub fn cgroup_intents() -> MutexGuard<'static, ()> {
+    CGROUP_INTENTS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Strikes off the cgroups above a pod's containers that nobody made: the first create wrote them down, and was refused before the
+/// engine began. Another create of the pod that is under way may be about to make them: then they stay.
+fn strike_unmade_cgroups(pod: &Pod) -> Result<(), Error> {
+    let node = &pod.node;
+    let unmade = |owner: &str| -> Result<Vec<Object>, Error> {
+        let mut objects = outstanding(node, owner)?;
+        objects.retain(|object| matches!(object, Object::Cgroup(at) if !node.cgroups.exists(at)));
+        Ok(objects)
+    };
+    let _alone = cgroup_intents();
+    let of_pod = unmade(&pod.id)?;
+    if of_pod.is_empty() {
+        return Ok(());
+    }
+    let dir = pod.dir().join("containers");
+    let containers = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::io("list", dir)(e)),
+    };
+    for id in containers {
+        if !unmade(&id.to_string_lossy())?.is_empty() {
+            return Ok(());
+        }
+    }
+    of_pod
+        .iter()
+        .try_for_each(|object| strike(node, &pod.id, object))
 }
 
 /// Removes what the ledger still has of `owner`, newest first, whatever it is. After the ordinary teardown that is nothing, or
@@ -117,7 +165,7 @@ pub fn sweep(node: &Node, owner: &str) -> Result<(), Error> {
                 _ => {}
             },
             // The network's and the image store's own: they strike them off.
-            Object::Netns(_) | Object::Link(_) | Object::Lease(_) => continue,
+            Object::Netns(_) | Object::Link(_) | Object::Lease(_) | Object::Cni(_) => continue,
             Object::Snapshot(_) => {
                 node.images.remove_snapshot(owner)?;
                 continue;

@@ -20,9 +20,8 @@ pub struct PodView {
     pub listed: bool,
     pub ips: Vec<IpAddr>,
     pub netns: String,
-    /// The pod's own interface, and the host's end of its link.
+    /// The pod's first interface.
     pub interface: String,
-    pub host_link: Option<String>,
     pub timeline: Timeline,
     pub why: String,
     pub shim: Option<Shim>,
@@ -53,7 +52,6 @@ impl PodView {
             ips: vec![],
             netns: String::new(),
             interface: String::new(),
-            host_link: None,
             timeline: Timeline::default(),
             why: String::new(),
             shim: None,

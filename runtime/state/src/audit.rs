@@ -17,7 +17,6 @@ mod kernel;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt, io,
-    net::IpAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -160,9 +159,10 @@ fn look(places: &Places) -> io::Result<BTreeSet<Finding>> {
         }
     }
     for (address, pod) in &kernel.leases {
-        let lease = Object::Lease(IpAddr::V4(*address));
+        let lease = Object::Lease(*address);
         match books.entries.get(&lease) {
-            Some(owner) if !pod.is_empty() && owner != pod => {
+            // The network has those of pods that were just detached.
+            Some(owner) if !pod.is_empty() && owner != pod && kernel::is_id(owner) => {
                 let detail = format!("the lease says {pod}, the ledger {owner}");
                 findings.insert(Finding {
                     difference: LEAKED,
@@ -175,11 +175,11 @@ fn look(places: &Places) -> io::Result<BTreeSet<Finding>> {
         }
     }
     for (owner, objects) in &books.owners {
-        // The network and pulls have no record; an unfinished download has none yet.
+        // The network and pulls have no record; an unfinished download has none yet; what waits for its DEL has one of its own.
         let needs_one = kernel::is_id(owner)
             && objects
                 .iter()
-                .any(|object| !matches!(object, Object::Ingest(_)));
+                .any(|object| !matches!(object, Object::Ingest(_) | Object::Cni(_)));
         if needs_one && !books.has_record(owner) {
             let detail = format!(
                 "the ledger has {} objects of it, and there is no pod and no container of this id; berthd removes them when it starts",
@@ -212,13 +212,18 @@ fn look(places: &Places) -> io::Result<BTreeSet<Finding>> {
     Ok(findings)
 }
 
-/// The ledger lives no longer than the kernel's objects do; a container's snapshot outlives a reboot with its record.
+/// The ledger lives no longer than the kernel's objects do; a container's snapshot outlives a reboot with its record, and so does what
+/// a pod's CNI plugins keep on the disk.
 fn outlived(books: &Books, object: &Object) -> bool {
     match object {
         Object::Snapshot(path) => path
             .file_name()
             .and_then(|name| name.to_str())
             .is_some_and(|name| books.containers.contains(name)),
+        Object::Cni(path) => path
+            .file_stem()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| books.pods.contains(name)),
         _ => false,
     }
 }
@@ -232,6 +237,7 @@ fn leaked(object: &Object, seen: &str) -> Finding {
         Object::Cgroup(_) => "remove it with `rmdir` in each hierarchy once no process is in it".to_owned(),
         Object::Link(_) => format!("remove it with `ip link delete {name}`"),
         Object::Lease(_) => "remove its file below leases/ once no pod has the address".to_owned(),
+        Object::Cni(_) => "berthd runs their DEL until it succeeds: its log says why it does not".to_owned(),
         Object::Snapshot(_) | Object::Ingest(_) | Object::Dir(_) | Object::Fifo(_) => format!("remove it with `rm -r --one-file-system {name}`"),
     };
     Finding {

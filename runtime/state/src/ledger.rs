@@ -69,6 +69,8 @@ pub enum Object {
     Dir(PathBuf),
     /// An unfinished download or unpack.
     Ingest(PathBuf),
+    /// What CNI plugins made for a pod, by the record that DEL needs.
+    Cni(PathBuf),
 }
 
 impl Object {
@@ -85,6 +87,7 @@ impl Object {
             Self::Fifo(_) => "fifo",
             Self::Dir(_) => "dir",
             Self::Ingest(_) => "ingest",
+            Self::Cni(_) => "cni",
         }
     }
 
@@ -98,7 +101,8 @@ impl Object {
             | Self::Snapshot(path)
             | Self::Fifo(path)
             | Self::Dir(path)
-            | Self::Ingest(path) => path.clone().into_os_string(),
+            | Self::Ingest(path)
+            | Self::Cni(path) => path.clone().into_os_string(),
             Self::Lease(ip) => ip.to_string().into(),
             Self::Link(name) => name.into(),
         }
@@ -116,6 +120,7 @@ impl Object {
             "fifo" => Self::Fifo(name.into()),
             "dir" => Self::Dir(name.into()),
             "ingest" => Self::Ingest(name.into()),
+            "cni" => Self::Cni(name.into()),
             _ => return None,
         })
     }
@@ -404,6 +409,7 @@ mod tests {
             Object::Fifo("".into()),
             Object::Dir("/".into()),
             Object::Ingest("ingest/1".into()),
+            Object::Cni("/var/lib/berth/cni/x.json".into()),
         ]
     }
 

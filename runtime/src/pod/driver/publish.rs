@@ -30,7 +30,6 @@ impl Driver {
                 .map(|a| a.netns.display().to_string())
                 .unwrap_or_default(),
             interface: attachment.map(|a| a.interface.clone()).unwrap_or_default(),
-            host_link: attachment.map(|a| a.host_link.clone()),
             timeline: self.record.timeline.clone(),
             why: self.record.why.clone(),
             shim: self.shim(),

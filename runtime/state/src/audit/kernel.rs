@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::{OsStr, OsString},
     fs, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
 };
@@ -66,6 +66,7 @@ impl Places {
             Object::Fifo(path) => Object::Fifo(real(path)),
             Object::Dir(path) => Object::Dir(real(path)),
             Object::Ingest(path) => Object::Ingest(real(path)),
+            Object::Cni(path) => Object::Cni(real(path)),
             Object::Cgroup(path) => Object::Cgroup(relative(path)),
             Object::Lease(_) | Object::Link(_) => object.clone(),
         }
@@ -91,7 +92,7 @@ pub struct Kernel {
     /// What is nobody's, whatever the ledger says: kind, path, why.
     pub strays: Vec<(&'static str, PathBuf, String)>,
     /// Addresses with the pods that their files name.
-    pub leases: Vec<(Ipv4Addr, String)>,
+    pub leases: Vec<(IpAddr, String)>,
     mounts: HashSet<PathBuf>,
     namespaces: HashSet<PathBuf>,
     links: HashSet<String>,
@@ -127,7 +128,8 @@ impl Kernel {
             Object::Snapshot(path)
             | Object::Fifo(path)
             | Object::Dir(path)
-            | Object::Ingest(path) => fs::symlink_metadata(path).is_ok(),
+            | Object::Ingest(path)
+            | Object::Cni(path) => fs::symlink_metadata(path).is_ok(),
         }
     }
 
@@ -336,11 +338,12 @@ impl Kernel {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            match name.parse::<Ipv4Addr>() {
+            match name.parse::<IpAddr>() {
                 Ok(address) => {
-                    self.found
-                        .insert(Object::Lease(address.into()), "a lease".into());
+                    self.found.insert(Object::Lease(address), "a lease".into());
                     let pod = fs::read_to_string(&path).unwrap_or_default();
+                    // The lines after the pod's are its host ports.
+                    let pod = pod.lines().next().unwrap_or_default();
                     self.leases.push((address, pod.trim_end().to_owned()));
                 }
                 Err(_) => self.strays.push((
@@ -361,6 +364,7 @@ impl Kernel {
         for below in [
             "pods",
             "containers",
+            "cni",
             "image/records/images",
             "image/records/layers",
             "image/records/snapshots",
@@ -374,6 +378,13 @@ impl Kernel {
                         "a record that was never finished; berthd removes it when it starts".into(),
                     ));
                 }
+            }
+        }
+        for path in entries(&places.root.join("cni"))? {
+            let name = path.file_name().unwrap_or_default().as_bytes();
+            if name.ends_with(b".json") && !name.starts_with(b".") {
+                self.found
+                    .insert(Object::Cni(path), "what CNI plugins made".into());
             }
         }
         for path in entries(&places.root.join("image/snapshots"))? {

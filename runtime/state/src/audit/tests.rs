@@ -124,6 +124,10 @@ impl Node {
             .unwrap(),
             Object::Link(name) => ip(&["link", "add", name, "type", "bridge"]),
             Object::Fifo(path) => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            Object::Cni(path) => {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "").unwrap()
+            }
             Object::Snapshot(path) | Object::Dir(path) | Object::Ingest(path) => {
                 fs::create_dir_all(path).unwrap()
             }
@@ -147,7 +151,7 @@ impl Node {
                 fs::remove_file(self.state().join("leases").join(address.to_string())).unwrap()
             }
             Object::Link(name) => ip(&["link", "delete", name]),
-            Object::Fifo(path) => fs::remove_file(path).unwrap(),
+            Object::Fifo(path) | Object::Cni(path) => fs::remove_file(path).unwrap(),
             Object::Snapshot(path) | Object::Dir(path) | Object::Ingest(path) => {
                 fs::remove_dir_all(path).unwrap()
             }
@@ -185,6 +189,7 @@ impl Node {
             Object::Lease("10.254.3.7".parse().unwrap()),
             Object::Link(format!("berth{}", &pod[..10])),
             Object::Ingest(self.root().join("image/ingest/1")),
+            Object::Cni(self.root().join("cni/0.json")),
         ]
     }
 }

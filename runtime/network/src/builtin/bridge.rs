@@ -6,9 +6,11 @@ use std::{
 };
 
 use berth_state::Object;
+use ipnet::IpNet;
 
 use crate::{
-    Error, Inner, LEDGER_OWNER,
+    Error, LEDGER_OWNER,
+    builtin::Inner,
     link::{self, Link, Mac, Route},
     netlink::{Socket, is_there},
     netns,
@@ -18,6 +20,8 @@ use crate::{
 const DEFAULT_MTU: u32 = 1500;
 /// A VPN's trick for "everything" without touching the default route: two halves. As little a collision as that is.
 const MAX_WHOLE_WORLD_PREFIX: u8 = 1;
+/// 2000::/3 is all that is routed in the world.
+const MAX_WHOLE_WORLD_PREFIX_V6: u8 = 3;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Bridge {
@@ -46,10 +50,12 @@ impl Inner {
     }
 
     /// Marks the bridge as this daemon's: two daemons that were given the same name would hand out the same addresses.
-    fn bridge_mac(&self) -> Mac {
+    pub(super) fn bridge_mac(&self) -> Mac {
         let mut hash = Fnv::default();
         hash.add(self.config.bridge.as_bytes());
-        hash.add(self.config.subnet.to_string().as_bytes());
+        for subnet in &self.subnets {
+            hash.add(subnet.to_string().as_bytes());
+        }
         hash.add(self.config.lease_dir.as_os_str().as_bytes());
         hash.mac()
     }
@@ -58,7 +64,7 @@ impl Inner {
         link.kind == "bridge" && link.mac == self.bridge_mac()
     }
 
-    fn netlink(&self, what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    pub(super) fn netlink(&self, what: &'static str) -> impl Fn(std::io::Error) -> Error {
         move |source| Error::Netlink {
             what,
             link: self.config.bridge.clone(),
@@ -102,8 +108,11 @@ impl Inner {
         routes: &[Route],
         bridge: Option<u32>,
     ) -> Result<(), Error> {
-        let subnet = self.config.subnet;
-        let Some(route) = colliding(routes, subnet, bridge) else {
+        let found = self
+            .subnets
+            .iter()
+            .find_map(|subnet| Some((*subnet, colliding(routes, *subnet, bridge)?)));
+        let Some((subnet, route)) = found else {
             return Ok(());
         };
         let links = Link::all(host).unwrap_or_default();
@@ -139,15 +148,24 @@ impl Inner {
             Link::delete(host, link.index).map_err(self.netlink("remove bridge"))?;
             found = None;
         }
+        let routes = link::routes(host).map_err(self.netlink("list the host's routes for"))?;
         let bridge = match found {
             Some(link) => {
                 self.intend(LEDGER_OWNER, &self.bridge_object())?;
-                self.finish_bridge(host, link.index, link.mtu)?
+                self.finish_bridge(host, link.index, link.mtu, &routes)?
             }
-            None => self.make_bridge(host)?,
+            None => self.make_bridge(host, &routes)?,
         };
         *known = Some(bridge);
         Ok(bridge)
+    }
+
+    /// Whether the bridge that is there is one of these ranges.
+    pub fn has_made_the_bridge(&self) -> Result<bool, Error> {
+        let mut host = Socket::open().map_err(self.netlink("open a netlink socket for"))?;
+        let found =
+            Link::find(&mut host, &self.config.bridge).map_err(self.netlink("look for link"))?;
+        Ok(found.is_some_and(|link| self.is_ours(&link)))
     }
 
     /// A bridge that we made, by the ledger, under another configuration, and that has no pods.
@@ -163,15 +181,12 @@ impl Inner {
         Ok(links.iter().any(|link| link.master == Some(index)))
     }
 
-    fn make_bridge(&self, host: &mut Socket) -> Result<Bridge, Error> {
+    fn make_bridge(&self, host: &mut Socket, routes: &[Route]) -> Result<Bridge, Error> {
         let name = &self.config.bridge;
-        let routes = link::routes(host).map_err(self.netlink("list the host's routes for"))?;
-        self.check_routes(host, &routes, None)?;
+        self.check_routes(host, routes, None)?;
         let mtu = match self.config.mtu {
             Some(mtu) => mtu,
-            None => {
-                default_mtu(host, &routes).map_err(self.netlink("list the host's links for"))?
-            }
+            None => default_mtu(host, routes).map_err(self.netlink("list the host's links for"))?,
         };
         self.intend(LEDGER_OWNER, &self.bridge_object())?;
         let made = (|| {
@@ -184,10 +199,14 @@ impl Inner {
             let index = link
                 .ok_or_else(|| self.netlink("look for link")(nix::Error::ENODEV.into()))?
                 .index;
-            self.finish_bridge(host, index, mtu)
+            self.finish_bridge(host, index, mtu, routes)
         })();
         if made.is_err() {
             // Best effort: it stays in the ledger where it can't be removed now.
+            if let Err(error) = self.route_no_more().and_then(|()| self.table.remove()) {
+                tracing::warn!(%error, "undoing the rules of the bridge");
+                return made;
+            }
             match Link::find(host, name) {
                 Ok(Some(link)) if !self.is_ours(&link) => {
                     drop(self.strike(LEDGER_OWNER, &self.bridge_object()))
@@ -200,26 +219,31 @@ impl Inner {
         made
     }
 
-    /// Gives the bridge its address and brings it up; also one that a daemon left half made.
-    fn finish_bridge(&self, host: &mut Socket, index: u32, mtu: u32) -> Result<Bridge, Error> {
+    /// Gives the bridge its addresses and its rules, and brings it up; also one that a daemon left half made.
+    fn finish_bridge(
+        &self,
+        host: &mut Socket,
+        index: u32,
+        mtu: u32,
+        routes: &[Route],
+    ) -> Result<Bridge, Error> {
         let name = &self.config.bridge;
         // SEC-NET-04: a pod must not become the host's router.
         netns::sysctl_ipv6(name, "accept_ra", "0")?;
-        match host.change(vec![link::add_address(
-            index,
-            self.gateway,
-            self.config.subnet,
-        )]) {
-            Err(error) if !is_there(&error) => {
-                return Err(Error::Address {
-                    address: self.gateway,
-                    link: name.clone(),
-                    source: error,
-                });
+        for (address, subnet) in self.gateways().zip(&self.subnets) {
+            match host.change(vec![link::add_address(index, address, *subnet)]) {
+                Err(error) if !is_there(&error) => {
+                    return Err(Error::Address {
+                        address,
+                        link: name.clone(),
+                        source: error,
+                    });
+                }
+                _ => {}
             }
-            _ => {}
         }
         berth_failpoint::site!("network.bridge.addressed").map_err(self.netlink("make bridge"))?;
+        self.route_for_pods(host, routes)?;
         host.change(vec![link::up(index)])
             .map_err(self.netlink("bring up"))?;
         Ok(Bridge { index, mtu })
@@ -227,6 +251,9 @@ impl Inner {
 
     /// Removes the bridge where it has no port. A pod that is being attached at this moment finds it gone and makes it anew.
     pub fn remove_bridge_if_unused(&self) -> Result<bool, Error> {
+        self.take_over()?;
+        self.close_pool()?;
+        self.finish_departures()?;
         let mut known = self.bridge.lock();
         let object = self.bridge_object();
         if !self.outstanding(LEDGER_OWNER)?.contains(&object) {
@@ -240,7 +267,10 @@ impl Inner {
             if self.has_ports(&mut host, link.index)? {
                 return Ok(false);
             }
+            self.remove_rules()?;
             Link::delete(&mut host, link.index).map_err(self.netlink("remove bridge"))?;
+        } else {
+            self.remove_rules()?;
         }
         *known = None;
         berth_failpoint::site!("network.bridge.removed").map_err(self.netlink("remove bridge"))?;
@@ -249,11 +279,54 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Makes anew what is missing of the bridge's rules; `false` where nothing was. Where there is no bridge, there is nothing to do.
+    pub fn reconcile(&self) -> Result<bool, Error> {
+        self.take_over()?;
+        self.finish_departures()?;
+        if !self
+            .outstanding(LEDGER_OWNER)?
+            .contains(&self.bridge_object())
+        {
+            return Ok(false);
+        }
+        let mut host = Socket::open().map_err(self.netlink("open a netlink socket for"))?;
+        let mut known = self.bridge.lock();
+        let found =
+            Link::find(&mut host, &self.config.bridge).map_err(self.netlink("look for link"))?;
+        let Some(link) = found.filter(|link| self.is_ours(link)) else {
+            *known = None;
+            return Ok(false);
+        };
+        let whole = {
+            let _turn = self.table_turn();
+            self.table.is_whole(&self.host_ports.all())?
+        };
+        let routes = link::routes(&mut host).map_err(self.netlink("list the host's routes for"))?;
+        let new_uplink = self.has_new_uplink(&mut host, &routes)?;
+        if whole && !new_uplink && known.is_some() && link.up {
+            return Ok(false);
+        }
+        *known = Some(self.finish_bridge(&mut host, link.index, link.mtu, &routes)?);
+        Ok(!whole || new_uplink)
+    }
+
+    fn remove_rules(&self) -> Result<(), Error> {
+        self.route_no_more()?;
+        self.table.remove()?;
+        berth_failpoint::site!("network.table.removed").map_err(self.netlink("remove the rules of"))
+    }
+}
+
 /// The first route whose destination and `subnet` have addresses in common, but for the default route and the bridge's own.
-fn colliding(routes: &[Route], subnet: ipnet::Ipv4Net, bridge: Option<u32>) -> Option<Route> {
+fn colliding(routes: &[Route], subnet: IpNet, bridge: Option<u32>) -> Option<Route> {
     let overlaps = |route: &&Route| {
         let to = route.destination;
-        to.prefix_len() > MAX_WHOLE_WORLD_PREFIX
+        let whole_world = match to {
+            IpNet::V4(_) => MAX_WHOLE_WORLD_PREFIX,
+            IpNet::V6(_) => MAX_WHOLE_WORLD_PREFIX_V6,
+        };
+        to.prefix_len() > whole_world
             && (to.contains(&subnet) || subnet.contains(&to))
             && !(route.link.is_some() && route.link == bridge)
     };
@@ -264,7 +337,9 @@ fn colliding(routes: &[Route], subnet: ipnet::Ipv4Net, bridge: Option<u32>) -> O
 fn default_mtu(host: &mut Socket, routes: &[Route]) -> std::io::Result<u32> {
     let Some(index) = routes
         .iter()
-        .find(|route| route.destination.prefix_len() == 0 && route.link.is_some())
+        .find(|route| {
+            route.main_unicast && route.destination.prefix_len() == 0 && route.link.is_some()
+        })
         .and_then(|route| route.link)
     else {
         return Ok(DEFAULT_MTU);
@@ -316,11 +391,14 @@ mod tests {
             ("10.88.4.0/24", None, true),
             ("10.89.0.0/16", Some(2), false),
             ("127.0.0.0/8", Some(1), false),
+            ("::/0", Some(2), false),
+            ("fd00::/8", Some(2), false),
         ];
         for (destination, link, collides) in cases {
             let routes = [Route {
                 destination: destination.parse().unwrap(),
                 link,
+                main_unicast: true,
             }];
             assert_eq!(
                 colliding(&routes, subnet, Some(7)).is_some(),
@@ -331,6 +409,7 @@ mod tests {
         let unreachable = [Route {
             destination: subnet,
             link: None,
+            main_unicast: false,
         }];
         assert!(colliding(&unreachable, subnet, None).is_some());
     }

@@ -1,0 +1,92 @@
+//! What a caller asks of a pod's network: the same for the built-in bridge and for CNI.
+
+use std::{fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// A pod that is to be attached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// 64 lower-case hex digits.
+    pub pod_id: String,
+    pub pod_name: String,
+    pub pod_namespace: String,
+    pub pod_uid: String,
+    /// Those with a host port; a container's port alone needs nothing of the network.
+    pub port_mappings: Vec<PortMapping>,
+    /// `None`: as much as there is.
+    pub bandwidth: Option<Bandwidth>,
+    pub dns: Dns,
+    /// Further names that a plugin may make known for the pod.
+    pub aliases: Vec<String>,
+}
+
+/// A port of the host that leads to one of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PortMapping {
+    pub protocol: Protocol,
+    /// 1 to 65535
+    pub container_port: u16,
+    /// 1 to 65535
+    pub host_port: u16,
+    /// `None`: every address of the host, of both families.
+    pub host_ip: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Limits of a pod's traffic, as its annotations `kubernetes.io/{ingress,egress}-bandwidth` ask. Seen from the pod. bits/s
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// bits/s to the pod
+    pub ingress_bits: Option<u64>,
+    /// bits/s from the pod
+    pub egress_bits: Option<u64>,
+}
+
+/// The pod's resolver, as its `dns_config` has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    pub fn is_empty(&self) -> bool {
+        self.servers.is_empty() && self.searches.is_empty() && self.options.is_empty()
+    }
+}
+
+impl Protocol {
+    /// As CNI and nftables spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}/{}", self.host_port, self.protocol),
+            Some(ip) => write!(f, "{ip}:{}/{}", self.host_port, self.protocol),
+            None => write!(f, "{}/{}", self.host_port, self.protocol),
+        }
+    }
+}
