@@ -60,6 +60,7 @@ pub async fn serve(
     let admin = Admin {
         node: service.registry.node.clone(),
     };
+    let registry = service.registry.clone();
     let (begin_drain, drain) = tokio::sync::oneshot::channel::<()>();
     let serving = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
@@ -77,6 +78,8 @@ pub async fn serve(
         () = end => {}
     }
     let _ = begin_drain.send(());
+    // These would never end by themselves.
+    registry.happenings.close();
     match tokio::time::timeout(grace, serving).await {
         Ok(result) => result.map_err(broken),
         Err(_) => {

@@ -60,6 +60,8 @@ pub struct Container {
     pub id: String,
     pub bundle: PathBuf,
     pub tty: bool,
+    /// Its stdin ends with its first client's.
+    pub stdin_once: bool,
     /// Fifos as they were asked for: stdin, stdout, stderr.
     pub fifos: [String; 3],
     pub pid: i32,
@@ -83,7 +85,7 @@ impl Container {
     pub fn new(
         id: String,
         bundle: PathBuf,
-        request: (bool, [String; 3]),
+        request: (bool, bool, [String; 3]),
         init: (i32, OwnedFd),
         created_at: i64,
         spec: crate::bundle::Spec,
@@ -95,7 +97,8 @@ impl Container {
             id,
             bundle,
             tty: request.0,
-            fifos: request.1,
+            stdin_once: request.1,
+            fifos: request.2,
             pid: init.0,
             pidfd: init.1,
             created_at,

@@ -5,7 +5,7 @@
 //!   serve ──▶ launcher first, then the runtime and three ttrpc services   (serve)
 //!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod)
 //!               task         containers and execs                         (task, container, exec)
-//!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync)
+//!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
 //!             reaper: every child, adopted ones too                       (reaper)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
 //!   delete ─▶ what a dead shim has left: killed, unmounted, removed       (cleanup)
@@ -24,6 +24,7 @@ mod cri_log;
 mod error;
 mod events;
 mod exec;
+mod exec_output;
 mod exec_sync;
 mod exit_record;
 mod info;
@@ -35,6 +36,7 @@ mod sandbox;
 mod serve;
 mod stream;
 mod sysctl;
+mod taps;
 mod task;
 
 use std::process::ExitCode;
@@ -46,7 +48,10 @@ fn main() -> ExitCode {
     let done = Flags::parse(std::env::args().skip(1)).and_then(|flags| match flags.action {
         Action::Start => bootstrap::start(&flags),
         Action::Delete => cleanup::delete(&flags),
-        Action::Serve => serve::serve(&flags),
+        Action::Serve => {
+            bootstrap::take_name();
+            serve::serve(&flags)
+        }
         Action::Version => {
             println!(
                 "{}:\n  Version:  {}",

@@ -22,7 +22,9 @@ use std::{
 use berth_engine::{Engine, Error as EngineError, Pause, Zygote, cgroup::Cgroup};
 use berth_proto::shim::{
     api::CreateTaskRequest,
-    v1::pod::{CreateOptions, InspectResponse, NamespaceMode, SandboxOptions, TaskState},
+    v1::pod::{
+        AttachRequest, CreateOptions, InspectResponse, NamespaceMode, SandboxOptions, TaskState,
+    },
 };
 use protobuf::well_known_types::any::Any;
 use rustix::process::Signal;
@@ -39,7 +41,7 @@ use crate::{
     cri_log::LogFile,
     error::Error,
     events::Events,
-    exec_sync::Outputs,
+    exec_output::Outputs,
     exit_record::ExitRecord,
     journal,
     reaper::{Exit, Reaper},
@@ -494,6 +496,8 @@ impl Pod {
             .as_deref()
             .map(Cgroup::at)
             .transpose()?;
+        // Under another runtime fifos are all that there is.
+        let under_berth = options.is_some();
         let options = options.unwrap_or_default();
         let log = match options.log_path.as_str() {
             "" => None,
@@ -502,14 +506,14 @@ impl Pod {
         let tty = request.terminal || options.tty;
         let fifos = [request.stdin, request.stdout, request.stderr];
         let [stdin, stdout, stderr] = fifos.clone();
-        let keep_stdin = options.stdin && !options.stdin_once;
         let (stdio, plumbing) = Plumbing::lay(Request {
             tty,
             stdin,
             stdout,
             stderr,
             log: log.clone(),
-            keep_stdin: keep_stdin || options.stdin,
+            keep_stdin: options.stdin,
+            attachable: under_berth,
         })?;
 
         let making = self.reaper.making();
@@ -541,7 +545,7 @@ impl Pod {
         let container = Arc::new(Container::new(
             id,
             bundle,
-            (tty, fifos),
+            (tty, options.stdin_once, fifos),
             (pid, pidfd),
             clock::now_ns(),
             summary,
@@ -552,6 +556,39 @@ impl Pod {
         self.events.created(&container);
         tokio::spawn(self.clone().see_off(container.clone(), exited));
         Ok(container)
+    }
+
+    /// Connects a client to a running container's streams.
+    pub fn attach(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        request: &AttachRequest,
+    ) -> Result<(), Error> {
+        let state = |state: &str| Error::State {
+            action: "attach to container",
+            id: container.id.clone(),
+            state: state.to_owned(),
+        };
+        if !matches!(container.phase(), Phase::Running { .. }) {
+            return Err(state("not running"));
+        }
+        let input = {
+            let io = lock(&container.io);
+            let io = io.as_ref().ok_or_else(|| state("ended"))?;
+            let fifos = [&request.stdin, &request.stdout, &request.stderr];
+            io.attach(&request.attach_id, fifos.map(String::as_str))?
+        };
+        if let (Some(input), true) = (input, container.stdin_once) {
+            let container = container.clone();
+            tokio::spawn(async move {
+                // Cancelled where the client was let go, which is its end, too.
+                let _ = input.await;
+                if let Some(io) = &mut *lock(&container.io) {
+                    io.close_input();
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Who holds the namespaces that a container joins.

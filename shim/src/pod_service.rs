@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use berth_engine::cgroup::Stats;
 use berth_proto::shim::v1::{
     pod::{
-        ChangesRequest, ContainerStats, CpuStats, ExecOutputRequest, ExecOutputResponse,
-        ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse, MemoryStats,
-        ReopenLogRequest, ReopenLogResponse, StatsRequest, StatsResponse,
+        AttachRequest, AttachResponse, ChangesRequest, ContainerStats, CpuStats, DetachRequest,
+        DetachResponse, ExecOutputRequest, ExecOutputResponse, ExecSyncRequest, ExecSyncResponse,
+        InspectRequest, InspectResponse, MemoryStats, ReopenLogRequest, ReopenLogResponse,
+        StatsRequest, StatsResponse,
     },
     pod_ttrpc::Pod as Service,
 };
@@ -18,7 +19,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::{
     clock,
-    container::Phase,
+    container::{Phase, lock},
     error::Error,
     exec_sync, journal,
     pod::{Pod, blocking, detached},
@@ -90,6 +91,30 @@ impl Service for PodService {
             log.reopen()?;
         }
         Ok(ReopenLogResponse::new())
+    }
+
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        request: AttachRequest,
+    ) -> ttrpc::Result<AttachResponse> {
+        let container = self.pod.container(&request.container_id)?;
+        self.pod.attach(&container, &request)?;
+        Ok(AttachResponse::new())
+    }
+
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        request: DetachRequest,
+    ) -> ttrpc::Result<DetachResponse> {
+        // A container that is gone has no clients.
+        if let Ok(container) = self.pod.container(&request.container_id)
+            && let Some(io) = &*lock(&container.io)
+        {
+            io.detach(&request.attach_id);
+        }
+        Ok(DetachResponse::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

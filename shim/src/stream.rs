@@ -33,6 +33,7 @@ use tokio::{
 use crate::{
     cri_log::{LogFile, LogStream, Stream},
     error::Error,
+    taps::{Tap, Taps},
 };
 
 /// One read. Half a pipe: more would only make the shim's one buffer larger.
@@ -60,6 +61,8 @@ pub struct Request {
     pub log: Option<Arc<LogFile>>,
     /// stdin is a pipe that stays open, also with no fifo and after a client's end.
     pub keep_stdin: bool,
+    /// Clients may come later: output is read also where nobody wants it yet.
+    pub attachable: bool,
 }
 
 /// The shim's side, before the process exists.
@@ -87,6 +90,7 @@ pub struct Io {
     close_input: watch::Sender<bool>,
     held_input: Option<OwnedFd>,
     pub console: Option<OwnedFd>,
+    taps: Arc<Taps>,
 }
 
 impl Plumbing {
@@ -130,13 +134,13 @@ impl Plumbing {
             let (theirs, ours) = pipe()?;
             (stdio.stdin, plumbing.input) = (Some(theirs), Some(ours));
         }
-        let logged = plumbing.request.log.is_some();
-        if logged || plumbing.fifos.stdout.is_some() {
+        let read = plumbing.request.log.is_some() || plumbing.request.attachable;
+        if read || plumbing.fifos.stdout.is_some() {
             let (ours, theirs) = pipe()?;
             stdio.stdout = Some(theirs);
             plumbing.outputs.push((Stream::Stdout, ours));
         }
-        if logged || plumbing.fifos.stderr.is_some() {
+        if read || plumbing.fifos.stderr.is_some() {
             let (ours, theirs) = pipe()?;
             stdio.stderr = Some(theirs);
             plumbing.outputs.push((Stream::Stderr, ours));
@@ -162,6 +166,7 @@ impl Plumbing {
             close_input,
             held_input: None,
             console,
+            taps: Arc::default(),
         };
         for (stream, fd) in self.outputs {
             set_nonblocking(&fd).map_err(Error::io(step))?;
@@ -176,6 +181,7 @@ impl Plumbing {
                 stream,
                 log,
                 fifo,
+                io.taps.clone(),
                 io.stop.subscribe(),
             )));
         }
@@ -221,6 +227,47 @@ impl Io {
                 }
             }
         }
+        self.taps.close();
+    }
+
+    /// Attaches a client by the name `id`: copies of the output go to the fifos `stdout` and `stderr`, and what comes out of the fifo
+    /// `stdin` goes to the process. An empty path: not wanted. Answers the task that carries the input; it ends when the client closes
+    /// its end.
+    pub fn attach(
+        &self,
+        id: &str,
+        [stdin, stdout, stderr]: [&str; 3],
+    ) -> Result<Option<JoinHandle<()>>, Error> {
+        let input = match (stdin, &self.held_input) {
+            ("", _) => None,
+            (_, None) => {
+                return Err(Error::invalid(
+                    "attach",
+                    "its stdin was not asked for when it was made, or is closed",
+                ));
+            }
+            (path, Some(held)) => {
+                let fifo = OpenOptions::new()
+                    .open_receiver(path)
+                    .map_err(Error::io(format!("open fifo {path}")))?;
+                let step = "duplicate stdin of a process";
+                let sink = held.try_clone().map_err(Error::io(step))?;
+                set_nonblocking(&sink).map_err(Error::io(step))?;
+                let sink = Sender::from_owned_fd_unchecked(sink).map_err(Error::io(step))?;
+                Some((fifo, sink))
+            }
+        };
+        self.taps.insert(id, Tap::open(stdout, stderr)?)?;
+        Ok(input.map(|(fifo, sink)| {
+            let pump = tokio::spawn(pump_input(fifo, sink, self.close_input.subscribe()));
+            self.taps.feed(id, pump.abort_handle());
+            pump
+        }))
+    }
+
+    /// Lets a client go. One that is not there is no error.
+    pub fn detach(&self, id: &str) {
+        self.taps.remove(id);
     }
 }
 
@@ -242,6 +289,7 @@ async fn pump_output(
     stream: Stream,
     log: Option<Arc<LogFile>>,
     mut fifo: Option<Sender>,
+    taps: Arc<Taps>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut lines = log.as_deref().map(|file| LogStream::new(file, stream));
@@ -268,6 +316,7 @@ async fn pump_output(
                 // A console whose last holder is gone answers EIO.
                 Err(_) => return Got::End,
             };
+            taps.spread(stream, &buffer[..n]);
             let Some(lines) = &mut lines else {
                 return Got::Bytes(buffer[..n].to_vec());
             };

@@ -7,8 +7,12 @@
 )]
 
 mod bad_input;
+mod berth_cli;
+mod cni;
+mod events;
 mod exec;
 mod full_disk;
+mod host_port;
 mod identity;
 mod images;
 mod isolation;
@@ -21,3 +25,5 @@ mod resources;
 mod sharing;
 mod static_pod;
 mod stats;
+mod streaming;
+mod update;

@@ -20,6 +20,7 @@
 
 pub mod canary;
 pub mod cgroup;
+pub mod cni;
 pub mod cri;
 pub mod daemon;
 pub mod debian;
@@ -31,6 +32,7 @@ pub mod machine;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod remote;
 pub mod request;
 pub mod swap;
 pub mod tarball;

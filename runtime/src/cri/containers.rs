@@ -56,6 +56,26 @@ pub async fn remove(
     Ok(RemoveContainerResponse {})
 }
 
+pub async fn update(
+    service: &Service,
+    request: UpdateContainerResourcesRequest,
+) -> Result<UpdateContainerResourcesResponse, Error> {
+    let (id, pod) = service.registry.container(&request.container_id)?;
+    let resources = request.linux.ok_or_else(|| {
+        Error::InvalidArgument(format!(
+            "update container {id}: no linux resources are given"
+        ))
+    })?;
+    let resources = Box::new(resources);
+    let request = |reply| Request::Update {
+        id,
+        resources,
+        reply,
+    };
+    pod.ask(request).await?;
+    Ok(UpdateContainerResourcesResponse {})
+}
+
 pub async fn reopen_log(
     service: &Service,
     request: ReopenContainerLogRequest,
@@ -161,14 +181,12 @@ pub fn container_status(service: &Service, container: &ContainerView) -> Contain
         annotations: config.annotations.clone(),
         mounts: config.mounts.clone(),
         log_path: record.log_path.display().to_string(),
-        resources: config
-            .linux
-            .as_ref()
-            .and_then(|l| l.resources.clone())
-            .map(|linux| ContainerResources {
-                linux: Some(linux),
+        resources: (record.resources != LinuxContainerResources::default()).then(|| {
+            ContainerResources {
+                linux: Some(record.resources.clone()),
                 windows: None,
-            }),
+            }
+        }),
         image_id: record.image_id.clone(),
         user: Some(ContainerUser {
             linux: Some(LinuxContainerUser {

@@ -3,14 +3,11 @@
 use std::collections::HashMap;
 
 use berth_image::{Auth, Image as Stored, Usage};
-use berth_proto::{
-    cri::{image_service_server::ImageService, *},
-    unbuilt,
-};
+use berth_proto::cri::{image_service_server::ImageService, *};
 use serde_json::json;
-use tonic::Request;
+use tonic::{Request, Response};
 
-use super::{Answer, Service, Streamed, answer};
+use super::{Answer, Service, Streamed, answer, stream_lists::parts, streamed};
 use crate::{error::Error, pod::record::now_ns};
 
 #[tonic::async_trait]
@@ -44,9 +41,12 @@ impl ImageService for Service {
     type StreamImagesStream = Streamed<StreamImagesResponse>;
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        Err(unbuilt("StreamImages"))
+        let filter = request.into_inner().filter;
+        let list = self.list_images(ListImagesRequest { filter })?;
+        let part = |images| StreamImagesResponse { images };
+        Ok(Response::new(streamed(parts(list.images, part))))
     }
 }
 

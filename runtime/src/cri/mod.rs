@@ -5,6 +5,7 @@
 
 pub mod containers;
 pub mod create_container;
+pub mod events;
 pub mod exec_sync;
 pub mod filter;
 pub mod images;
@@ -12,6 +13,7 @@ pub mod pod_sandboxes;
 pub mod run_pod_sandbox;
 pub mod stats;
 pub mod status;
+pub mod stream_lists;
 pub mod streaming;
 
 use std::{pin::Pin, sync::Arc};
@@ -20,6 +22,7 @@ use berth_proto::{
     cri::{runtime_service_server::RuntimeService, *},
     unbuilt,
 };
+use stream_lists::parts;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -34,6 +37,10 @@ pub struct Service {
 
 type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn streamed<T>(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> Streamed<T> {
+    Box::pin(stream)
+}
 
 /// A handler's result as tonic wants it; the only place where our errors become gRPC's.
 fn answer<T>(rpc: &'static str, result: Result<T, Error>) -> Answer<T> {
@@ -53,7 +60,10 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        answer("Status", Ok(status::status(self, request.into_inner())))
+        answer(
+            "Status",
+            Ok(status::status(self, request.into_inner()).await),
+        )
     }
 
     async fn runtime_config(
@@ -70,7 +80,7 @@ impl RuntimeService for Service {
         let request = request.into_inner();
         answer(
             "UpdateRuntimeConfig",
-            Ok(status::update_runtime_config(self, request)),
+            status::update_runtime_config(self, request).await,
         )
     }
 
@@ -209,17 +219,18 @@ impl RuntimeService for Service {
 
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        Err(unbuilt("UpdateContainerResources"))
+        let result = containers::update(self, request.into_inner()).await;
+        answer("UpdateContainerResources", result)
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
         answer("Exec", streaming::exec(self, request.into_inner()))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(unbuilt("Attach"))
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        answer("Attach", streaming::attach(self, request.into_inner()))
     }
 
     async fn port_forward(
@@ -263,39 +274,52 @@ impl RuntimeService for Service {
         &self,
         _: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        Err(unbuilt("GetContainerEvents"))
+        let result = events::subscribe(self).map(streamed);
+        answer("GetContainerEvents", result)
     }
 
     type StreamPodSandboxesStream = Streamed<StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(unbuilt("StreamPodSandboxes"))
+        let filter = request.into_inner().filter;
+        let list = pod_sandboxes::list(self, ListPodSandboxRequest { filter });
+        let part = |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes };
+        Ok(Response::new(streamed(parts(list.items, part))))
     }
 
     type StreamContainersStream = Streamed<StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Err(unbuilt("StreamContainers"))
+        let filter = request.into_inner().filter;
+        let list = containers::list(self, ListContainersRequest { filter });
+        let part = |containers| StreamContainersResponse { containers };
+        Ok(Response::new(streamed(parts(list.containers, part))))
     }
 
     type StreamContainerStatsStream = Streamed<StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(unbuilt("StreamContainerStats"))
+        let filter = request.into_inner().filter;
+        let list = stats::list_container_stats(self, ListContainerStatsRequest { filter }).await;
+        let part = |container_stats| StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(streamed(parts(list.stats, part))))
     }
 
     type StreamPodSandboxStatsStream = Streamed<StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(unbuilt("StreamPodSandboxStats"))
+        let filter = request.into_inner().filter;
+        let list = stats::list_pod_sandbox_stats(self, ListPodSandboxStatsRequest { filter }).await;
+        let part = |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(streamed(parts(list.stats, part))))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<StreamPodSandboxMetricsResponse>;

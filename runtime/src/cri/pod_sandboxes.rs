@@ -94,7 +94,7 @@ pub fn status(
     })
 }
 
-fn pod_sandbox_status(view: &PodView) -> PodSandboxStatus {
+pub fn pod_sandbox_status(view: &PodView) -> PodSandboxStatus {
     let pod = &view.pod;
     let mut ips = view.ips.iter().map(|ip| ip.to_string());
     PodSandboxStatus {

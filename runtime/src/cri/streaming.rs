@@ -1,6 +1,9 @@
-//! Exec and PortForward: checked here, served by the stream server at the URL that is answered.
+//! Exec, Attach and PortForward: checked here, served by the stream server at the URL that is answered.
 
-use berth_proto::cri::{ExecRequest, ExecResponse, PortForwardRequest, PortForwardResponse};
+use berth_proto::cri::{
+    AttachRequest, AttachResponse, ExecRequest, ExecResponse, PortForwardRequest,
+    PortForwardResponse,
+};
 use berth_stream::Request;
 
 use super::{Service, containers::running};
@@ -20,6 +23,29 @@ pub fn exec(service: &Service, request: ExecRequest) -> Result<ExecResponse, Err
             stderr: request.stderr,
         }))?;
     Ok(ExecResponse { url })
+}
+
+pub fn attach(service: &Service, request: AttachRequest) -> Result<AttachResponse, Error> {
+    let (pod, container) = service.registry.container_view(&request.container_id)?;
+    running(&pod, &container, "attach to")?;
+    let config = &container.record.config;
+    if request.stdin && !config.stdin {
+        return Err(Error::FailedPrecondition(format!(
+            "attach to container {}: it was created without stdin",
+            container.record.id
+        )));
+    }
+    let url = service
+        .streams
+        .register(Request::Attach(berth_stream::AttachRequest {
+            container_id: container.record.id.clone(),
+            // What the container has, whatever the client believes.
+            tty: config.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr && !config.tty,
+        }))?;
+    Ok(AttachResponse { url })
 }
 
 pub fn port_forward(

@@ -18,7 +18,7 @@ use super::{
     record::{ContainerPhase, ContainerRecord, Timeline, now_ns},
     run::{after_undo, make_private_dir},
     shim::{Shim, namespace_mode},
-    teardown, working_dir,
+    teardown, update,
 };
 use crate::{error::Error, failpoint};
 
@@ -58,6 +58,12 @@ impl Rooted {
 
     fn phases(pod: &Pod, plan: &Plan) -> Result<Self, Error> {
         let (node, id, dir) = (&pod.node, &plan.id, pod.container_dir(&plan.id));
+        let cgroup = pod.cgroup_parent().join(id);
+        let wrong = |source| Error::Spec {
+            what: format!("container {}", name(&plan.config)),
+            source,
+        };
+        berth_spec::check_cpuset(&plan.config, &cgroup, &node.host).map_err(wrong)?;
         let mut record = reserve(pod, plan, &dir)?;
 
         let since = Instant::now();
@@ -69,7 +75,6 @@ impl Rooted {
         record.timeline.took("snapshot", since);
 
         let since = Instant::now();
-        let cgroup = pod.cgroup_parent().join(id);
         let built = berth_spec::container_spec(&berth_spec::Inputs {
             pod_id: &pod.id,
             container_id: id,
@@ -84,14 +89,7 @@ impl Rooted {
             cgroup_path: &cgroup,
             host: &node.host,
         })
-        .map_err(|source| Error::Spec {
-            what: format!("container {}", name(&plan.config)),
-            source,
-        })?;
-        if let Some(process) = built.spec.process() {
-            working_dir::ensure(&rootfs, process.cwd())
-                .map_err(Error::io("make working directory", process.cwd()))?;
-        }
+        .map_err(wrong)?;
         for note in &built.notes {
             tracing::warn!(pod = %pod.id, container = %id, "{note}");
         }
@@ -168,6 +166,7 @@ fn reserve(pod: &Pod, plan: &Plan, dir: &Path) -> Result<ContainerRecord, Error>
         user: Default::default(),
         notes: vec![],
         timeline: Timeline::default(),
+        resources: update::asked(&plan.config),
     };
     record::write(&node.container_record(id), &record, Durability::PageCache)?;
     failpoint::at(|| berth_failpoint::site!("container.create.recording"))?;
@@ -191,6 +190,7 @@ fn cgroups(pod: &Pod, container_id: &str, own: PathBuf) -> Result<(), Error> {
             .intend(owner, &Object::Cgroup(cgroup))
             .map_err(Error::io("write ledger for", owner))
     };
+    let _alone = teardown::cgroup_intents();
     for above in node.cgroups.missing(&pod.cgroup_parent()) {
         // The parent of all pods is no pod's own.
         if above != node.config.cgroup.parent {

@@ -87,6 +87,8 @@ pub(super) struct Container {
     pub state: ContainerState,
     pub timeline: Timeline,
     pub pid: u32,
+    /// An update is under way; the next waits for it.
+    pub updating: bool,
 }
 
 #[derive(Debug)]
@@ -274,8 +276,13 @@ impl Driver {
         self.begin_take_down();
         if matches!(self.state, State::Gone) {
             self.registry.forget(&self.pod);
+            let last = self.handle.view();
+            let gone = None::<&Arc<super::view::PodView>>;
+            self.registry.happenings.tell(&last, gone, &last);
         } else {
-            self.handle.publish(self.view());
+            let after = Arc::new(self.view());
+            let before = self.handle.publish(after.clone());
+            self.registry.happenings.tell(&before, Some(&after), &after);
         }
         for answer in std::mem::take(&mut self.outbox) {
             match answer {
@@ -325,6 +332,7 @@ impl Driver {
             Request::Stop { reply }
             | Request::Remove { reply }
             | Request::Start { reply, .. }
+            | Request::Update { reply, .. }
             | Request::StopContainer { reply, .. }
             | Request::RemoveContainer { reply, .. } => self.outbox.push(Answer::Done(reply)),
             other @ (Request::Run { .. } | Request::Create { .. }) => self.asked(other),

@@ -51,6 +51,11 @@ pub enum Request {
         id: String,
         reply: Reply<()>,
     },
+    Update {
+        id: String,
+        resources: Box<cri::LinuxContainerResources>,
+        reply: Reply<()>,
+    },
     StopContainer {
         id: String,
         grace: Duration,
@@ -85,6 +90,13 @@ pub enum Work {
         said: Option<v1::InspectResponse>,
         took: Duration,
     },
+    /// The resources are what the container has now, if it went well.
+    Updated {
+        id: String,
+        resources: Box<cri::LinuxContainerResources>,
+        result: Result<(), Error>,
+        reply: Reply<()>,
+    },
     Signalled {
         id: String,
         result: Result<(), Error>,
@@ -107,6 +119,7 @@ impl Request {
             Self::Stop { reply }
             | Self::Remove { reply }
             | Self::Start { reply, .. }
+            | Self::Update { reply, .. }
             | Self::StopContainer { reply, .. }
             | Self::RemoveContainer { reply, .. } => drop(reply.send(Err(failure))),
         }
@@ -120,7 +133,7 @@ impl Request {
             | Self::Remove { reply }
             | Self::StopContainer { reply, .. }
             | Self::RemoveContainer { reply, .. } => drop(reply.send(Ok(()))),
-            other @ (Self::Create { .. } | Self::Start { .. }) => {
+            other @ (Self::Create { .. } | Self::Start { .. } | Self::Update { .. }) => {
                 other.fail(&Error::PodGone(pod_id.to_owned()).into());
             }
         }

@@ -37,8 +37,10 @@ pub mod driver;
 pub mod event;
 pub mod exit_record;
 pub mod files;
+pub mod happenings;
 pub mod launch;
 pub mod mounts;
+pub mod network;
 pub mod record;
 pub mod recovery;
 pub mod registry;
@@ -47,8 +49,8 @@ pub mod run;
 pub mod shim;
 pub mod stop;
 pub mod teardown;
+pub mod update;
 pub mod view;
-mod working_dir;
 
 use std::{
     path::{Path, PathBuf},

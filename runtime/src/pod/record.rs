@@ -101,6 +101,9 @@ pub struct ContainerRecord {
     /// What could not be given as asked.
     pub notes: Vec<String>,
     pub timeline: Timeline,
+    /// Limits as they are now: those of `config`, and what has been updated since.
+    #[serde(default, with = "protobuf_in_base64")]
+    pub resources: cri::LinuxContainerResources,
 }
 
 /// ms a phase of the start took.

@@ -16,6 +16,7 @@ use super::{
     Pod, PodKey,
     driver::Driver,
     event::{Event, Ran, Reply, Request},
+    happenings::Happenings,
     record::{PodPhase, PodRecord, Timeline, now_ns},
     view::{ContainerView, PodView},
 };
@@ -42,8 +43,10 @@ impl Handle {
             .clone()
     }
 
-    pub(super) fn publish(&self, view: PodView) {
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    /// Answers the view that was there before.
+    pub(super) fn publish(&self, view: Arc<PodView>) -> Arc<PodView> {
+        let mut place = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, view)
     }
 
     /// Enqueues an event. Fails when the pod is gone.
@@ -66,6 +69,7 @@ impl Handle {
 #[derive(Debug)]
 pub struct Registry {
     pub node: Arc<Node>,
+    pub happenings: Happenings,
     inner: Mutex<Inner>,
 }
 
@@ -81,6 +85,7 @@ impl Registry {
     pub fn new(node: Arc<Node>) -> Arc<Self> {
         Arc::new(Self {
             node,
+            happenings: Happenings::default(),
             inner: Mutex::default(),
         })
     }

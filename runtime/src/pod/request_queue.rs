@@ -48,6 +48,8 @@ pub enum ContainerAsk {
     CreateSame,
     CreateOther,
     Start,
+    /// Other limits.
+    Update,
     Stop,
     Remove,
 }
@@ -128,6 +130,12 @@ pub fn admit_container(stage: ContainerStage, ask: ContainerAsk) -> Verdict {
         (A::Start, S::Exited) => V::Refuse("it has exited already"),
         (A::Start, S::Broken) => V::Refuse("its creation failed"),
         (A::Start, S::Removing) => V::Refuse("it is being removed"),
+
+        (A::Update, S::Creating | S::Starting) => V::After,
+        (A::Update, S::Created | S::Running) => V::Take,
+        (A::Update, S::Exited) => V::Refuse("it has exited already"),
+        (A::Update, S::Broken) => V::Refuse("its creation failed"),
+        (A::Update, S::Removing) => V::Refuse("it is being removed"),
 
         (A::Stop, S::Creating | S::Starting) => V::After,
         (A::Stop, S::Running) => V::Take,

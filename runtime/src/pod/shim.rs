@@ -156,6 +156,33 @@ impl Shim {
         Ok(())
     }
 
+    /// Other limits; those that `resources` does not name stay.
+    pub async fn update(
+        &self,
+        id: &str,
+        resources: &oci_spec::runtime::LinuxResources,
+    ) -> Result<(), Error> {
+        let value = serde_json::to_vec(resources).map_err(|e| Error::Shim {
+            pod_id: self.pod_id.clone(),
+            call: "Update",
+            code: Code::Internal,
+            message: e.to_string(),
+        })?;
+        let resources = protobuf::well_known_types::any::Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value,
+            ..Default::default()
+        };
+        let request = api::UpdateTaskRequest {
+            id: id.to_owned(),
+            resources: Some(resources).into(),
+            ..Default::default()
+        };
+        let answer = self.task.update(unbounded(), &request);
+        self.call("Update", TASK_DEADLINE, answer).await?;
+        Ok(())
+    }
+
     /// Signals the container's init; `all`: each of its processes. One that is gone is no error.
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), Error> {
         let request = api::KillRequest {
@@ -321,6 +348,38 @@ impl Shim {
             let _ = self.end_exec(exec.container_id, exec.exec_id).await;
         }
         started.map(drop)
+    }
+
+    /// Connects a client, whose ends of the fifos are open, to the container's own streams.
+    pub async fn attach(
+        &self,
+        container_id: &str,
+        attach_id: &str,
+        [stdin, stdout, stderr]: [String; 3],
+    ) -> Result<(), Error> {
+        let request = v1::AttachRequest {
+            container_id: container_id.to_owned(),
+            attach_id: attach_id.to_owned(),
+            stdin,
+            stdout,
+            stderr,
+            ..Default::default()
+        };
+        let answer = self.pod.attach(unbounded(), &request);
+        self.call("Attach", READ_DEADLINE, answer).await?;
+        Ok(())
+    }
+
+    /// Lets the client go. One that is gone is no error.
+    pub async fn detach(&self, container_id: &str, attach_id: &str) -> Result<(), Error> {
+        let request = v1::DetachRequest {
+            container_id: container_id.to_owned(),
+            attach_id: attach_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.pod.detach(unbounded(), &request);
+        self.call("Detach", READ_DEADLINE, answer).await?;
+        Ok(())
     }
 
     /// Waits for the exec, as long as it takes, and answers with its exit code.

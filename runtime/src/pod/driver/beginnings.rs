@@ -52,6 +52,7 @@ impl Driver {
                 },
                 timeline: Timeline::default(),
                 pid: 0,
+                updating: false,
             },
         );
         self.begin(async move {

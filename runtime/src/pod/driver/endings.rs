@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use berth_proto::shim::v1::pod as v1;
+use berth_proto::{cri, shim::v1::pod as v1};
 use berth_state::record;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::Error,
     pod::{
-        event::{Request, Work},
+        event::{Reply, Request, Work},
         exit_record,
         record::{ContainerRecord, Exit, PodPhase, now_ns},
         run,
@@ -35,6 +35,12 @@ impl Driver {
                 said,
                 took,
             } => self.started(id, result, said, took),
+            Work::Updated {
+                id,
+                resources,
+                result,
+                reply,
+            } => self.updated(&id, *resources, result, reply),
             Work::Signalled { id, result } => self.signalled(&id, result),
             Work::Stopped(outcome) => self.stopped(outcome),
             Work::ContainerRemoved { id, result } => self.container_removed(id, result),
@@ -161,6 +167,37 @@ impl Driver {
                 self.fail_all(waiters, e);
             }
         }
+    }
+
+    pub(super) fn updated(
+        &mut self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+        result: Result<(), Error>,
+        reply: Reply<()>,
+    ) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.updating = false;
+        }
+        if let Err(error) = result {
+            let request = Request::Update {
+                id: id.to_owned(),
+                resources: Box::new(resources),
+                reply,
+            };
+            return self.fail(request, error);
+        }
+        let record = self.containers.get_mut(id).and_then(|container| {
+            let mut record = ContainerRecord::clone(container.record.as_ref()?);
+            record.resources = resources;
+            let record = Arc::new(record);
+            container.record = Some(record.clone());
+            Some(record)
+        });
+        if let Some(record) = record {
+            self.write_container(&record);
+        }
+        self.outbox.push(Answer::Done(reply));
     }
 
     pub(super) fn signalled(&mut self, id: &str, result: Result<(), Error>) {

@@ -13,6 +13,7 @@ use crate::{
         event::{Ran, Reply, Request, Work},
         request_queue::{ContainerAsk, PodAsk, Verdict, admit_container, admit_pod},
         shim::Shim,
+        update,
     },
 };
 
@@ -33,6 +34,11 @@ impl Driver {
                 reply,
             } => self.asked_create(plan, replacing, reply),
             Request::Start { id, reply } => self.asked_start(id, reply),
+            Request::Update {
+                id,
+                resources,
+                reply,
+            } => self.asked_update(id, resources, reply),
             request @ Request::StopContainer { .. } => self.asked_stop_container(request),
             request @ Request::RemoveContainer { .. } => self.asked_remove_container(request),
         }
@@ -226,6 +232,66 @@ impl Driver {
                 Error::FailedPrecondition(format!("start container {id}: {why}")),
             ),
             _ => self.defer(request),
+        }
+    }
+
+    pub(super) fn asked_update(
+        &mut self,
+        id: String,
+        resources: Box<cri::LinuxContainerResources>,
+        reply: Reply<()>,
+    ) {
+        let request = Request::Update {
+            id,
+            resources,
+            reply,
+        };
+        let Some((request, shim)) = self.admitted_by_pod(request) else {
+            return;
+        };
+        let Request::Update {
+            id,
+            resources,
+            reply,
+        } = request
+        else {
+            unreachable!("admitted_by_pod gives back what it was given")
+        };
+        let again = |id, reply| Request::Update {
+            id,
+            resources: resources.clone(),
+            reply,
+        };
+        let pod = self.pod.clone();
+        let Some(container) = self.containers.get_mut(&id) else {
+            let missing = Error::NotFound {
+                what: "container",
+                id: id.clone(),
+            };
+            return self.fail(again(id, reply), missing);
+        };
+        match admit_container(container.state.stage(), ContainerAsk::Update) {
+            Verdict::Take if !container.updating => {
+                let limits = match update::plan(&pod, container, &resources) {
+                    Ok(limits) => limits,
+                    Err(error) => return self.fail(again(id, reply), error),
+                };
+                container.updating = true;
+                self.begin(async move {
+                    let result = shim.update(&id, &limits.oci).await;
+                    Work::Updated {
+                        id,
+                        resources: limits.resources,
+                        result,
+                        reply,
+                    }
+                });
+            }
+            Verdict::Refuse(why) => {
+                let refused = Error::FailedPrecondition(format!("update container {id}: {why}"));
+                self.fail(again(id, reply), refused);
+            }
+            _ => self.defer(again(id, reply)),
         }
     }
 

@@ -1,0 +1,134 @@
+//! Limits of a container that is there already (UpdateContainerResources): checked as those of a new one are, before anything changes.
+
+use std::collections::BTreeMap;
+
+use berth_proto::cri;
+use oci_spec::runtime::LinuxResources;
+
+use super::{Pod, driver::Container};
+use crate::error::Error;
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Limits {
+    /// For the kernel: only what changes.
+    pub oci: LinuxResources,
+    /// As the container will have them then.
+    pub resources: Box<cri::LinuxContainerResources>,
+}
+
+/// The limits that a configuration asks for.
+pub fn asked(config: &cri::ContainerConfig) -> cri::LinuxContainerResources {
+    let linux = config.linux.as_ref();
+    linux
+        .and_then(|linux| linux.resources.clone())
+        .unwrap_or_default()
+}
+
+pub(super) fn plan(
+    pod: &Pod,
+    container: &Container,
+    change: &cri::LinuxContainerResources,
+) -> Result<Limits, Error> {
+    let Some(record) = &container.record else {
+        return Err(Error::PodGone(pod.id.clone()));
+    };
+    let wrong = |source| Error::Spec {
+        what: format!("container {}", record.id),
+        source,
+    };
+    let resources = merged(record.resources.clone(), change);
+    // The whole is checked: a swap limit that was given before may be below the memory limit that is asked for now.
+    let (_, notes) = berth_spec::container_limits(&resources, &pod.node.host).map_err(wrong)?;
+    let mut config = record.config.clone();
+    let linux = config.linux.get_or_insert_default();
+    linux.resources = Some(change.clone());
+    let cgroup = pod.cgroup_parent().join(&record.id);
+    berth_spec::check_cpuset(&config, &cgroup, &pod.node.host).map_err(wrong)?;
+    let (oci, _) = berth_spec::container_limits(change, &pod.node.host).map_err(wrong)?;
+    for note in notes {
+        tracing::warn!(pod = %pod.id, container = %record.id, "{note}");
+    }
+    Ok(Limits {
+        oci,
+        resources: Box::new(resources),
+    })
+}
+
+/// `change` over `before`: zero and empty mean "as it is".
+fn merged(
+    before: cri::LinuxContainerResources,
+    change: &cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let number = |before: i64, change: i64| if change == 0 { before } else { change };
+    let text = |before: String, change: &String| {
+        if change.is_empty() {
+            before
+        } else {
+            change.clone()
+        }
+    };
+    let mut pages: BTreeMap<String, u64> = BTreeMap::new();
+    for limit in before.hugepage_limits.iter().chain(&change.hugepage_limits) {
+        pages.insert(limit.page_size.clone(), limit.limit);
+    }
+    let mut unified = before.unified;
+    unified.extend(change.unified.clone());
+    cri::LinuxContainerResources {
+        cpu_period: number(before.cpu_period, change.cpu_period),
+        cpu_quota: number(before.cpu_quota, change.cpu_quota),
+        cpu_shares: number(before.cpu_shares, change.cpu_shares),
+        memory_limit_in_bytes: number(before.memory_limit_in_bytes, change.memory_limit_in_bytes),
+        // A process keeps what it was started with: nobody can change that of all of a container's.
+        oom_score_adj: before.oom_score_adj,
+        cpuset_cpus: text(before.cpuset_cpus, &change.cpuset_cpus),
+        cpuset_mems: text(before.cpuset_mems, &change.cpuset_mems),
+        hugepage_limits: pages
+            .into_iter()
+            .map(|(page_size, limit)| cri::HugepageLimit { page_size, limit })
+            .collect(),
+        unified,
+        memory_swap_limit_in_bytes: number(
+            before.memory_swap_limit_in_bytes,
+            change.memory_swap_limit_in_bytes,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_change_does_not_name_stays() {
+        let before = cri::LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: 50_000,
+            memory_limit_in_bytes: 1 << 20,
+            oom_score_adj: 100,
+            cpuset_cpus: "0".into(),
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            merged(before.clone(), &cri::LinuxContainerResources::default()),
+            before
+        );
+        let change = cri::LinuxContainerResources {
+            cpu_quota: -1,
+            cpuset_cpus: "0-1".into(),
+            unified: [("pids.max".to_owned(), "9".to_owned())].into(),
+            hugepage_limits: vec![cri::HugepageLimit {
+                page_size: "2MB".into(),
+                limit: 0,
+            }],
+            ..Default::default()
+        };
+        let after = merged(before, &change);
+        assert_eq!((after.cpu_shares, after.cpu_quota), (512, -1));
+        assert_eq!(after.cpuset_cpus, "0-1");
+        assert_eq!(after.unified.len(), 2);
+        assert_eq!(after.hugepage_limits.len(), 1);
+        assert_eq!(after.oom_score_adj, 100);
+    }
+}
