@@ -5,7 +5,7 @@ use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Write},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
             net::UnixListener,
@@ -16,9 +16,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use berth_kernel::mount::{Change, set_attributes};
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock},
+    fs::{CWD, FlockOperation, Mode, OFlags, flock},
     io::Errno,
+    mount::{MountAttrFlags, OpenTreeFlags, open_tree},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
 use serde_json::json;
@@ -178,7 +180,8 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
     listener.map_err(Error::io(format!("listen on {}", path.display())))
 }
 
-/// This executable again, with the socket as its stdin and no other descriptor of the caller (SEC-ENG-01).
+/// This executable again, with the socket as its stdin and no other descriptor of the caller (SEC-ENG-01). The mount's own
+/// descriptor closes with its execve, as those of the caller do.
 fn spawn(flags: &Flags, listener: OwnedFd) -> Result<(), Error> {
     berth_kernel::descriptors::cloexec_from(3)
         .map_err(Error::io("close descriptors of the caller"))?;
@@ -190,12 +193,8 @@ fn spawn(flags: &Flags, listener: OwnedFd) -> Result<(), Error> {
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(&log_path)
         .map_err(Error::io(format!("open {}", log_path.display())))?;
-    // After an upgrade the path is another file, or none: the link in /proc still is this one.
-    let exe = std::env::current_exe()
-        .ok()
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| "/proc/self/exe".into());
-    let mut command = Command::new(exe);
+    let executable = read_only_executable()?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
     command
         .arg0(NAME)
         .args(flags.serve_args())
@@ -215,6 +214,43 @@ fn spawn(flags: &Flags, listener: OwnedFd) -> Result<(), Error> {
         .spawn()
         .map(drop)
         .map_err(Error::io("start the serving shim"))
+}
+
+/// This executable on a read-only mount of its own, which is in no mount namespace (SEC-ENG-02, CVE-2019-5736).
+///
+/// Containers begin as forks of the serving shim, and a container's command can be `/proc/self/exe`: what such a link leads to
+/// must not be writable, neither while it runs nor when all shims have ended. A write through the link is EROFS by the mount
+/// that the executable was executed through. The kernel dissolves this one as soon as its last descriptor closes, which is
+/// before `start` answers; from then on nobody can remount, copy or bind it, with whatever capability. The pages are those
+/// of the file on disk: unlike a sealed memfd it costs no memory.
+///
+/// By the link in /proc and not by path: after an upgrade the path is another file, or none.
+fn read_only_executable() -> Result<OwnedFd, Error> {
+    let mount = open_tree(
+        CWD,
+        "/proc/self/exe",
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .map_err(Error::io(
+        "mount the shim's own executable read-only (open_tree: it has to lie on a mount of this mount namespace that is \
+         not unbindable)",
+    ))?;
+    let read_only = Change {
+        set: MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
+        ..Change::default()
+    };
+    set_attributes(mount.as_fd(), false, read_only).map_err(Error::io(
+        "mount the shim's own executable read-only (mount_setattr: Linux 5.12 is needed)",
+    ))?;
+    Ok(mount)
+}
+
+/// Gives the serving shim back the name that it would have had by its path.
+pub fn take_name() {
+    // Cut to 15 bytes by the kernel, as execve does it. It is for people to read: no failure of the shim.
+    if let Ok(name) = std::ffi::CString::new(NAME) {
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 #[cfg(test)]

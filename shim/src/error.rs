@@ -28,6 +28,8 @@ pub enum Error {
     },
     #[error("{0} is not built in this shim")]
     Unbuilt(&'static str),
+    #[error("{most} {what}: no more are taken")]
+    TooMany { what: &'static str, most: usize },
     #[error("{what} was still alive {waited_ms} ms after SIGKILL")]
     StillAlive { what: String, waited_ms: u64 },
     #[error(transparent)]
@@ -64,12 +66,15 @@ impl Error {
             Error::Exists { .. } => Code::ALREADY_EXISTS,
             Error::State { .. } => Code::FAILED_PRECONDITION,
             Error::Unbuilt(_) => Code::UNIMPLEMENTED,
+            Error::TooMany { .. } => Code::RESOURCE_EXHAUSTED,
             Error::StillAlive { .. } => Code::DEADLINE_EXCEEDED,
             Error::Engine(error) => match error {
                 EngineError::UnknownContainer(_) => Code::NOT_FOUND,
                 EngineError::ContainerExists(_) => Code::ALREADY_EXISTS,
                 EngineError::Io { source, .. } => io_code(source),
-                EngineError::Spec { .. } | EngineError::Command { .. } => Code::INVALID_ARGUMENT,
+                EngineError::Spec { .. }
+                | EngineError::Command { .. }
+                | EngineError::Sysctl { .. } => Code::INVALID_ARGUMENT,
                 _ => Code::INTERNAL,
             },
             Error::Serve(_) | Error::Lost(_) => Code::INTERNAL,
@@ -116,6 +121,14 @@ mod tests {
             ),
             (Error::Unbuilt("Task.Pause"), Code::UNIMPLEMENTED),
             (Error::invalid("id", "empty"), Code::INVALID_ARGUMENT),
+            (
+                EngineError::Sysctl {
+                    name: "net.x".into(),
+                    reason: "none of that name".into(),
+                }
+                .into(),
+                Code::INVALID_ARGUMENT,
+            ),
             (
                 EngineError::UnknownContainer("a".into()).into(),
                 Code::NOT_FOUND,

@@ -1,24 +1,15 @@
-//! ExecSync: runs a command in a container and answers with its whole output. What probes do, thousands of times a day, so it
-//! leaves nothing behind: no thread, no fifo, no file.
+//! ExecSync: runs a command in a container and answers with its whole output ([`crate::exec_output`]). What probes do, thousands of
+//! times a day, so it leaves nothing behind: no thread, no fifo, no file.
 //!
 //! Bounds:
 //! - Of each stream the first 16 MiB are kept; the rest is read and dropped, so the command is not stopped by it (SEC-CRI-01).
 //! - At the timeout the command, its session and all its descendants are killed.
 //! - When the command has ended, what it left running may hold its pipes: the answer does not wait for that (REL-10).
 
-use std::{
-    collections::{HashMap, VecDeque},
-    future::pending,
-    io,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{future::pending, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use berth_engine::{Error as EngineError, Exec, Stdio};
-use berth_proto::shim::v1::pod::{
-    ExecOutputRequest, ExecOutputResponse, ExecSyncRequest, ExecSyncResponse,
-};
+use berth_proto::shim::v1::pod::{ExecSyncRequest, ExecSyncResponse};
 use oci_spec::runtime::Process;
 use rustix::{
     pipe::{PipeFlags, pipe_with},
@@ -32,9 +23,10 @@ use tokio::{
 };
 
 use crate::{
-    container::{Container, lock},
+    container::Container,
     error::Error,
     exec::must_run,
+    exec_output::{MAX_ANSWER_BYTES, Output, Outputs},
     journal,
     pod::{Pod, blocking},
     reaper::Exit,
@@ -42,10 +34,10 @@ use crate::{
 
 /// Bytes kept of a stream, whatever the request says.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
-/// Output carried by one answer: ttrpc's message holds 4 MiB.
-const MAX_ANSWER_BYTES: usize = 3 << 20;
-/// One read.
+/// One read: what a pipe holds.
 const READ_BYTES: usize = 64 << 10;
+/// The first read.
+const MIN_READ_BYTES: usize = 4 << 10;
 /// After the command's end: how long a silent pipe is waited for.
 const DRAIN_SILENCE: Duration = Duration::from_millis(500);
 /// After the command's end: how long a pipe that somebody still writes to is read.
@@ -56,20 +48,18 @@ const KILLED_WAIT: Duration = Duration::from_secs(1);
 const ENDING_WAIT: Duration = Duration::from_millis(200);
 /// Rounds of killing: each may find what was forked during the one before.
 const KILL_ROUNDS: usize = 8;
-/// Large outputs waiting to be fetched, and how long. 4 × 32 MiB is the most they can hold.
-const MAX_OUTPUTS: usize = 4;
-const OUTPUT_KEPT: Duration = Duration::from_secs(30);
 
 /// Exit code of a command that was killed at its timeout.
 const KILLED: i32 = 137;
 
-/// One stream on its way into memory.
+/// One stream on its way.
 #[derive(Debug)]
 struct Capture {
     source: Option<Receiver>,
-    bytes: Vec<u8>,
+    kept: Output,
     limit: usize,
     truncated: bool,
+    buffer: Vec<u8>,
 }
 
 impl Capture {
@@ -77,9 +67,10 @@ impl Capture {
         let source = Receiver::from_owned_fd(fd).map_err(Error::io("watch an exec's output"))?;
         Ok(Capture {
             source: Some(source),
-            bytes: Vec::new(),
+            kept: Output::default(),
             limit,
             truncated: false,
+            buffer: Vec::new(),
         })
     }
 
@@ -92,26 +83,27 @@ impl Capture {
             self.source = None;
             return;
         }
-        let room = self.limit - self.bytes.len();
-        if room == 0 {
-            let mut dropped = [0; 4096];
-            match source.try_read(&mut dropped) {
-                Ok(0) => self.source = None,
-                Ok(_) => self.truncated = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.source = None,
-            }
-            return;
+        let wanted = self.kept.len().clamp(MIN_READ_BYTES, READ_BYTES);
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
         }
-        let filled = self.bytes.len();
-        let wanted = room.min(READ_BYTES.min(filled.max(4096)));
-        self.bytes.resize(filled + wanted, 0);
-        let read = source.try_read(&mut self.bytes[filled..]);
-        self.bytes.truncate(filled + *read.as_ref().unwrap_or(&0));
-        match read {
+        match source.try_read(&mut self.buffer) {
             Ok(0) => self.source = None,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => self.source = None,
-            _ => {}
+            Ok(read) => self.keep(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.source = None,
+        }
+    }
+
+    /// Keeps of the first `read` bytes of the buffer what there is room for.
+    fn keep(&mut self, read: usize) {
+        let room = (self.limit - self.kept.len()).min(read);
+        self.truncated |= room < read;
+        if let Err(error) = self.kept.append(&self.buffer[..room]) {
+            // What is there is there; no more memory is asked for.
+            journal!("keep an exec's output: {error}");
+            self.truncated = true;
+            self.limit = self.kept.len();
         }
     }
 }
@@ -134,11 +126,13 @@ pub async fn run(
         0 => MAX_OUTPUT_BYTES,
         limit => limit.min(MAX_OUTPUT_BYTES),
     };
+    let place = pod.outputs.admit()?;
     let (process, mut out, mut err, mut exited) =
         begin(&pod, &container, request.args, limit).await?;
 
     let mut exit: Option<Exit> = None;
     let mut timed_out = false;
+    let mut wanted = true;
     let mut drained_by: Option<Instant> = None;
     let mut gone = std::pin::pin!(gone);
     let at_deadline = async {
@@ -167,6 +161,7 @@ pub async fn run(
             }
             _ = &mut gone => {
                 timed_out = exit.is_none();
+                wanted = false;
                 break;
             }
             () = out.read() => {}
@@ -194,21 +189,24 @@ pub async fn run(
         },
         timed_out,
         truncated: out.truncated || err.truncated,
-        stdout_size: out.bytes.len() as u64,
-        stderr_size: err.bytes.len() as u64,
+        stdout_size: out.kept.len() as u64,
+        stderr_size: err.kept.len() as u64,
         ..Default::default()
     };
-    if out.bytes.len() + err.bytes.len() > MAX_ANSWER_BYTES {
-        let half = MAX_ANSWER_BYTES / 2;
-        response.stdout = out.bytes[..out.bytes.len().min(half)].to_vec();
-        response.stderr = err.bytes[..err.bytes.len().min(half)].to_vec();
-        // Of a command that was killed at its timeout nobody fetches the rest: it would only push out what somebody wants.
-        if !timed_out {
-            response.output_token = Outputs::keep(&pod, out.bytes, err.bytes);
-        }
+    let whole = out.kept.len() + err.kept.len() <= MAX_ANSWER_BYTES;
+    let share = if whole {
+        MAX_ANSWER_BYTES
     } else {
-        response.stdout = out.bytes;
-        response.stderr = err.bytes;
+        MAX_ANSWER_BYTES / 2
+    };
+    let read = |kept: &Output| {
+        kept.read(0, share)
+            .map_err(Error::io("read an exec's output"))
+    };
+    (response.stdout, response.stderr) = (read(&out.kept)?, read(&err.kept)?);
+    // Of a command that was killed at its timeout nobody fetches the rest.
+    if !whole && !timed_out && wanted {
+        response.output_token = Outputs::keep(&pod, place, out.kept, err.kept);
     }
     Ok(response)
 }
@@ -335,88 +333,4 @@ fn descendants(pid: i32) -> Vec<i32> {
     }
     all.remove(0);
     all
-}
-
-/// Outputs too large for one answer, until they are fetched.
-#[derive(Debug, Default)]
-pub struct Outputs {
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    serial: u64,
-    order: VecDeque<String>,
-    kept: HashMap<String, Kept>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    streams: [Vec<u8>; 2],
-    read_to_end: [bool; 2],
-}
-
-impl Outputs {
-    fn keep(pod: &Arc<Pod>, stdout: Vec<u8>, stderr: Vec<u8>) -> String {
-        // What was in the answer whole is not asked for again.
-        let read_to_end = [&stdout, &stderr].map(|bytes| bytes.len() <= MAX_ANSWER_BYTES / 2);
-        let token = {
-            let mut inner = lock(&pod.outputs.inner);
-            inner.serial += 1;
-            let token = inner.serial.to_string();
-            while inner.order.len() >= MAX_OUTPUTS {
-                if let Some(oldest) = inner.order.pop_front() {
-                    inner.kept.remove(&oldest);
-                }
-            }
-            inner.order.push_back(token.clone());
-            inner.kept.insert(
-                token.clone(),
-                Kept {
-                    streams: [stdout, stderr],
-                    read_to_end,
-                },
-            );
-            token
-        };
-        let (pod, expiring) = (pod.clone(), token.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(OUTPUT_KEPT).await;
-            pod.outputs.forget(&expiring);
-        });
-        token
-    }
-
-    fn forget(&self, token: &str) {
-        let mut inner = lock(&self.inner);
-        inner.kept.remove(token);
-        inner.order.retain(|kept| kept != token);
-    }
-
-    /// The next piece.
-    pub fn read(&self, request: &ExecOutputRequest) -> Result<ExecOutputResponse, Error> {
-        let mut inner = lock(&self.inner);
-        let kept = inner
-            .kept
-            .get_mut(&request.token)
-            .ok_or_else(|| Error::Unknown {
-                what: "kept exec output",
-                id: request.token.clone(),
-            })?;
-        let stream = usize::from(request.stderr);
-        let bytes = &kept.streams[stream];
-        let from = (request.offset as usize).min(bytes.len());
-        let to = (from + MAX_ANSWER_BYTES).min(bytes.len());
-        let data = bytes[from..to].to_vec();
-        kept.read_to_end[stream] |= to == bytes.len();
-        if kept.read_to_end == [true; 2] {
-            let token = request.token.clone();
-            drop(inner);
-            self.forget(&token);
-        }
-        Ok(ExecOutputResponse {
-            data,
-            ..Default::default()
-        })
-    }
 }

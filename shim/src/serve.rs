@@ -69,10 +69,7 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(UMASK));
     let zygote = Arc::new(Zygote::spawn()?);
-    let engine = Arc::new(Launched::new(
-        engine_config(&flags.bundle),
-        zygote.clone(),
-    )?);
+    let engine = Arc::new(Launched::new(engine_config(&flags.bundle), zygote.clone())?);
     runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()

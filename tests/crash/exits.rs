@@ -7,10 +7,14 @@ use std::{
 
 use anyhow::{Result, ensure};
 use berth_proto::cri::ContainerState;
-use berth_tests::{BUSYBOX, Node, Setup, container, sh};
+use berth_tests::{
+    BUSYBOX, Node, Setup, container,
+    request::{ContainerRequest, bind},
+    sh,
+};
 
-const PODS: usize = 4;
-const CONTAINERS: usize = 48;
+const PODS: usize = 10;
+const CONTAINERS: usize = 200;
 
 #[test]
 fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()> {
@@ -24,26 +28,38 @@ fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()
             for number in 0..PODS {
                 pods.push(node.run(node.pod(&format!("pod-{number}"))).await?);
             }
-            // All are made before the first starts to count, then let go by one file.
+            // All are made before the first starts to count, then let go at once: who opens a fifo to read waits for a writer.
             let volume = node.volume("gate")?;
-            let mut expected = BTreeMap::new();
-            for number in 0..CONTAINERS {
-                let (delay_ms, code) = (number * 5_000 / CONTAINERS, (number * 5 + 1) % 256);
-                let script = format!(
-                    "until [ -e /gate/open ]; do sleep 0.05; done; sleep {}.{:03}; exit {code}",
-                    delay_ms / 1000,
-                    delay_ms % 1000
-                );
-                let config = berth_tests::request::ContainerRequest::mount(
-                    container(&format!("c{number}"), BUSYBOX, &sh(&script)),
-                    berth_tests::request::bind(&volume, "/gate"),
-                );
-                expected.insert(
-                    node.start_container(&pods[number % PODS], config).await?,
-                    (code as i32, delay_ms),
-                );
-            }
-            std::fs::write(volume.join("open"), "")?;
+            let gate = volume.join("gate");
+            nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o644))?;
+            node.cri.pull(BUSYBOX).await?;
+            // Two at a time, as a kubelet works on several pods.
+            let make = |half: usize| {
+                let (node, volume, pods) = (&*node, &volume, &pods);
+                async move {
+                    let mut made = Vec::new();
+                    for number in (half..CONTAINERS).step_by(2) {
+                        let (delay_ms, code) =
+                            (number * 5_000 / CONTAINERS, (number * 5 + 1) % 256);
+                        let script = format!(
+                            ": < /gate/gate; sleep {}.{:03}; exit {code}",
+                            delay_ms / 1000,
+                            delay_ms % 1000
+                        );
+                        let config = container(&format!("c{number}"), BUSYBOX, &sh(&script))
+                            .mount(bind(volume, "/gate"));
+                        let id = node.start_container(&pods[number % PODS], config).await?;
+                        made.push((id, (code as i32, delay_ms)));
+                    }
+                    anyhow::Ok(made)
+                }
+            };
+            let (even, odd) = tokio::try_join!(make(0), make(1))?;
+            let expected: BTreeMap<String, (i32, usize)> = even.into_iter().chain(odd).collect();
+            let open = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open(&gate)?;
             let opened = std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)?
                 .as_nanos() as i64;
@@ -55,6 +71,7 @@ fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()
                 kills += 1;
                 node.daemon.spawn()?;
             }
+            drop(open);
             node.restart().await?;
             ensure!(kills >= 8, "only {kills} kills: the test proves little");
             for (id, (code, delay_ms)) in &expected {

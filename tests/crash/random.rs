@@ -1,4 +1,6 @@
 //! REL-21: random calls from many clients on few pods, some cancelled, against a small model of what the CRI allows.
+//!
+//! `BERTH_TEST_RANDOM_SECONDS` sets how long (25; 600 is what a release is to pass), `BERTH_TEST_SEED` repeats a run that is printed.
 
 use std::{
     sync::{
@@ -8,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use berth_proto::cri::ContainerState;
 use berth_tests::{BUSYBOX, Cri, Node, Pod, container};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::Mutex;
 use tonic::Code;
 
-const CLIENTS: usize = 12;
+const CLIENTS: usize = 32;
 const PODS: usize = 5;
-const DURATION: Duration = Duration::from_secs(25);
+const SECONDS: u64 = 25;
 
 /// What is known of a slot: the pod or container that was last made there.
 #[derive(Debug, Default)]
@@ -51,9 +53,9 @@ async fn client(
     slots: Arc<Vec<Mutex<Slot>>>,
     configs: Arc<Vec<berth_proto::cri::PodSandboxConfig>>,
     calls: Arc<AtomicU64>,
+    end: Instant,
 ) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
-    let end = Instant::now() + DURATION;
     while Instant::now() < end {
         let at = random.random_range(0..slots.len());
         let (pod, id, attempt) = {
@@ -140,6 +142,13 @@ fn random_calls_are_only_answered_as_the_cri_allows_rel_21() -> Result<()> {
             .and_then(|seed| seed.parse().ok())
             .unwrap_or_else(rand::random);
         println!("BERTH_TEST_SEED={seed}");
+        let duration = Duration::from_secs(match std::env::var("BERTH_TEST_RANDOM_SECONDS") {
+            Ok(seconds) => seconds
+                .parse()
+                .context("BERTH_TEST_RANDOM_SECONDS is no number")?,
+            Err(_) => SECONDS,
+        });
+        let end = Instant::now() + duration;
         let slots = Arc::new(
             (0..PODS)
                 .map(|_| Mutex::new(Slot::default()))
@@ -162,6 +171,7 @@ fn random_calls_are_only_answered_as_the_cri_allows_rel_21() -> Result<()> {
                 slots.clone(),
                 configs.clone(),
                 calls.clone(),
+                end,
             ));
         }
         while let Some(done) = clients.join_next().await {
@@ -169,7 +179,7 @@ fn random_calls_are_only_answered_as_the_cri_allows_rel_21() -> Result<()> {
         }
         ensure!(
             calls.load(Ordering::Relaxed) > 200,
-            "only {} calls in {DURATION:?}",
+            "only {} calls in {duration:?}",
             calls.load(Ordering::Relaxed)
         );
         // Cancelled work comes to its end; then views and kernel agree (the invariants look).

@@ -1,12 +1,13 @@
-//! REL-06: every failpoint of the sources, failing once and dying. Afterwards everything that was asked for is asked for again and
-//! done, everything can be removed, and nothing is left. A site that no call reaches fails the test: it is a step without cover.
+//! REL-06: every failpoint of the sources, failing once, failing twice and dying. Afterwards everything that was asked for is asked
+//! for again and done, everything can be removed, and nothing is left. A site that no call reaches fails the test: it is a step
+//! without cover.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use berth_proto::cri::{ContainerState, PodSandboxConfig, PodSandboxState};
+use berth_proto::cri::{ContainerState, PodSandboxConfig, PodSandboxState, PortMapping, Protocol};
 use berth_tests::{
-    BUSYBOX, Cri, Node, Setup, container, daemon, debian,
+    BUSYBOX, Cri, Node, Setup, cni, container, daemon, debian,
     failpoint::{Action, compiled_into, sites, spec},
     invariant,
 };
@@ -118,13 +119,27 @@ async fn survive(
     action: Action,
     archive: &std::path::Path,
 ) -> Result<bool> {
-    let config = node.pod("site");
+    let mut config = node.pod("site");
+    // Those of host ports are passed where a pod has one.
+    if site.starts_with("network.ports.") {
+        config.port_mappings = vec![PortMapping {
+            protocol: Protocol::Udp.into(),
+            container_port: 80,
+            host_port: 18081,
+            host_ip: String::new(),
+        }];
+    }
     for name in ["a", "b"] {
         std::fs::create_dir_all(std::path::Path::new(&config.log_directory).join(name))?;
     }
     // Ended in order, it takes its bridge along: the next must make it again.
     let _ = node.daemon.terminate();
     node.daemon.failpoints = spec([(site, action)]);
+    // Those of CNI are passed where there is a configuration for it.
+    let of_cni = site.starts_with("network.cni.");
+    if of_cni {
+        cni::fake(&node.dir)?;
+    }
     let trace = node.dir.join("trace");
     node.daemon.trace = Some(trace.clone());
     node.daemon.spawn()?;
@@ -132,6 +147,10 @@ async fn survive(
     if let Ok(cri) = node.daemon.ready().await {
         let cri = cri.within(Duration::from_secs(10));
         life(&cri, node, &config, archive, false).await?;
+        if action == Action::ErrorTwice {
+            // For the second time, where the first life did not pass the site again: a kubelet tries again.
+            life(&cri, node, &config, archive, false).await?;
+        }
     }
     let _ = node.daemon.terminate();
     let passed = std::fs::read_to_string(&trace).unwrap_or_default();
@@ -147,6 +166,10 @@ async fn survive(
     invariant::nothing_left(node)
         .await
         .context("after everything was removed")?;
+    if of_cni {
+        let leases = cni::Fake::of(node).leases();
+        ensure!(leases == 0, "{leases} addresses are left");
+    }
     Ok(reached)
 }
 
@@ -172,6 +195,7 @@ fn every_site_survives(action: Action, shard: usize) -> Result<()> {
     Node::test_with(
         Setup {
             no_restart: true,
+            network: "cni_bin_dirs = [\"$DIR/plugins\"]\n".into(),
             ..Default::default()
         },
         async |node| {
@@ -179,7 +203,9 @@ fn every_site_survives(action: Action, shard: usize) -> Result<()> {
             debian::busybox_image()?.oci_archive(&archive, "registry.test/site:1")?;
             let (mut unreached, mut failed) = (Vec::new(), Vec::new());
             for (site, file) in &mine {
-                match survive(node, site, action, &archive).await {
+                let survived = survive(node, site, action, &archive).await;
+                let _ = std::fs::remove_file(node.dir.join(cni::CONF));
+                match survived {
                     Ok(true) => {}
                     Ok(false) => unreached.push(format!("{site} ({})", file.display())),
                     Err(error) => {
@@ -222,6 +248,21 @@ fn every_site_may_fail_rel_06_second_third() -> Result<()> {
 #[test]
 fn every_site_may_fail_rel_06_last_third() -> Result<()> {
     every_site_survives(Action::Error, 2)
+}
+
+#[test]
+fn every_site_may_fail_twice_rel_06_first_third() -> Result<()> {
+    every_site_survives(Action::ErrorTwice, 0)
+}
+
+#[test]
+fn every_site_may_fail_twice_rel_06_second_third() -> Result<()> {
+    every_site_survives(Action::ErrorTwice, 1)
+}
+
+#[test]
+fn every_site_may_fail_twice_rel_06_last_third() -> Result<()> {
+    every_site_survives(Action::ErrorTwice, 2)
 }
 
 #[test]

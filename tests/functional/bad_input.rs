@@ -443,6 +443,18 @@ fn nonsense_in_a_container_is_refused_before_anything_is_made() -> Result<()> {
                 "user",
                 plain().security(|security| security.run_as_username = "no-such-user".into()),
             ),
+            (
+                "cpuset_cpus",
+                plain().resources(|resources| resources.cpuset_cpus = "999999".into()),
+            ),
+            (
+                "cpuset_mems",
+                plain().resources(|resources| resources.cpuset_mems = "0-999999".into()),
+            ),
+            (
+                "cpuset_cpus",
+                plain().resources(|resources| resources.cpuset_cpus = "1-0".into()),
+            ),
         ];
         for (word, config) in table {
             let answer = node.cri.create(&pod.id, &config, &pod.config).await;
@@ -457,11 +469,48 @@ fn nonsense_in_a_container_is_refused_before_anything_is_made() -> Result<()> {
                 "the refusal does not name {word:?}: {text}"
             );
         }
+        // The machine's own list is what such a caller needs.
+        let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
+        let config = plain().resources(|resources| resources.cpuset_cpus = "0,999999".into());
+        refused(
+            node.cri.create(&pod.id, &config, &pod.config).await,
+            Code::InvalidArgument,
+            &["cpuset_cpus", "CPU 999999", online.trim()],
+        )?;
+        ensure!(node.audit()?.is_empty(), "{:?}", node.audit()?);
         ensure!(node.cri.containers(None).await?.is_empty());
         ensure!(
             node.cri.pods(None).await?[0].state()
                 == berth_proto::cri::PodSandboxState::SandboxReady
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_refused_create_leaves_the_ledger_as_a_neighbour_in_the_same_pod_needs_it() -> Result<()> {
+    /// The first containers of a pod write down its cgroups: each pod has one such moment.
+    const PODS: usize = 15;
+    Node::test(async |node| {
+        node.cri.pull(BUSYBOX).await?;
+        for number in 0..PODS {
+            let pod = node.run(node.pod(&format!("pod-{number}"))).await?;
+            let configs = ["good", "bad"].map(|name| container(name, BUSYBOX, &["sleep", "1000"]));
+            for config in &configs {
+                let log = node.log_path(&pod, config);
+                fs::create_dir_all(log.parent().expect("a log lies in a directory"))?;
+            }
+            // A log that is a directory: the shim refuses it before anything is made.
+            fs::create_dir(node.log_path(&pod, &configs[1]))?;
+            let [good, bad] = &configs;
+            let (good, bad) = tokio::join!(
+                node.cri.create(&pod.id, good, &pod.config),
+                node.cri.create(&pod.id, bad, &pod.config),
+            );
+            good?;
+            ensure!(bad.is_err(), "a log that is a directory was taken");
+            ensure!(node.audit()?.is_empty(), "{:?}", node.audit()?);
+        }
         Ok(())
     })
 }

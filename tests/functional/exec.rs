@@ -40,6 +40,38 @@ fn output_streams_and_exit_codes_come_back_apart() -> Result<()> {
 }
 
 #[test]
+fn long_outputs_of_many_at_once_come_back_whole() -> Result<()> {
+    const BYTES: usize = 5_000_000;
+    Node::test(async |node| {
+        let pod = node.run(node.pod("exec")).await?;
+        let id = node
+            .start_container(&pod, container("a", BUSYBOX, &["sleep", "1000"]))
+            .await?;
+        let mut calls = tokio::task::JoinSet::new();
+        for number in 0..8 {
+            let (cri, id) = (node.cri.clone(), id.clone());
+            let line = format!("the line of {number}");
+            let script =
+                format!("yes '{line}' | head -c {BYTES}; yes '{line}' | head -c {BYTES} >&2");
+            calls.spawn(async move { (line, cri.exec_raw(&id, &sh(&script)).await) });
+        }
+        while let Some(done) = calls.join_next().await {
+            let (line, answer) = done?;
+            let answer = answer?;
+            let whole = format!("{line}\n").repeat(BYTES / line.len());
+            for stream in [&answer.stdout, &answer.stderr] {
+                ensure!(
+                    stream[..] == whole.as_bytes()[..BYTES],
+                    "{line}: {} other bytes",
+                    stream.len()
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_command_that_takes_too_long_is_killed_with_its_children() -> Result<()> {
     Node::test(async |node| {
         let pod = node.run(node.pod("exec")).await?;

@@ -1,8 +1,12 @@
 //! Who a container is: users, groups, environment, directory.
 
 use anyhow::{Result, ensure};
-use berth_proto::cri::{Int64Value, SupplementalGroupsPolicy};
-use berth_tests::{BUSYBOX, Node, container, debian, request::ContainerRequest};
+use berth_proto::cri::{ContainerConfig, Int64Value, Mount, SupplementalGroupsPolicy};
+use berth_tests::{
+    BUSYBOX, Node, container, debian,
+    request::{ContainerRequest, bind},
+    tarball::Entry,
+};
 use serde_json::json;
 
 const ID: &str = "echo $(id -u):$(id -g):$(id -G | tr ' ' ,)";
@@ -110,6 +114,71 @@ fn command_arguments_environment_and_directory_follow_the_image_and_the_request(
             (code, out.as_str()) == (0, "0 /tmp/new/dir\n"),
             "{code} {out}"
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_working_directory_is_made_where_it_is_missing_also_in_a_volume() -> Result<()> {
+    Node::test(async |node| {
+        let image = debian::busybox_image()?
+            .plus(&[Entry::symlink("link", "/data")])?
+            .but(json!({"WorkingDir": "/data/of/image"}));
+        image.push(&node.registry, "own/working-dir", &["1"])?;
+        let name = "localhost:5000/own/working-dir:1";
+        let (volume, sealed) = (node.volume("data")?, node.volume("sealed")?);
+        let pod = node.run(node.pod("directory")).await?;
+        let with = |number: &str, directory: &str| {
+            container(number, name, &["sh", "-c", "pwd; stat -c %u:%g:%a ."])
+                .with(|config| config.working_dir = directory.into())
+                .mount(bind(&volume, "/data"))
+                .mount(Mount {
+                    readonly: true,
+                    ..bind(&sealed, "/sealed")
+                })
+        };
+        let user = |config: ContainerConfig| {
+            config.security(|security| security.run_as_user = Some(Int64Value { value: 1000 }))
+        };
+        let readonly =
+            |config: ContainerConfig| config.security(|security| security.readonly_rootfs = true);
+        // Root's, whoever the container is, as with other runtimes.
+        for (config, at, on_host) in [
+            (with("a", ""), "/data/of/image", Some("of/image")),
+            (
+                user(with("b", "/data/user's")),
+                "/data/user's",
+                Some("user's"),
+            ),
+            (with("c", "/link/linked"), "/data/linked", Some("linked")),
+            (
+                readonly(with("d", "/new/directory")),
+                "/new/directory",
+                None,
+            ),
+            (
+                readonly(with("e", "/data/readonly")),
+                "/data/readonly",
+                Some("readonly"),
+            ),
+            (user(with("f", "/new/directory")), "/new/directory", None),
+        ] {
+            let (code, out) = node.outcome(&pod, config).await?;
+            let expected = format!("{at}\n0:0:755\n");
+            ensure!(code == 0 && out == expected, "{at}: {code} {out}");
+            ensure!(
+                on_host.is_none_or(|path| volume.join(path).is_dir()),
+                "{at}"
+            );
+        }
+        // What can't be made is not passed over.
+        for (number, directory) in [("g", "/sealed/x"), ("h", "/etc/passwd"), ("i", "/proc/x")] {
+            let refused = node.create(&pod, &with(number, directory)).await;
+            let Err(error) = refused else {
+                anyhow::bail!("{directory} was taken")
+            };
+            ensure!(format!("{error:#}").contains(directory), "{error:#}");
+        }
         Ok(())
     })
 }

@@ -29,6 +29,10 @@ fn cgroups_are_read_only_inside_and_their_parents_out_of_reach_sec_eng_11() -> R
             "mkdir /tmp/cg && mount -t cgroup -o memory none /tmp/cg",
             "mkdir -p /tmp/cg2 && mount -t cgroup2 none /tmp/cg2",
             "mkdir -p /tmp/x && mount -o remount,rw /sys/fs/cgroup",
+            "mkdir /sys/fs/cgroup/made",
+            "touch /sys/fs/cgroup/made",
+            "for at in /sys/fs/cgroup/*/; do mkdir $at/made && exit 0; done; exit 1",
+            "umount /sys/fs/cgroup",
         ] {
             let answer = node.cri.exec_raw(&id, &["sh", "-c", script]).await?;
             ensure!(

@@ -2,7 +2,7 @@
 
 use std::{fs, os::fd::OwnedFd, os::unix::net::UnixListener};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use berth_tests::{
     BUSYBOX, Node, Setup, container, debian, invariant, process, request::ContainerRequest,
 };
@@ -64,11 +64,8 @@ fn a_container_has_its_three_streams_and_nothing_else_sec_eng_01() -> Result<()>
             .create(&pod, &container("b", BUSYBOX, &["sleep", "1000"]))
             .await?;
         for process in process::in_cgroup(&created) {
-            // FIXME: libcontainer keeps the root that it left open until the command is executed. Nothing of the container runs yet, and
-            // nothing can be run in it.
-            if let Err(error) = invariant::descriptors_are_its_own(&process) {
-                ensure!(error.to_string().contains("(/)"), "created: {error:#}");
-            }
+            invariant::descriptors_are_its_own(&process)
+                .with_context(|| format!("created, not started: {:?}", of(process.pid)))?;
         }
         Ok(())
     })

@@ -58,8 +58,8 @@ fn logs_are_never_written_through_links_or_into_other_files_sec_cri_04() -> Resu
             node.canary
                 .check()
                 .with_context(|| format!("a log path that is a {kind}"))?;
-            // FIXME: after a create that the shim refused before the engine ran, the ledger has a cgroup of the pod that was never
-            // made, until the pod is stopped.
+            let findings = node.audit()?;
+            ensure!(findings.is_empty(), "{kind}: {findings:?}");
             node.remove_all().await?;
             ensure!(
                 kind != "hardlink" || fs::read_to_string(node.dir.join("innocent"))? == "innocent",

@@ -23,6 +23,11 @@ fn sysctls_that_reach_the_host_or_hide_others_are_refused_sec_cri_03() -> Result
             ("net.ipv4.ip_forward=0", "1"),
             ("", "1"),
             ("net.", "1"),
+            // Well formed, and of a namespace of the pod's, but not there, a directory, read-only, and no such value.
+            ("net.ipv4.no_such_sysctl", "1"),
+            ("net.ipv4", "1"),
+            ("net.ipv4.tcp_available_congestion_control", "reno"),
+            ("net.ipv4.ip_local_port_range", "nonsense"),
         ] {
             let config = node.pod("sysctl").linux(|linux| {
                 linux.sysctls.insert(name.into(), value.into());

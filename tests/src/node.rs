@@ -47,6 +47,8 @@ pub struct Setup {
     pub failpoints: String,
     /// The root directory is a tmpfs of so many bytes.
     pub root_bytes: Option<u64>,
+    /// … and holds so many files and directories.
+    pub root_inodes: Option<u64>,
     /// The daemon starts with umask 0.
     pub umask_zero: bool,
     /// Descriptors that the daemon inherits.
@@ -55,6 +57,10 @@ pub struct Setup {
     pub no_restart: bool,
     /// More lines of configuration, whole tables.
     pub config: String,
+    /// More lines of the table `[network]`.
+    pub network: String,
+    /// What the machine has before the daemon comes; it is given the test's directory.
+    pub before: Option<fn(&Path) -> Result<()>>,
 }
 
 #[derive(Debug)]
@@ -139,7 +145,10 @@ impl Node {
         )
         .context("mount the registry's storage")?;
         if let Some(bytes) = setup.root_bytes {
-            let options = format!("size={bytes},mode=0700");
+            let mut options = format!("size={bytes},mode=0700");
+            if let Some(inodes) = setup.root_inodes {
+                options.push_str(&format!(",nr_inodes={inodes}"));
+            }
             mount(
                 Some("tmpfs"),
                 &dir.join("lib"),
@@ -153,11 +162,15 @@ impl Node {
         write_mirrors(&dir.join("certs.d"), &MIRRORED, ADDRESS)?;
         let canary = Canary::plant(&dir.join("canary"))?;
         let config = format!(
-            "[image]\nhosts_dir = \"{0}/certs.d\"\n\n[cgroup]\nparent = \"{1}\"\n\n[network]\ncni_conf_dir = \"{0}/cni\"\nbridge = \"{BRIDGE}\"\n\n{2}",
+            "[image]\nhosts_dir = \"{0}/certs.d\"\n\n[cgroup]\nparent = \"{1}\"\n\n[network]\ncni_conf_dir = \"{0}/cni\"\nbridge = \"{BRIDGE}\"\n{3}\n\n{2}",
             dir.display(),
             place.cgroup_parent,
-            setup.config
+            setup.config,
+            setup.network.replace("$DIR", &dir.display().to_string()),
         );
+        if let Some(before) = setup.before {
+            before(&dir).context("prepare the machine")?;
+        }
         let host = Snapshot::take();
         let mut daemon = Daemon::new(&dir, &config)?;
         daemon.failpoints = std::mem::take(&mut setup.failpoints);

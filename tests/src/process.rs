@@ -115,12 +115,14 @@ pub fn of_this_machine() -> Vec<Process> {
         .collect()
 }
 
-/// Shims of this machine: what runs the shim's binary and was not started by another shim (a shim's pause and launchers are).
+/// Shims of this machine: what is called as the shim and was not started by another shim (a shim's pause and launchers are). Not
+/// by the link to the executable, which has no path: it lies on a mount that is nowhere (SEC-ENG-02).
 pub fn shims() -> Vec<Process> {
     let is_shim = |process: &Process| {
-        process
-            .exe()
-            .is_some_and(|exe| exe.to_string_lossy().contains("/containerd-shim-berth-v2"))
+        let line = process.cmdline();
+        line.split(' ')
+            .next()
+            .is_some_and(|name| name.ends_with("containerd-shim-berth-v2"))
     };
     let candidates: Vec<Process> = of_this_machine().into_iter().filter(is_shim).collect();
     let pids: BTreeSet<i32> = candidates.iter().map(|process| process.pid).collect();

@@ -9,6 +9,7 @@
 mod accounts;
 mod capabilities;
 mod check;
+mod cpuset;
 mod devices;
 mod error;
 mod host;
@@ -26,12 +27,13 @@ use berth_proto::cri;
 use oci_spec::{
     image::ImageConfiguration,
     runtime::{
-        LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process,
-        RootBuilder, Spec, SpecBuilder,
+        LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
+        Process, RootBuilder, Spec, SpecBuilder,
     },
 };
 
 pub use check::{check_container, check_runtime_handler, check_sandbox};
+pub use cpuset::check_cpuset;
 pub use error::{Error, Kind};
 pub use host::Host;
 pub use sysctl::sandbox_sysctls;
@@ -99,6 +101,17 @@ impl Built {
     }
 }
 
+/// The limits of a container that is there already: what `resources` leaves at zero or empty stays as it is. With a note for each that
+/// this machine can't keep.
+pub fn container_limits(
+    resources: &cri::LinuxContainerResources,
+    host: &Host,
+) -> Result<(LinuxResources, Vec<String>), Error> {
+    let mut notes = Vec::new();
+    let limits = resources::build(resources, host, &mut notes)?;
+    Ok((limits, notes))
+}
+
 /// The OCI spec of a container, to be written as its bundle's `config.json`.
 ///
 /// Namespaces: mount, pid, ipc, uts and network are always listed, and on cgroup v2 cgroup; none carries a path, so each would be
@@ -106,6 +119,7 @@ impl Built {
 /// `SCMP_CMP_MASKED_EQ` are in `value`, as the OCI specification has it.
 pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
     check_container(inputs.sandbox, inputs.container)?;
+    check_cpuset(inputs.container, inputs.cgroup_path, inputs.host)?;
     let mut notes = Vec::new();
     let empty = cri::LinuxContainerConfig::default();
     let linux = inputs.container.linux.as_ref().unwrap_or(&empty);
@@ -128,7 +142,8 @@ pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
     let devices = devices::build(inputs.container, security.privileged)?;
     let mut limits = resources::build(&resources, inputs.host, &mut notes)?;
     limits.set_devices(Some(devices.rules));
-    let (masked_paths, readonly_paths) = security::paths(&security);
+    let (masked_paths, mut readonly_paths) = security::paths(&security);
+    readonly_paths.extend(mounts.readonly_paths);
 
     let mut linux = LinuxBuilder::default()
         .resources(limits)

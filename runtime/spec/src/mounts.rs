@@ -49,6 +49,8 @@ pub(crate) struct Mounts {
     pub list: Vec<Mount>,
     /// `private`, `slave` or `shared`.
     pub rootfs_propagation: &'static str,
+    /// To be made read-only once all is mounted: what a later mount has its place in can't be so from the beginning.
+    pub readonly_paths: Vec<String>,
 }
 
 /// The part of the check that looks at no file.
@@ -142,8 +144,13 @@ pub(crate) fn build(
     let own_cgroup = taken.iter().any(|path| path == Path::new(CGROUP)) || whole_sys;
 
     let mut ours = kernel_filesystems(privileged)?;
+    let mut readonly_paths = Vec::new();
     if !own_cgroup {
         ours.extend(cgroup(inputs, privileged)?);
+        // The tmpfs of v1 that the hierarchies are mounted in.
+        if !inputs.host.cgroup_v2 && !privileged {
+            readonly_paths.push(CGROUP.to_owned());
+        }
     }
     ours.extend(files_of_the_pod(inputs, readonly_rootfs)?);
     ours.retain(|mount| !taken.contains(mount.destination()));
@@ -152,6 +159,7 @@ pub(crate) fn build(
     Ok(Mounts {
         list: ours,
         rootfs_propagation,
+        readonly_paths,
     })
 }
 
@@ -566,6 +574,8 @@ mod tests {
                 } else {
                     &["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"]
                 };
+                let tmpfs_too = !cgroup_v2 && !privileged;
+                assert_eq!(mounts.readonly_paths == [CGROUP], tmpfs_too);
                 for place in places {
                     assert!(
                         options(&mounts, place).contains(&access.to_owned()),

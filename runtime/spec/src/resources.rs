@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 };
 
 use crate::{
+    cpuset,
     error::{Error, quoted},
     host::Host,
 };
@@ -22,9 +23,6 @@ const SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
 
 /// `oom_score_adj` as the kernel has it.
 const OOM_SCORE_ADJ: std::ops::RangeInclusive<i64> = -1000..=1000;
-
-/// Bytes of a CPU or memory-node list: 8,192 CPUs, every other one.
-const LIST_LIMIT: usize = 32 << 10;
 
 /// Entries of `unified` and `hugepage_limits`.
 const ENTRIES_LIMIT: usize = 64;
@@ -79,21 +77,7 @@ pub(crate) fn check(resources: &cri::LinuxContainerResources) -> Result<(), Erro
             format!("{} is not between -1000 and 1000", r.oom_score_adj),
         );
     }
-    for (resource, list) in [
-        ("cpuset_cpus", &r.cpuset_cpus),
-        ("cpuset_mems", &r.cpuset_mems),
-    ] {
-        if list.len() > LIST_LIMIT
-            || !list
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || byte == b',' || byte == b'-')
-        {
-            return wrong(
-                resource,
-                format!("{} is not a list like 0-3,7", quoted(list)),
-            );
-        }
-    }
+    cpuset::check_form(r)?;
     if r.hugepage_limits.len() > ENTRIES_LIMIT || r.unified.len() > ENTRIES_LIMIT {
         return wrong(
             "hugepage_limits and unified",

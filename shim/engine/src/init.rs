@@ -35,7 +35,7 @@ use crate::{
     complaints::Complaints,
     confine,
     filter::{self, Filter},
-    native,
+    native, process,
     record::{self, Record},
     request::{CreateRequest, cut},
     worker::Made,
@@ -94,6 +94,10 @@ pub(crate) fn create(
         } else {
             by_libcontainer(request, prepared, stdio, reply)
         }
+    });
+    let made = made.and_then(|made| {
+        berth_failpoint::site!("engine.create.made").map_err(Error::io("make the container"))?;
+        Ok(made)
     });
     if made.is_err() {
         end_children();
@@ -211,6 +215,9 @@ fn by_libcontainer(
         log: None,
     };
 
+    // Here, so that one which can't be given is no failure.
+    process::adjust_oom_score(None, &process)?;
+    process.set_oom_score_adj(None);
     // libcontainer gets what it is to do, and the capabilities that the last steps need on top of the request.
     linux.set_seccomp(None).set_resources(None);
     // It knows these without their "r", and means them recursively.
@@ -240,6 +247,7 @@ fn by_libcontainer(
     fs::write(&config, text).map_err(Error::io(format!("write {}", config.display())))?;
 
     check_sources(&spec, id)?;
+    make_working_directory(&spec)?;
     let complaints = Complaints::listen().map_err(Error::io("keep libcontainer's log"))?;
     last_steps.log = Some(complaints.descriptors());
     let mut complaints = Some(complaints);
@@ -293,7 +301,6 @@ fn by_libcontainer(
         descriptors.push(receive_console(&listener)?);
         let _ = fs::remove_file(request.directory.join("console.sock"));
     }
-    berth_failpoint::site!("engine.create.made").map_err(Error::io("make the container"))?;
     Ok(Made {
         pid,
         maker: Maker::Libcontainer,
@@ -359,6 +366,26 @@ fn check_sources(spec: &Spec, id: &str) -> Result<(), Error> {
             });
         }
     }
+    Ok(())
+}
+
+/// libcontainer makes none. What lies in a mount can't be made before it is there: this is for the others.
+fn make_working_directory(spec: &Spec) -> Result<(), Error> {
+    let (Some(process), Some(root)) = (spec.process(), spec.root()) else {
+        return Ok(());
+    };
+    let (cwd, root) = (process.cwd(), root.path());
+    let in_a_mount = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .any(|mount| cwd.starts_with(mount.destination()));
+    if in_a_mount || !cwd.is_absolute() {
+        return Ok(());
+    }
+    let root = File::open(root).map_err(Error::io(format!("open {}", root.display())))?;
+    // Where it can't be made, entering it tells why.
+    let _ = berth_beneath::ensure_directory(root, cwd);
     Ok(())
 }
 

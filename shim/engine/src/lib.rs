@@ -26,6 +26,7 @@ mod error;
 mod exec;
 mod filter;
 mod init;
+mod keyring;
 mod launched;
 mod native;
 mod pause;

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Error, Maker, Stdio, channel,
-    request::{Answer, Operation},
+    Error, Maker, Stdio, channel, keyring,
+    request::{Answer, CreateRequest, ExecRequest, Operation},
 };
 
 /// What may travel with a request: stdin, stdout, stderr, and the pidfd of a container's init.
@@ -24,9 +24,12 @@ pub(crate) struct Made {
 /// The worker's life; answers with its exit code.
 pub(crate) fn run(operation: Operation, reply: &OwnedFd, descriptors: Descriptors) -> i32 {
     let made = match operation {
-        Operation::Create => request(reply)
-            .and_then(|request| crate::init::create(&request, stdio(descriptors).0, reply)),
-        Operation::Exec => request(reply).and_then(|request| {
+        Operation::Create => request(reply).and_then(|request: CreateRequest| {
+            keyring::join(&request.id)?;
+            crate::init::create(&request, stdio(descriptors).0, reply)
+        }),
+        Operation::Exec => request(reply).and_then(|request: ExecRequest| {
+            keyring::join(&request.id)?;
             let (stdio, init) = stdio(descriptors);
             let init =
                 init.ok_or_else(|| Error::Zygote("exec without the pidfd of init".into()))?;

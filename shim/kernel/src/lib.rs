@@ -5,6 +5,8 @@
 //!
 //! - [`bpf`]: device rules of cgroup v2
 //! - [`clone`]: clone3 with a closure for the child
+//! - [`keyring`]: session keyrings
+//! - [`mount`]: the flags of a mount tree
 //! - [`pidfd`]: signals and waiting by descriptor
 //! - [`descriptors`] (close_range)
 //! - [`signals`]: dispositions back to their defaults
@@ -14,6 +16,8 @@
 pub mod bpf;
 pub mod clone;
 pub mod descriptors;
+pub mod keyring;
+pub mod mount;
 pub mod pause;
 pub mod pidfd;
 pub mod seccomp;

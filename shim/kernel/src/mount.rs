@@ -50,21 +50,6 @@ pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, change: Change) ->
     Ok(())
 }
 
-/// [`set_attributes`] without propagation.
-pub fn change_flags(
-    mount: BorrowedFd<'_>,
-    set: u64,
-    clear: u64,
-    recursive: bool,
-) -> io::Result<()> {
-    let change = Change {
-        set,
-        clear,
-        propagation: 0,
-    };
-    set_attributes(mount, recursive, change)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -215,8 +215,11 @@ fn prepare(
         write_file(path, value).map_err(|errno| (Step::Sysctl(index), errno))?;
     }
     if let Some(value) = oom_score_adj {
-        write_file(c"/proc/self/oom_score_adj", value.to_bytes())
-            .map_err(|errno| (Step::OomScoreAdj, errno))?;
+        match write_file(c"/proc/self/oom_score_adj", value.to_bytes()) {
+            // Below our own without CAP_SYS_RESOURCE: then it stays our own.
+            Ok(()) | Err(libc::EACCES) => {}
+            Err(errno) => return Err((Step::OomScoreAdj, errno)),
+        }
     }
     // SAFETY: chdir to a C string literal.
     unsafe { libc::chdir(c"/".as_ptr()) };
@@ -474,6 +477,20 @@ mod tests {
         assert!(status(child.pid, "Uid:").starts_with("65535"));
         pidfd::send_signal(&child.pidfd, libc::SIGTERM).unwrap();
         assert_eq!(pidfd::wait(&child.pidfd).unwrap(), Exit::Code(0));
+    }
+
+    #[test]
+    fn an_oom_score_adj_that_can_not_be_had_is_no_failure() {
+        let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let child = make(&Pause {
+            oom_score_adj: Some(-1000),
+            ..Pause::default()
+        });
+        let has = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.pid)).unwrap();
+        // With CAP_SYS_RESOURCE it can be had.
+        assert!(has == own || has.trim() == "-1000", "{has}");
+        pidfd::send_signal(&child.pidfd, libc::SIGTERM).unwrap();
+        pidfd::wait(&child.pidfd).unwrap();
     }
 
     #[test]

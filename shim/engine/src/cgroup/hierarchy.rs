@@ -173,8 +173,9 @@ impl Hierarchy {
 
     /// Makes the directory and what is missing above it.
     pub(super) fn create(&self, path: &str) -> Result<(), Error> {
+        let cpuset = self.has("cpuset");
         let directory = self.directory(path);
-        if !self.is_v2() && directory.is_dir() {
+        if !self.is_v2() && !cpuset && directory.is_dir() {
             return Ok(());
         }
         let mut at = self.mount.clone();
@@ -186,11 +187,12 @@ impl Hierarchy {
             at.push(component);
             match fs::create_dir(&at) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("make", &at)(error)),
             }
-            if self.has("cpuset") {
-                // A v1 cpuset starts empty, and an empty one takes no process.
+            if cpuset {
+                // A v1 cpuset starts empty, and an empty one takes no process (ENOSPC). One that was there already may have been
+                // made a moment ago by a neighbour that has not come to this yet.
                 for file in ["cpuset.cpus", "cpuset.mems"] {
                     inherit(&parent.join(file), &at.join(file))?;
                 }
@@ -270,9 +272,13 @@ fn delegate(directory: &Path) -> Result<(), Error> {
     })
 }
 
+/// Copies a value to where there is none.
 fn inherit(from: &Path, to: &Path) -> Result<(), Error> {
-    let value = fs::read_to_string(from).map_err(Error::io("read", from))?;
-    fs::write(to, value.trim()).map_err(Error::io("write", to))
+    let read = |path: &Path| fs::read_to_string(path).map_err(Error::io("read", path));
+    if !read(to)?.trim().is_empty() {
+        return Ok(());
+    }
+    fs::write(to, read(from)?.trim()).map_err(Error::io("write", to))
 }
 
 /// mountinfo writes space, tab, newline and backslash as octal.

@@ -25,7 +25,6 @@ mod root;
 
 use std::{
     ffi::CString,
-    fs,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
@@ -181,9 +180,6 @@ pub(crate) fn create(
         }
         Err(error) => return failed(error),
     };
-    if let Err(error) = berth_failpoint::site!("engine.create.made") {
-        return failed(Error::io("make the container")(error));
-    }
     let mut descriptors = vec![child.pidfd, ours];
     descriptors.extend(consoles);
     Ok(Made {
@@ -386,7 +382,7 @@ impl Init<'_> {
                 (Some(master), [again()?, again()?, slave])
             }
         };
-        make_working_directory(process.cwd())?;
+        make_working_directory(&root, process.cwd())?;
         root::finish(&root, &plan)?;
         rustix::process::umask(umask);
 
@@ -460,16 +456,22 @@ fn set_sysctl(proc: &OwnedFd, name: &str, value: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// As a Dockerfile's WORKDIR, which may lie in a volume: made where it is missing. In the container's root by now, so no link leads
-/// out of it. Where it can't be made, entering it tells why.
-fn make_working_directory(cwd: &Path) -> Result<(), Error> {
-    let inside = cwd.is_absolute() && !cwd.starts_with("/proc");
-    if inside && fs::symlink_metadata(cwd).is_err() {
-        use std::os::unix::fs::DirBuilderExt;
-        let _ = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(cwd);
+/// As a Dockerfile's WORKDIR, which may lie in a volume: made where it is missing. Beneath the container's root, and through no link of
+/// its /proc: descriptors of the node are still open here.
+fn make_working_directory(root: &OwnedFd, cwd: &Path) -> Result<(), Error> {
+    use rustix::io::Errno;
+    if !cwd.is_absolute() {
+        return Ok(());
     }
-    Ok(())
+    let Err(error) = berth_beneath::ensure_directory(root, cwd) else {
+        return Ok(());
+    };
+    match Errno::from_io_error(&error) {
+        // A file system that turns root away, and what is no plain path: entering it, perhaps as the user, tells more.
+        Some(Errno::ACCESS | Errno::PERM | Errno::LOOP | Errno::INVAL) => Ok(()),
+        _ => Err(Error::io(format!(
+            "make working directory {}",
+            cwd.display()
+        ))(error)),
+    }
 }
