@@ -56,13 +56,14 @@ fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()
             };
             let (even, odd) = tokio::try_join!(make(0), make(1))?;
             let expected: BTreeMap<String, (i32, usize)> = even.into_iter().chain(odd).collect();
+            // Before, not after: two hundred wake up, and this process may be the last of them to go on.
+            let opened = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)?
+                .as_nanos() as i64;
             let open = std::fs::File::options()
                 .read(true)
                 .write(true)
                 .open(&gate)?;
-            let opened = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)?
-                .as_nanos() as i64;
             let begin = Instant::now();
             let mut kills = 0;
             while begin.elapsed() < Duration::from_millis(6_000) {
