@@ -44,6 +44,9 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
+/// Calls at a time, where several are.
+const IN_FLIGHT: usize = 10;
+
 struct Server {
     name: String,
     handler: String,
@@ -176,6 +179,75 @@ impl Server {
         Ok(())
     }
 
+    /// RunPodSandbox alone, with a network of its own: one after another, and [`IN_FLIGHT`] at a time.
+    async fn sandboxes(&mut self, arguments: &Arguments) -> Result<()> {
+        let mut made = Vec::new();
+        for _ in 0..arguments.rounds {
+            let config = pod(&arguments.logs, "sandbox", NamespaceMode::Pod);
+            let begin = Instant::now();
+            made.push(self.cri.run_pod_with(&config, &self.handler).await?);
+            self.note("RunPodSandbox, bridge", begin);
+            if let Some(last) = made.last()
+                && let Some(ms) = self.network_ms(last).await?
+            {
+                let figures = self.figures.entry("its network's share").or_default();
+                figures.push(ms);
+            }
+        }
+        self.remove_all(std::mem::take(&mut made)).await?;
+
+        let begin = Instant::now();
+        let mut running = tokio::task::JoinSet::new();
+        for _ in 0..arguments.rounds {
+            if running.len() == IN_FLIGHT {
+                made.push(self.joined(running.join_next().await)?);
+            }
+            let (cri, handler) = (self.cri.clone(), self.handler.clone());
+            let config = pod(&arguments.logs, "sandbox", NamespaceMode::Pod);
+            running.spawn(async move {
+                let begin = Instant::now();
+                let id = cri.run_pod_with(&config, &handler).await?;
+                anyhow::Ok((id, begin.elapsed().as_secs_f64() * 1000.0))
+            });
+        }
+        while !running.is_empty() {
+            made.push(self.joined(running.join_next().await)?);
+        }
+        let each = begin.elapsed().as_secs_f64() * 1000.0 / arguments.rounds as f64;
+        let figures = self.figures.entry("a pod of 10 in flight").or_default();
+        figures.push(each);
+        self.remove_all(made).await
+    }
+
+    fn joined(
+        &mut self,
+        ended: Option<Result<Result<(String, f64)>, tokio::task::JoinError>>,
+    ) -> Result<String> {
+        let (id, ms) = ended.context("nothing was under way")???;
+        let figures = self.figures.entry("RunPodSandbox, 10 in flight");
+        figures.or_default().push(ms);
+        Ok(id)
+    }
+
+    async fn remove_all(&self, pods: Vec<String>) -> Result<()> {
+        for pod in pods {
+            self.cri.stop_pod(&pod).await?;
+            self.cri.remove_pod(&pod).await?;
+        }
+        Ok(())
+    }
+
+    /// What the server itself says of its phases, where it does.
+    async fn network_ms(&self, pod: &str) -> Result<Option<f64>> {
+        let status = self.cri.pod_status_verbose(pod, true).await?;
+        let Some(text) = status.info.get("timeline") else {
+            return Ok(None);
+        };
+        let timeline: Value = serde_json::from_str(text)?;
+        let ms = |phase: &str| timeline[phase].as_f64();
+        Ok(ms("netns").zip(ms("network")).map(|(a, b)| a + b))
+    }
+
     async fn weigh(&mut self, arguments: &Arguments) -> Result<()> {
         self.memory
             .insert("daemon, MiB", pss_kib(self.daemon) / 1024.0);
@@ -247,6 +319,10 @@ fn report(servers: &[Server]) -> Value {
         "ExecSync",
         "stop + remove, host network",
         "stop + remove, bridge",
+        "RunPodSandbox, bridge",
+        "its network's share",
+        "RunPodSandbox, 10 in flight",
+        "a pod of 10 in flight",
     ] {
         let of_first = servers[0]
             .figures
@@ -330,6 +406,9 @@ async fn main() -> Result<()> {
         }
     }
     for server in &mut servers {
+        if !arguments.no_bridge {
+            server.sandboxes(&arguments).await?;
+        }
         server.weigh(&arguments).await?;
     }
     let all = report(&servers);
