@@ -1,11 +1,11 @@
 //! SEC-ENG-18: keys of one container in the hands of another, by way of a session keyring that they share.
 
-use std::{io::Write, process::Command, process::Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use berth_proto::cri::{ContainerConfig, Int64Value};
 use berth_tests::{
-    Node, container, debian,
+    Node, c_program, container, debian,
     request::{ContainerRequest, unconfined},
     tarball::Entry,
 };
@@ -54,18 +54,7 @@ const NO_KEY: i32 = 3;
 /// The program, for the images of this test and for the host.
 fn key(dir: &std::path::Path) -> Result<std::path::PathBuf> {
     let out = dir.join("key");
-    let mut cc = Command::new("cc")
-        .args(["-x", "c", "-O1", "-static", "-o"])
-        .arg(&out)
-        .arg("-")
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("run cc")?;
-    cc.stdin
-        .take()
-        .context("cc has no stdin")?
-        .write_all(KEY.as_bytes())?;
-    ensure!(cc.wait()?.success(), "cc failed");
+    c_program::compile(KEY, &out, c_program::STATIC)?;
     Ok(out)
 }
 

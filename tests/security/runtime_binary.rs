@@ -3,19 +3,18 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     os::{
         fd::{AsFd, AsRawFd},
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::NamespaceMode;
 use berth_tests::{
-    BUSYBOX, Node, container, daemon::bin_dir, debian, image::digest, process,
+    BUSYBOX, Node, c_program, container, daemon::bin_dir, debian, image::digest, process,
     request::ContainerRequest, request::PodRequest, sh, tarball::Entry,
 };
 use rustix::{
@@ -165,22 +164,17 @@ fn loader() -> Result<Vec<u8>> {
     let dir = std::env::temp_dir().join(format!("bt-loader-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let out = dir.join("loader");
-    let mut cc = Command::new("cc")
-        .args(["-x", "c", "-O1", "-nostdlib", "-ffreestanding", "-fPIE"])
-        .args(["-static-pie", "-fno-stack-protector", "-o"])
-        .arg(&out)
-        .arg("-")
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("run cc")?;
-    cc.stdin
-        .take()
-        .context("cc has no stdin")?
-        .write_all(LOADER.as_bytes())?;
-    let status = cc.wait()?;
+    let flags = [
+        "-nostdlib",
+        "-ffreestanding",
+        "-fPIE",
+        "-static-pie",
+        "-fno-stack-protector",
+    ];
+    let compiled = c_program::compile(LOADER, &out, &flags);
     let bytes = fs::read(&out);
     fs::remove_dir_all(&dir)?;
-    ensure!(status.success(), "cc: {status}");
+    compiled?;
     Ok(bytes?)
 }
 

@@ -1,12 +1,10 @@
 //! SEC-ENG-19: a neighbour in the same pid namespace that watches for processes of ours, which still have what a container must not
 //! get: capabilities, descriptors, the node's memory (CVE-2016-9962).
 
-use std::{io::Write, process::Command, process::Stdio};
-
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{ContainerConfig, NamespaceMode};
 use berth_tests::{
-    Node, container, debian,
+    Node, c_program, container, debian,
     request::{ContainerRequest, PodRequest, unconfined},
     tarball::Entry,
 };
@@ -76,18 +74,7 @@ int main(void) {
 
 fn watch(dir: &std::path::Path) -> Result<Vec<u8>> {
     let out = dir.join("watch");
-    let mut cc = Command::new("cc")
-        .args(["-x", "c", "-O1", "-static", "-o"])
-        .arg(&out)
-        .arg("-")
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("run cc")?;
-    cc.stdin
-        .take()
-        .context("cc has no stdin")?
-        .write_all(WATCH.as_bytes())?;
-    ensure!(cc.wait()?.success(), "cc failed");
+    c_program::compile(WATCH, &out, c_program::STATIC)?;
     Ok(std::fs::read(out)?)
 }
 

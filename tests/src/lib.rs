@@ -18,6 +18,7 @@
 //! When the function returns, [`invariant`] holds what is running against the kernel, kills the daemon with -9, starts it again,
 //! checks once more, removes every pod and demands that nothing is left.
 
+pub mod c_program;
 pub mod canary;
 pub mod cgroup;
 pub mod cni;
