@@ -8,6 +8,7 @@ mod descriptors;
 mod exec_weaker;
 mod hostile_layers;
 mod hostile_passwd;
+mod image_volumes;
 mod keyrings;
 mod links_in_images;
 mod log_paths;
