@@ -29,12 +29,14 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// containerd's shim v2 services (task, sandbox, events) and Berth's own beside them.
 ///
-/// The task service is `containerd.task.v3.Task`, so the shim announces `"version":3` at `start`. The same messages go
-/// under `containerd.task.v2.Task` for a shim that announces 2; nothing here serves that name.
+/// The task service is `containerd.task.v3.Task`, which a shim announces by `"version":3` at `start`. The same messages go
+/// under `containerd.task.v2.Task` for one that announces 2, or nothing.
 #[cfg(feature = "ttrpc")]
 pub mod shim {
+    /// Options of runc's shims, in containerd's configuration.
+    pub use containerd_shim_protos::shim::oci as runc_options;
     pub use containerd_shim_protos::{
-        api, bootstrap_api, cgroups, events, sandbox_api, sandbox_async, shim_async,
+        api, bootstrap_api, cgroups, cgroups_v2, events, sandbox_api, sandbox_async, shim_async,
     };
 
     /// `berth.shim.v1`

@@ -25,7 +25,7 @@ use rustix::{
 };
 use serde_json::json;
 
-use crate::{cli::Flags, error::Error};
+use crate::{cli::Flags, error::Error, group};
 
 /// Where sockets lie unless `BERTH_SHIM_SOCKET_DIR` says otherwise.
 const DEFAULT_SOCKET_DIR: &str = "/run/containerd/s";
@@ -33,8 +33,10 @@ const DEFAULT_SOCKET_DIR: &str = "/run/containerd/s";
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How much of a long id names the socket: 64 bits of a random id, in a path that must stay short.
 const NAME_BYTES: usize = 16;
-/// Version of the bootstrap answer: task API v3.
-const BOOTSTRAP_VERSION: i32 = 3;
+/// The newest bootstrap answer that there is: task API v3.
+const MAX_VERSION: i32 = 3;
+/// What containerd 1.7 and newer (and berthd) say of the newest answer that they take. Who says nothing takes a plain address.
+const MAX_VERSION_ENV: &str = "MAX_SHIM_VERSION";
 /// What the process is called in ps.
 pub const NAME: &str = "containerd-shim-berth-v2";
 
@@ -80,23 +82,28 @@ pub fn start(flags: &Flags) -> Result<(), Error> {
             return Err(error);
         }
     }
-    let answer = json!({
-        "version": BOOTSTRAP_VERSION,
-        "address": format!("unix://{}", path.display()),
-        "protocol": "ttrpc",
-    });
-    println!("{answer}");
+    let asked = std::env::var(MAX_VERSION_ENV).ok();
+    print!("{}", answer(&path, asked.as_deref()));
     io::stdout().flush().map_err(Error::io("print the address"))
 }
 
-/// The pod's socket: the same for every call with the same id.
-///
-/// The seat of grouping under stock containerd: there the id is a container's, and the pod's comes from the annotation
-/// `io.kubernetes.cri.sandbox-id` of the bundle's spec.
+/// What `start` prints.
+fn answer(socket: &Path, max_version: Option<&str>) -> String {
+    let address = format!("unix://{}", socket.display());
+    match max_version.and_then(|text| text.parse::<i32>().ok()) {
+        Some(max) if max >= 2 => {
+            let version = max.min(MAX_VERSION);
+            json!({ "version": version, "address": address, "protocol": "ttrpc" }).to_string()
+        }
+        _ => address,
+    }
+}
+
+/// The pod's socket: the same for every container of it.
 pub fn socket_path(flags: &Flags) -> Result<PathBuf, Error> {
     let dir = std::env::var_os("BERTH_SHIM_SOCKET_DIR")
         .map_or_else(|| DEFAULT_SOCKET_DIR.into(), PathBuf::from);
-    let id = &flags.id;
+    let id = &group::of(flags)?;
     let name = if id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         id[..NAME_BYTES].to_owned()
     } else {
@@ -274,6 +281,23 @@ mod tests {
         );
         assert_ne!(path("k8s.io", "a"), path("default", "a"));
         assert_ne!(path("k8s.io", "a"), path("k8s.io", "b"));
+    }
+
+    #[test]
+    fn the_answer_is_one_that_the_caller_takes() {
+        let json = |version: i32| {
+            format!(r#"{{"address":"unix:///s","protocol":"ttrpc","version":{version}}}"#)
+        };
+        for (max, expected) in [
+            (None, "unix:///s".to_owned()),
+            (Some("1"), "unix:///s".to_owned()),
+            (Some("rubbish"), "unix:///s".to_owned()),
+            (Some("2"), json(2)),
+            (Some("3"), json(3)),
+            (Some("9"), json(3)),
+        ] {
+            assert_eq!(answer(Path::new("/s"), max), expected, "{max:?}");
+        }
     }
 
     #[test]

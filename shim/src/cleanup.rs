@@ -20,7 +20,7 @@ use crate::{
     cli::Flags,
     clock,
     error::Error,
-    journal, serve,
+    group, journal, serve,
 };
 
 /// What is said of a task whose shim did not live to see its end.
@@ -42,7 +42,11 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
         }
     };
     let socket = bootstrap::socket_path(flags)?;
-    note(end_shim(&socket));
+    // A container's shim is its pod's: others may live in it.
+    let own = group::of(flags)? == flags.id;
+    if own {
+        note(end_shim(&socket));
+    }
     let engine = Launched::for_cleanup(serve::engine_config(&bundle));
     match engine.known() {
         Ok(ids) => ids
@@ -55,12 +59,14 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
         note(remove_cgroup(&spec_dir));
     }
     note(unmount_below(&bundle));
-    note(match fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(format!("remove {}", socket.display()))(error))
-        }
-        _ => Ok(()),
-    });
+    if own {
+        note(match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", socket.display()))(error))
+            }
+            _ => Ok(()),
+        });
+    }
     if let Some(error) = first_error {
         return Err(error);
     }

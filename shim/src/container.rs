@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
 };
 
 use berth_engine::cgroup::Cgroup;
@@ -77,6 +77,10 @@ pub struct Container {
     pub io: Mutex<Option<Io>>,
     pub start_error: Mutex<Option<StartError>>,
     pub execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    /// Its cgroup is frozen.
+    pub paused: AtomicBool,
+    /// Its root file system was mounted by this shim.
+    pub mounted: bool,
     phase: watch::Sender<Phase>,
 }
 
@@ -85,7 +89,7 @@ impl Container {
     pub fn new(
         id: String,
         bundle: PathBuf,
-        request: (bool, bool, [String; 3]),
+        request: (bool, bool, [String; 3], bool),
         init: (i32, OwnedFd),
         created_at: i64,
         spec: crate::bundle::Spec,
@@ -110,8 +114,19 @@ impl Container {
             io: Mutex::new(Some(io)),
             start_error: Mutex::new(None),
             execs: Mutex::new(BTreeMap::new()),
+            paused: AtomicBool::new(false),
+            mounted: request.3,
             phase: watch::Sender::new(Phase::Created),
         }
+    }
+
+    /// Its cgroup, for what `action` does with it.
+    pub fn cgroup(&self, action: &'static str) -> Result<&Cgroup, Error> {
+        self.cgroup.as_ref().ok_or_else(|| Error::State {
+            action,
+            id: format!("container {}", self.id),
+            state: "without a cgroup".into(),
+        })
     }
 
     pub fn phase(&self) -> Phase {

@@ -11,7 +11,8 @@ use std::{
 use berth_proto::shim::{
     api::ForwardRequest,
     events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+        TaskResumed, TaskStart,
     },
     shim_async::{Client, EventsClient},
 };
@@ -164,6 +165,26 @@ impl Events {
         self.tell(
             "/tasks/oom",
             TaskOOM {
+                container_id: id.to_owned(),
+                ..Default::default()
+            },
+        );
+    }
+
+    pub fn paused(&self, id: &str) {
+        self.tell(
+            "/tasks/paused",
+            TaskPaused {
+                container_id: id.to_owned(),
+                ..Default::default()
+            },
+        );
+    }
+
+    pub fn resumed(&self, id: &str) {
+        self.tell(
+            "/tasks/resumed",
+            TaskResumed {
                 container_id: id.to_owned(),
                 ..Default::default()
             },

@@ -1,10 +1,10 @@
 //! `containerd-shim-berth-v2`: containerd's shim v2, one process a pod.
 //!
 //! ```text
-//!   start ──▶ socket, serving process, address on stdout, gone            (bootstrap)
+//!   start ──▶ socket, serving process, address on stdout, gone            (bootstrap, group)
 //!   serve ──▶ launcher first, then the runtime and three ttrpc services   (serve)
 //!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod)
-//!               task         containers and execs                         (task, container, exec)
+//!               task         containers and execs                         (task, container, exec, rootfs, freeze)
 //!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
 //!             reaper: every child, adopted ones too                       (reaper)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
@@ -27,11 +27,16 @@ mod exec;
 mod exec_output;
 mod exec_sync;
 mod exit_record;
+mod freeze;
+mod group;
 mod info;
 mod journal;
+mod metrics;
 mod pod;
 mod pod_service;
 mod reaper;
+mod rootfs;
+mod runtime_options;
 mod sandbox;
 mod serve;
 mod stream;

@@ -45,6 +45,7 @@ use crate::{
     exit_record::ExitRecord,
     journal,
     reaper::{Exit, Reaper},
+    rootfs, runtime_options,
     stream::{Plumbing, Request},
     sysctl,
 };
@@ -430,11 +431,6 @@ impl Pod {
     /// Makes a container up to just before its command. Answers init's pid.
     pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<i32, Error> {
         check_id(&request.id)?;
-        if !request.rootfs.is_empty() {
-            return Err(Error::Unbuilt(
-                "Task.Create with mounts (the root filesystem is mounted by the caller)",
-            ));
-        }
         if !request.checkpoint.is_empty() {
             return Err(Error::Unbuilt("Task.Create from a checkpoint"));
         }
@@ -474,9 +470,15 @@ impl Pod {
         }
     }
 
-    async fn make(self: &Arc<Self>, request: CreateTaskRequest) -> Result<Arc<Container>, Error> {
+    async fn make(
+        self: &Arc<Self>,
+        mut request: CreateTaskRequest,
+    ) -> Result<Arc<Container>, Error> {
         let options: Option<CreateOptions> =
             unpack(&request.options, "berth.shim.v1.CreateOptions")?;
+        if options.is_none() {
+            runtime_options::check(&request.options)?;
+        }
         let bundle = PathBuf::from(&request.bundle);
         if !bundle.is_absolute() {
             return Err(Error::invalid(
@@ -484,6 +486,29 @@ impl Pod {
                 "it is not absolute",
             ));
         }
+        let mounts = std::mem::take(&mut request.rootfs);
+        if mounts.is_empty() {
+            return self.make_on(request, options, bundle, false).await;
+        }
+        let at = bundle.clone();
+        blocking("mount", move || rootfs::mount(&at, &mounts)).await?;
+        let made = self.make_on(request, options, bundle.clone(), true).await;
+        if made.is_err()
+            && let Err(undo) = rootfs::unmount(&bundle)
+        {
+            journal!("undo create: {undo}");
+        }
+        made
+    }
+
+    /// As [`Pod::make`], on a root file system that is there.
+    async fn make_on(
+        self: &Arc<Self>,
+        request: CreateTaskRequest,
+        options: Option<CreateOptions>,
+        bundle: PathBuf,
+        mounted: bool,
+    ) -> Result<Arc<Container>, Error> {
         let mut spec = bundle::read(&bundle)?;
         if let Some(options) = &options {
             bundle::fill_namespaces(&mut spec, options, self.holders(options)?)?;
@@ -545,7 +570,7 @@ impl Pod {
         let container = Arc::new(Container::new(
             id,
             bundle,
-            (tty, options.stdin_once, fifos),
+            (tty, options.stdin_once, fifos, mounted),
             (pid, pidfd),
             clock::now_ns(),
             summary,
@@ -790,6 +815,9 @@ impl Pod {
         self.container(id)?;
         let (engine, engine_id) = (self.engine.clone(), id.to_owned());
         blocking("delete", move || Ok(engine.delete(&engine_id)?)).await?;
+        if container.mounted {
+            rootfs::unmount(&container.bundle)?;
+        }
         berth_failpoint::site!("shim.delete.removed")
             .map_err(Error::io("failpoint shim.delete.removed"))?;
         lock(&self.containers).remove(id);

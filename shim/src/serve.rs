@@ -4,6 +4,7 @@
 //! runtime and everything that allocates comes after.
 
 use std::{
+    collections::HashMap,
     fs::File,
     os::{
         fd::{AsFd, OwnedFd},
@@ -26,7 +27,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
-use ttrpc::r#async::{Server, transport::Listener};
+use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
     bootstrap, cli::Flags, error::Error, events::Events, journal, pod::Pod,
@@ -115,7 +116,7 @@ async fn run(
 
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener)))
-        .register_service(create_task(Arc::new(TaskService { pod: pod.clone() })))
+        .register_service(task_services(&pod))
         .register_service(create_sandbox(Arc::new(SandboxService {
             pod: pod.clone(),
         })))
@@ -141,6 +142,16 @@ async fn run(
     }
     // Not by return: a thread that hangs in the kernel with a container's process would hold the runtime's end.
     std::process::exit(0)
+}
+
+/// The task service under both its names: the messages of v2, which containerd up to 1.7 speaks, are those of v3.
+fn task_services(pod: &Arc<Pod>) -> HashMap<String, Service> {
+    let mut services = create_task(Arc::new(TaskService { pod: pod.clone() }));
+    let older = create_task(Arc::new(TaskService { pod: pod.clone() }))
+        .into_iter()
+        .map(|(name, service)| (name.replace(".v3.", ".v2."), service));
+    services.extend(older);
+    services
 }
 
 /// Connections of root, and of nobody else (SEC-ENG-14).

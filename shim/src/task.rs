@@ -1,8 +1,9 @@
 //! containerd's task service (v3): translate, call the pod, translate.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use async_trait::async_trait;
+use berth_engine::cgroup::Cgroup;
 use berth_proto::shim::{
     api::{
         CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -13,6 +14,7 @@ use berth_proto::shim::{
     },
     shim_async::Task,
 };
+use protobuf::MessageField;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
     container::{Container, MAX_EXECS, Phase, lock},
     error::Error,
     exec::{self, Exec, State},
-    journal,
+    journal, metrics,
     pod::{Pod, blocking, detached},
 };
 
@@ -95,6 +97,7 @@ impl Task for TaskService {
                 response.pid = container.pid as u32;
                 let status = match container.phase() {
                     Phase::Created => Status::CREATED,
+                    Phase::Running { .. } if container.paused.load(Relaxed) => Status::PAUSED,
                     Phase::Running { .. } => Status::RUNNING,
                     Phase::Exited { ended, .. } => {
                         response.exit_status = ended.exit_code as u32;
@@ -287,14 +290,7 @@ impl Task for TaskService {
             .ok_or_else(|| Error::invalid("update", "it names no resources"))?;
         let resources: oci_spec::runtime::LinuxResources = json("resources", &any.value)?;
         let notes = blocking("Update", move || {
-            let Some(cgroup) = &container.cgroup else {
-                return Err(Error::State {
-                    action: "update container",
-                    id: container.id.clone(),
-                    state: "without a cgroup".into(),
-                });
-            };
-            Ok(cgroup.apply(&resources)?)
+            Ok(container.cgroup("update")?.apply(&resources)?)
         });
         for note in notes.await? {
             journal!("update container {}: {note}", request.id);
@@ -348,16 +344,27 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.pod.container(&request.id)?;
-        Err(Error::Unbuilt("Task.Stats (berth.shim.v1.Pod has Stats)").into())
+        let container = self.pod.container(&request.id)?;
+        let metrics = blocking("Stats", move || {
+            let stats = container.cgroup("read the figures of")?.stats()?;
+            metrics::encoded(&stats, Cgroup::is_unified()?)
+        });
+        Ok(StatsResponse {
+            stats: MessageField::some(metrics.await?),
+            ..Default::default()
+        })
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unbuilt("Task.Pause").into())
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let pod = self.pod.clone();
+        detached("Pause", async move { pod.pause(&request.id).await }).await?;
+        Ok(Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unbuilt("Task.Resume").into())
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let pod = self.pod.clone();
+        detached("Resume", async move { pod.resume(&request.id).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {

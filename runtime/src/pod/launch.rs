@@ -23,6 +23,9 @@ const STDERR_BYTES: usize = 2048;
 const END_DEADLINE: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(2);
 
+/// The newest answer of `start` that is understood: task API v3.
+const BOOTSTRAP_VERSION: &str = "3";
+
 /// What `start` prints (shim v2, bootstrap version 3).
 #[derive(Debug, Deserialize)]
 struct Bootstrap {
@@ -142,6 +145,7 @@ async fn run(
         .args(["-publish-binary", "", action])
         .env_remove("NOTIFY_SOCKET")
         .env("BERTH_SHIM_SOCKET_DIR", node.shim_sockets())
+        .env("MAX_SHIM_VERSION", BOOTSTRAP_VERSION)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();

@@ -84,7 +84,10 @@ impl Pod {
             .create(bundle.join("exits"))
             .unwrap();
         let sockets = dir.path().join("s").display().to_string();
-        let env = HashMap::from([("BERTH_SHIM_SOCKET_DIR".into(), sockets)]);
+        let env = HashMap::from([
+            ("BERTH_SHIM_SOCKET_DIR".into(), sockets),
+            ("MAX_SHIM_VERSION".into(), "3".into()),
+        ]);
         Pod {
             cgroup: format!("/{name}"),
             id,

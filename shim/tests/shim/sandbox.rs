@@ -244,22 +244,11 @@ async fn the_pod_joins_the_network_namespace_that_it_is_given() {
 async fn what_is_not_built_says_so_by_name() {
     let pod = Pod::new();
     let shim = pod.connect(&pod.start()).await;
-    let errors = [
-        shim.task
-            .pause(ctx(), &PauseRequest::new())
-            .await
-            .unwrap_err(),
-        shim.task
-            .resume(ctx(), &ResumeRequest::new())
-            .await
-            .unwrap_err(),
-        shim.task
-            .checkpoint(ctx(), &CheckpointTaskRequest::new())
-            .await
-            .unwrap_err(),
-    ];
-    for (error, name) in errors.into_iter().zip(["Pause", "Resume", "Checkpoint"]) {
-        assert!(error.to_string().contains(name), "{error}");
-        assert_eq!(code(error), ttrpc::Code::UNIMPLEMENTED);
-    }
+    let error = shim
+        .task
+        .checkpoint(ctx(), &CheckpointTaskRequest::new())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("Checkpoint"), "{error}");
+    assert_eq!(code(error), ttrpc::Code::UNIMPLEMENTED);
 }

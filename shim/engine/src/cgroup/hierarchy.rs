@@ -206,33 +206,68 @@ impl Hierarchy {
         fs::write(&procs, pid.to_string()).map_err(Error::io("move a process into", &procs))
     }
 
-    /// Freezes it; false: not in time, or there is no freezer.
+    /// Freezes what is in the cgroup and below it; tells whether all of it stands still. On `false` the rest goes on freezing: thaw it.
     pub(super) fn freeze(&self, path: &str, until: Instant) -> bool {
-        if !self.has("freezer") {
+        let Some(freezer) = self.freezer(path) else {
             return false;
-        }
-        let state = self.directory(path).join("freezer.state");
-        // A process that forks while the freezer walks is missed: the write is repeated until all are in.
-        while fs::write(&state, "FROZEN").is_ok() {
-            if fs::read_to_string(&state).is_ok_and(|text| text.trim() == "FROZEN")
-                || Instant::now() > until
+        };
+        // A process that forks while v1's freezer walks is missed: the write is repeated until all are in.
+        while fs::write(&freezer.control, freezer.freeze).is_ok() {
+            if fs::read_to_string(&freezer.state)
+                .is_ok_and(|text| text.lines().any(|line| line == freezer.frozen))
             {
                 return true;
+            }
+            if Instant::now() > until {
+                return false;
             }
             thread::sleep(Duration::from_micros(200));
         }
         false
     }
 
+    /// Idempotent; a cgroup that is not there has nothing frozen.
     pub(super) fn thaw(&self, path: &str) -> Result<(), Error> {
-        let state = self.directory(path).join("freezer.state");
-        match fs::write(&state, "THAWED") {
+        let Some(freezer) = self.freezer(path) else {
+            return Ok(());
+        };
+        match fs::write(&freezer.control, freezer.thaw) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("thaw", &state)(error))
+                Err(Error::io("thaw", &freezer.control)(error))
             }
             _ => Ok(()),
         }
     }
+
+    fn freezer(&self, path: &str) -> Option<Freezer> {
+        let directory = self.directory(path);
+        if self.is_v2() {
+            return Some(Freezer {
+                control: directory.join("cgroup.freeze"),
+                state: directory.join("cgroup.events"),
+                freeze: "1",
+                thaw: "0",
+                frozen: "frozen 1",
+            });
+        }
+        self.has("freezer").then(|| Freezer {
+            control: directory.join("freezer.state"),
+            state: directory.join("freezer.state"),
+            freeze: "FROZEN",
+            thaw: "THAWED",
+            frozen: "FROZEN",
+        })
+    }
+}
+
+/// The files of a cgroup's freezer and their words: freezer-subsystem.rst for v1, cgroup-v2.rst for v2 (Linux 5.2).
+struct Freezer {
+    control: PathBuf,
+    state: PathBuf,
+    freeze: &'static str,
+    thaw: &'static str,
+    /// The line of `state` that says that all is frozen.
+    frozen: &'static str,
 }
 
 /// v2: hands every controller that a directory has down to its children.

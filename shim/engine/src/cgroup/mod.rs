@@ -40,6 +40,9 @@ pub use stats::Stats;
 /// caller must hear of it.
 const KILL_FOR: Duration = Duration::from_secs(5);
 
+/// How long [`Cgroup::pause`] waits: a process in an uninterruptible wait freezes only after it.
+const PAUSE_FOR: Duration = Duration::from_secs(5);
+
 /// How long a freezer may take before killing goes on without it.
 const FREEZE_FOR: Duration = Duration::from_millis(100);
 
@@ -74,6 +77,10 @@ pub enum Error {
         procs: usize,
         waited_ms: u64,
     },
+    #[error(
+        "cgroup {path} was not frozen after {waited_ms} ms: a process of it waits in the kernel, uninterruptible"
+    )]
+    Unfrozen { path: String, waited_ms: u64 },
     #[error("cgroup {path}: {what} limits are not built")]
     Unsupported { path: String, what: &'static str },
     #[error("set {file} of cgroup {path} to {value:?}: {source}")]
@@ -278,11 +285,9 @@ impl Cgroup {
             } else if round == 0 {
                 self.signal_each(libc_sigkill())?
             } else {
-                let frozen = self.freeze(primary);
+                self.freeze(primary);
                 let left = self.signal_each(libc_sigkill());
-                if frozen {
-                    primary.thaw(&self.path)?;
-                }
+                primary.thaw(&self.path)?;
                 left?
             };
             if left == 0 {
@@ -304,8 +309,30 @@ impl Cgroup {
     }
 
     fn freeze(&self, primary: &Hierarchy) -> bool {
-        let until = Instant::now() + FREEZE_FOR;
-        primary.freeze(&self.path, until)
+        primary.freeze(&self.path, Instant::now() + FREEZE_FOR)
+    }
+
+    /// Freezes every process in it and below it. One that can't be frozen in five seconds leaves all of them running: [`Error::Unfrozen`].
+    pub fn pause(&self) -> Result<(), Error> {
+        let primary = Hierarchies::of_this_machine()?.primary();
+        if primary.freeze(&self.path, Instant::now() + PAUSE_FOR) {
+            return Ok(());
+        }
+        primary.thaw(&self.path)?;
+        Err(Error::Unfrozen {
+            path: self.path.clone(),
+            waited_ms: PAUSE_FOR.as_millis() as u64,
+        })
+    }
+
+    /// Undoes [`Cgroup::pause`]. Idempotent.
+    pub fn resume(&self) -> Result<(), Error> {
+        Hierarchies::of_this_machine()?.primary().thaw(&self.path)
+    }
+
+    /// Whether this machine's controllers are cgroup v2's.
+    pub fn is_unified() -> Result<bool, Error> {
+        Ok(Hierarchies::of_this_machine()?.v2().is_some())
     }
 
     /// Removes it and what is below, in every hierarchy. Idempotent. Its processes must be gone.

@@ -1,0 +1,104 @@
+//! The options of a runtime in containerd's configuration, as they come with Create: taken, or refused by name. What would be passed over
+//! in silence is what a person is puzzled by.
+
+use berth_proto::shim::runc_options::Options;
+use protobuf::{Message, MessageField, well_known_types::any::Any};
+
+use crate::error::Error;
+
+/// As containerd's `[…runtimes.NAME.options]` become it for runc's shims and, beside those, for every other.
+const RUNC: &str = "containerd.runc.v1.Options";
+const ANY_SHIM: &str = "runtimeoptions.v1.Options";
+
+/// Refuses what this shim does not do.
+pub fn check(options: &MessageField<Any>) -> Result<(), Error> {
+    let Some(any) = options.as_ref() else {
+        return Ok(());
+    };
+    match any.type_url.rsplit('/').next().unwrap_or_default() {
+        // An Any of nothing.
+        "" if any.value.is_empty() => Ok(()),
+        RUNC => check_runc(&any.value),
+        // `type_url`, `config_path` and `config_body`: a file of settings for the shim, which has none.
+        ANY_SHIM if any.value.is_empty() => Ok(()),
+        other => Err(Error::invalid(
+            "runtime options",
+            format!(
+                "{other:?} is not taken: this shim has no settings but those of {RUNC} that are left at their defaults"
+            ),
+        )),
+    }
+}
+
+fn check_runc(bytes: &[u8]) -> Result<(), Error> {
+    let options = Options::parse_from_bytes(bytes)
+        .map_err(|error| Error::invalid("runtime options", error))?;
+    let set = [
+        ("NoPivotRoot", options.no_pivot_root),
+        ("NoNewKeyring", options.no_new_keyring),
+        ("ShimCgroup", !options.shim_cgroup.is_empty()),
+        ("IoUid", options.io_uid != 0),
+        ("IoGid", options.io_gid != 0),
+        ("BinaryName", !options.binary_name.is_empty()),
+        ("Root", !options.root.is_empty()),
+        ("SystemdCgroup", options.systemd_cgroup),
+        ("CriuImagePath", !options.criu_image_path.is_empty()),
+        ("CriuWorkPath", !options.criu_work_path.is_empty()),
+        ("TaskApiAddress", !options.task_api_address.is_empty()),
+    ];
+    match set.into_iter().find(|(_, set)| *set) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::invalid(
+            format!("runtime option {name}"),
+            "this shim makes containers itself and does not support it; remove it from the runtime's options",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any(name: &str, value: Vec<u8>) -> MessageField<Any> {
+        MessageField::some(Any {
+            type_url: format!("types.googleapis.com/{name}"),
+            value,
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn options_that_ask_for_nothing_are_taken_and_others_refused_by_name() {
+        let runc = |options: Options| any(RUNC, options.write_to_bytes().unwrap());
+        for taken in [
+            MessageField::none(),
+            MessageField::some(Any::new()),
+            runc(Options::new()),
+            any(ANY_SHIM, Vec::new()),
+        ] {
+            check(&taken).unwrap();
+        }
+        for (refused, word) in [
+            (
+                runc(Options {
+                    systemd_cgroup: true,
+                    ..Options::new()
+                }),
+                "SystemdCgroup",
+            ),
+            (
+                runc(Options {
+                    binary_name: "crun".into(),
+                    ..Options::new()
+                }),
+                "BinaryName",
+            ),
+            (any(ANY_SHIM, vec![0x12, 1, b'x']), ANY_SHIM),
+            (any("some.other.Options", vec![1]), "some.other.Options"),
+            (any(RUNC, vec![0xff]), "runtime options"),
+        ] {
+            let error = check(&refused).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
