@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, process::Command};
 
 use berth_proto::shim::{
-    api::{CheckpointTaskRequest, PauseRequest, ResumeRequest},
+    api::CheckpointTaskRequest,
     sandbox_api::{
         CreateSandboxRequest, SandboxStatusRequest, StartSandboxRequest, WaitSandboxRequest,
     },
