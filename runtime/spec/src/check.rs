@@ -78,6 +78,7 @@ pub fn check_sandbox(config: &cri::PodSandboxConfig) -> Result<(), Error> {
         resources::check(resources)?;
     }
     if let Some(security) = &linux.security_context {
+        user::check_sandbox(security)?;
         if let Some(options) = &security.namespace_options {
             check_namespaces(options, false)?;
         }
@@ -552,6 +553,12 @@ mod tests {
                 options(c).pid = cri::NamespaceMode::Target as i32
             }),
             ("pid of nothing known", |c| options(c).pid = 17),
+            ("user that is none", |c| {
+                linux(c)
+                    .security_context
+                    .get_or_insert_default()
+                    .run_as_user = Some(cri::Int64Value { value: -7 });
+            }),
             ("seccomp without a path", |c| {
                 linux(c).security_context.get_or_insert_default().seccomp =
                     Some(cri::SecurityProfile {

@@ -134,6 +134,20 @@ fn requested(
     }
 }
 
+/// The pause runs as the shim makes it, whoever is asked for: what is no user is refused all the same, before the pod is there.
+pub fn check_sandbox(security: &cri::LinuxSandboxSecurityContext) -> Result<(), Error> {
+    if let Some(uid) = &security.run_as_user {
+        checked("run_as_user", uid.value)?;
+    }
+    if let Some(gid) = &security.run_as_group {
+        checked("run_as_group", gid.value)?;
+    }
+    for gid in &security.supplemental_groups {
+        checked("supplemental_groups", *gid)?;
+    }
+    Ok(())
+}
+
 fn supplemental(security: &cri::LinuxContainerSecurityContext) -> Result<Vec<u32>, Error> {
     if cri::SupplementalGroupsPolicy::try_from(security.supplemental_groups_policy).is_err() {
         return Err(Error::invalid(

@@ -28,6 +28,11 @@ pub fn exec(service: &Service, request: ExecRequest) -> Result<ExecResponse, Err
 pub fn attach(service: &Service, request: AttachRequest) -> Result<AttachResponse, Error> {
     let (pod, container) = service.registry.container_view(&request.container_id)?;
     running(&pod, &container, "attach to")?;
+    if request.tty && request.stderr {
+        return Err(Error::InvalidArgument(
+            "a terminal has no stderr of its own: tty and stderr can't both be asked for".into(),
+        ));
+    }
     let config = &container.record.config;
     if request.stdin && !config.stdin {
         return Err(Error::FailedPrecondition(format!(
