@@ -2,3 +2,4 @@
 
 mod crictl;
 mod every_rpc;
+mod of_berth;

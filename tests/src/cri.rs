@@ -29,25 +29,38 @@ type Answer<T> = Result<T, Status>;
 #[derive(Debug, Clone)]
 pub struct Cri {
     channel: Channel,
+    images: Channel,
     /// Of each call.
     pub deadline: Duration,
     requests: Arc<Mutex<HashMap<String, ContainerConfig>>>,
 }
 
+async fn channel(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let channel = Endpoint::from_static("http://[::]:50051")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }))
+        .await?;
+    Ok(channel)
+}
+
 impl Cri {
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let socket = socket.to_owned();
-        let channel = Endpoint::from_static("http://[::]:50051")
-            .connect_with_connector(tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
-            .await?;
+        let channel = channel(socket).await?;
         Ok(Self {
+            images: channel.clone(),
             channel,
             deadline: DEADLINE,
             requests: Arc::default(),
         })
+    }
+
+    /// This client with another server for images.
+    pub async fn with_images_of(self, socket: &Path) -> Result<Self> {
+        let images = channel(socket).await?;
+        Ok(Self { images, ..self })
     }
 
     /// This client over another's connection, with what both remember.
@@ -73,7 +86,7 @@ impl Cri {
     }
 
     pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+        ImageServiceClient::new(self.images.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     pub fn channel(&self) -> Channel {

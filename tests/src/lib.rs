@@ -22,6 +22,8 @@ pub mod c_program;
 pub mod canary;
 pub mod cgroup;
 pub mod cni;
+#[path = "../conformance/suite/mod.rs"]
+pub mod conformance;
 pub mod cri;
 pub mod daemon;
 pub mod debian;

@@ -11,6 +11,8 @@ use tokio_tungstenite::{
 };
 
 const PROTOCOL: &str = "v5.channel.k8s.io";
+/// Or the one before, without the message that ends stdin alone.
+const EITHER: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 const STDIN: u8 = 0;
 pub const STDOUT: u8 = 1;
 pub const STDERR: u8 = 2;
@@ -35,6 +37,15 @@ pub struct Outcome {
 
 impl Remote {
     pub async fn open(url: &str) -> Result<Self> {
+        Self::open_by(url, PROTOCOL).await
+    }
+
+    /// For a server that may know nothing newer than v4. A URL is good for one attempt: both are offered at once.
+    pub async fn open_old_or_new(url: &str) -> Result<Self> {
+        Self::open_by(url, EITHER).await
+    }
+
+    async fn open_by(url: &str, protocol: &'static str) -> Result<Self> {
         let url = url.replacen("http://", "ws://", 1);
         let authority = url
             .strip_prefix("ws://")
@@ -44,11 +55,11 @@ impl Remote {
         let mut request = url.as_str().into_client_request()?;
         request
             .headers_mut()
-            .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(PROTOCOL));
+            .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(protocol));
         let (socket, answer) = client_async(request, stream).await?;
         let chosen = answer.headers().get("Sec-WebSocket-Protocol");
         ensure!(
-            chosen.is_some_and(|chosen| chosen == PROTOCOL),
+            chosen.is_some_and(|chosen| protocol.split(", ").any(|known| chosen == known)),
             "{answer:?}"
         );
         Ok(Self(socket))
