@@ -146,6 +146,8 @@ pub struct Nri {
 #[serde(deny_unknown_fields, default)]
 pub struct Stream {
     pub listen: SocketAddr,
+    #[serde(deserialize_with = "from_1_to_100_000")]
+    pub idle_timeout_s: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,6 +239,7 @@ impl Default for Stream {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            idle_timeout_s: berth_stream::IDLE_LIMIT.as_secs() as usize,
         }
     }
 }

@@ -110,8 +110,9 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let sessions = Arc::new(Sessions {
         registry: registry.clone(),
     });
-    let listen = registry.node.config.stream.listen;
-    let streams = Arc::new(berth_stream::Server::bind(listen, sessions).await?);
+    let of = &registry.node.config.stream;
+    let idle_limit = std::time::Duration::from_secs(of.idle_timeout_s as u64);
+    let streams = Arc::new(berth_stream::Server::bind(of.listen, idle_limit, sessions).await?);
     let listener = server::listen(&socket)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "serving");
     notify::tell("READY=1");

@@ -8,7 +8,7 @@ use std::{
 
 use berth_engine::{Error as EngineError, Exec as EngineExec};
 use oci_spec::runtime::Process;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::watch;
 
 use crate::{
@@ -161,11 +161,23 @@ impl Exec {
         }
     }
 
-    /// One that has ended, or was never started, is no error.
-    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+    /// One that has ended, or was never started, is no error. `all`: its process group too, which is all that a command has started
+    /// but what an interactive shell or the command itself has put into a group of its own.
+    pub fn signal(&self, signal: i32, all: bool) -> Result<(), Error> {
         match self.state() {
-            State::Running { pidfd, .. } => {
-                signal_process(&pidfd, signal, || format!("signal exec {}", self.id))
+            State::Running { pid, pidfd } => {
+                let step = || format!("signal exec {}", self.id);
+                // It leads its group; while it is there the number is no one else's.
+                if all
+                    && berth_kernel::pidfd::send_signal(&pidfd, 0).is_ok()
+                    && let (Some(group), Some(signal)) =
+                        (Pid::from_raw(pid), Signal::from_named_raw(signal))
+                    && let Err(error) = kill_process_group(group, signal)
+                    && error != rustix::io::Errno::SRCH
+                {
+                    return Err(Error::io(step())(error));
+                }
+                signal_process(&pidfd, signal, step)
             }
             State::Added | State::Exited { .. } => Ok(()),
         }

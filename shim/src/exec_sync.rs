@@ -3,10 +3,17 @@
 //!
 //! Bounds:
 //! - Of each stream the first 16 MiB are kept; the rest is read and dropped, so the command is not stopped by it (SEC-CRI-01).
-//! - At the timeout the command, its session and all its descendants are killed.
+//! - At the timeout, and where its caller is gone, the command, its session and all its descendants are killed.
 //! - When the command has ended, what it left running may hold its pipes: the answer does not wait for that (REL-10).
 
-use std::{future::pending, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::pending,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use berth_engine::{Error as EngineError, Exec, Stdio};
 use berth_proto::shim::v1::pod::{ExecSyncRequest, ExecSyncResponse};
@@ -23,7 +30,7 @@ use tokio::{
 };
 
 use crate::{
-    container::Container,
+    container::{Container, lock},
     error::Error,
     exec::must_run,
     exec_output::{MAX_ANSWER_BYTES, Output, Outputs},
@@ -51,6 +58,49 @@ const KILL_ROUNDS: usize = 8;
 
 /// Exit code of a command that was killed at its timeout.
 const KILLED: i32 = 137;
+
+/// Calls that their callers can end: ttrpc has no word for that. As many as [`Outputs`] admits, since each is struck off with its
+/// handler.
+#[derive(Debug, Default)]
+pub struct Calls(Mutex<HashMap<String, oneshot::Sender<()>>>);
+
+/// A call's place in [`Calls`]. Dropped with its handler, which ends the call, too.
+#[derive(Debug)]
+pub struct Caller<'a> {
+    calls: &'a Calls,
+    id: String,
+    /// Of a call without a name.
+    _here: Option<oneshot::Sender<()>>,
+}
+
+impl Calls {
+    /// What tells [`run`] that its caller is gone, and what must be kept until then.
+    pub fn enter(&self, id: String) -> (Caller<'_>, oneshot::Receiver<()>) {
+        let (here, gone) = oneshot::channel();
+        let mut caller = Caller {
+            calls: self,
+            id,
+            _here: None,
+        };
+        if caller.id.is_empty() {
+            caller._here = Some(here);
+        } else {
+            lock(&self.0).insert(caller.id.clone(), here);
+        }
+        (caller, gone)
+    }
+
+    pub fn cancel(&self, id: &str) {
+        let here = lock(&self.0).remove(id);
+        drop(here);
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.calls.cancel(&self.id);
+    }
+}
 
 /// One stream on its way.
 #[derive(Debug)]

@@ -42,6 +42,7 @@ use crate::{
     error::Error,
     events::Events,
     exec_output::Outputs,
+    exec_sync::Calls,
     exit_record::ExitRecord,
     journal,
     reaper::{Exit, Reaper},
@@ -70,6 +71,7 @@ pub struct Pod {
     pub reaper: Arc<Reaper>,
     pub events: Events,
     pub outputs: Outputs,
+    pub calls: Calls,
     /// Set to end the shim.
     pub shutdown: watch::Sender<bool>,
     generation: watch::Sender<u64>,
@@ -122,6 +124,7 @@ impl Pod {
             reaper: Arc::default(),
             events,
             outputs: Outputs::default(),
+            calls: Calls::default(),
             shutdown: watch::Sender::new(false),
             generation: watch::Sender::new(1),
             sandbox: watch::Sender::new(Sandbox::None),

@@ -7,14 +7,14 @@ use berth_engine::cgroup::Stats;
 use berth_proto::shim::v1::{
     pod::{
         AttachRequest, AttachResponse, ChangesRequest, ContainerStats, CpuStats, DetachRequest,
-        DetachResponse, ExecOutputRequest, ExecOutputResponse, ExecSyncRequest, ExecSyncResponse,
-        InspectRequest, InspectResponse, MemoryStats, ReopenLogRequest, ReopenLogResponse,
-        StatsRequest, StatsResponse,
+        DetachResponse, ExecCancelRequest, ExecCancelResponse, ExecOutputRequest,
+        ExecOutputResponse, ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse,
+        MemoryStats, ReopenLogRequest, ReopenLogResponse, StatsRequest, StatsResponse,
     },
     pod_ttrpc::Pod as Service,
 };
 use protobuf::MessageField;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::time::timeout;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
@@ -60,9 +60,18 @@ impl Service for PodService {
     ) -> ttrpc::Result<ExecSyncResponse> {
         let container = self.pod.container(&request.container_id)?;
         let pod = self.pod.clone();
-        // Dropped with this handler when the caller's own deadline passes: the command is then killed, and reaped all the same.
-        let (_here, gone) = oneshot::channel();
+        // Dropped with this handler when its connection breaks: the command is then killed, and reaped all the same.
+        let (_here, gone) = self.pod.calls.enter(request.call_id.clone());
         Ok(detached("ExecSync", exec_sync::run(pod, container, request, gone)).await?)
+    }
+
+    async fn exec_cancel(
+        &self,
+        _: &TtrpcContext,
+        request: ExecCancelRequest,
+    ) -> ttrpc::Result<ExecCancelResponse> {
+        self.pod.calls.cancel(&request.call_id);
+        Ok(ExecCancelResponse::new())
     }
 
     async fn exec_output(

@@ -278,8 +278,9 @@ fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 
 /// What one read brought.
 enum Got {
+    /// What is still to be written.
     Bytes(Vec<u8>),
-    Logged,
+    Taken,
     Nothing,
     End,
 }
@@ -318,7 +319,13 @@ async fn pump_output(
             };
             taps.spread(stream, &buffer[..n]);
             let Some(lines) = &mut lines else {
-                return Got::Bytes(buffer[..n].to_vec());
+                let Some(fifo) = &fifo else { return Got::Taken };
+                return match fifo.try_write(&buffer[..n]) {
+                    Ok(written) if written == n => Got::Taken,
+                    // What found no room waits for it.
+                    Ok(written) => Got::Bytes(buffer[written..n].to_vec()),
+                    Err(_) => Got::Bytes(buffer[..n].to_vec()),
+                };
             };
             lines.write(&buffer[..n], scratch);
             if scratch.capacity() > KEPT_LINE_BYTES {
@@ -327,10 +334,10 @@ async fn pump_output(
             if let Some(fifo) = &fifo {
                 let _ = fifo.try_write(&buffer[..n]);
             }
-            Got::Logged
+            Got::Taken
         });
         match got {
-            Got::Logged => {}
+            Got::Taken => {}
             Got::Nothing if reads_left == usize::MAX => {}
             Got::Nothing | Got::End => break,
             Got::Bytes(bytes) => {
@@ -352,7 +359,6 @@ async fn pump_output(
 }
 
 async fn pump_input(fifo: Receiver, mut sink: Sender, mut close: watch::Receiver<bool>) {
-    let mut buffer = [0; 4096];
     let mut closing = false;
     loop {
         if closing {
@@ -370,15 +376,27 @@ async fn pump_input(fifo: Receiver, mut sink: Sender, mut close: watch::Receiver
                 }
             }
         }
-        match fifo.try_read(&mut buffer) {
-            Ok(0) => return,
-            Ok(n) => {
-                if sink.write_all(&buffer[..n]).await.is_err() {
+        let got = SCRATCH.with_borrow_mut(|(buffer, _)| {
+            buffer.resize(READ_BYTES, 0);
+            match fifo.try_read(buffer) {
+                Ok(0) => Got::End,
+                Ok(n) => match sink.try_write(&buffer[..n]) {
+                    Ok(written) if written == n => Got::Taken,
+                    Ok(written) => Got::Bytes(buffer[written..n].to_vec()),
+                    Err(_) => Got::Bytes(buffer[..n].to_vec()),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Got::Nothing,
+                Err(_) => Got::End,
+            }
+        });
+        match got {
+            Got::Taken | Got::Nothing => {}
+            Got::End => return,
+            Got::Bytes(rest) => {
+                if sink.write_all(&rest).await.is_err() {
                     return;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
         }
     }
 }

@@ -209,7 +209,7 @@ impl Task for TaskService {
         }
         let signal = request.signal as i32;
         match exec {
-            Some(exec) => exec.signal(signal)?,
+            Some(exec) => exec.signal(signal, request.all)?,
             None if request.all => self.pod.signal_all(&container.id, signal).await?,
             None => container.signal(signal)?,
         }

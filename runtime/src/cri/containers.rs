@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     pod::{
         event::Request,
-        stop::grace,
+        stop::{self, grace},
         view::{ContainerView, PodView},
     },
 };
@@ -195,7 +195,7 @@ pub fn container_status(service: &Service, container: &ContainerView) -> Contain
                 supplemental_groups,
             }),
         }),
-        stop_signal: config.stop_signal,
+        stop_signal: stop::to_cri(record.stop_signal) as i32,
     }
 }
 

@@ -15,7 +15,7 @@ use protobuf::{Message, MessageField, well_known_types::any::Any};
 use tonic::Code;
 use ttrpc::context::{self, Context};
 
-use crate::error::Error;
+use crate::{error::Error, id};
 
 /// connect(2) to a unix socket answers at once, or the listener's queue is full of calls that nobody takes.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -238,6 +238,7 @@ impl Shim {
             args,
             timeout_ms: timeout.as_millis() as u64,
             output_limit,
+            call_id: id::generate()[..16].to_owned(),
             ..Default::default()
         };
         let answer = self.pod.exec_sync(unbounded(), &request);
@@ -245,7 +246,16 @@ impl Shim {
             Duration::ZERO => Duration::MAX,
             timeout => timeout.saturating_add(EXEC_GRACE),
         };
-        let mut done = self.call("ExecSync", deadline, answer).await?;
+        let mut waited_for = WaitedFor {
+            shim: self,
+            call_id: &request.call_id,
+        };
+        let answered = self.call("ExecSync", deadline, answer).await;
+        if !matches!(answered, Err(Error::Stuck { .. })) {
+            waited_for.call_id = "";
+        }
+        drop(waited_for);
+        let mut done = answered?;
         // A ttrpc message holds 4 MiB: the rest of a long output comes in pieces.
         if !done.output_token.is_empty() {
             let token = std::mem::take(&mut done.output_token);
@@ -298,6 +308,33 @@ impl Shim {
         };
         let answer = self.pod.stats(unbounded(), &request);
         Ok(self.call("Stats", READ_DEADLINE, answer).await?.containers)
+    }
+}
+
+/// An ExecSync whose answer somebody waits for. Where its caller goes (a gRPC stream that is reset), this is dropped with the call's
+/// future, and the shim is told: a command without a timeout would run on for nobody.
+struct WaitedFor<'a> {
+    shim: &'a Shim,
+    /// Empty: it has answered.
+    call_id: &'a str,
+}
+
+impl Drop for WaitedFor<'_> {
+    fn drop(&mut self) {
+        if self.call_id.is_empty() {
+            return;
+        }
+        let shim = self.shim.clone();
+        let request = v1::ExecCancelRequest {
+            call_id: self.call_id.to_owned(),
+            ..Default::default()
+        };
+        tokio::spawn(async move {
+            let answer = shim.pod.exec_cancel(unbounded(), &request);
+            if let Err(e) = shim.call("ExecCancel", READ_DEADLINE, answer).await {
+                tracing::debug!("end an ExecSync that nobody waits for: {e}");
+            }
+        });
     }
 }
 
@@ -425,12 +462,13 @@ impl Shim {
         Ok(())
     }
 
-    /// Kills the exec where it still runs, and lets go of it. One that is gone is no error.
+    /// Kills the exec and its process group where it still runs, and lets go of it. One that is gone is no error.
     pub async fn end_exec(&self, container_id: &str, exec_id: &str) -> Result<(), Error> {
         let request = api::KillRequest {
             id: container_id.to_owned(),
             exec_id: exec_id.to_owned(),
             signal: nix::libc::SIGKILL as u32,
+            all: true,
             ..Default::default()
         };
         let answer = self.task.kill(unbounded(), &request);

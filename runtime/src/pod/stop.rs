@@ -79,6 +79,14 @@ fn from_cri(signal: cri::Signal) -> Option<i32> {
     }
 }
 
+/// The CRI's name of a signal. Of several names that of signal(7) comes first in the CRI's list.
+pub fn to_cri(number: i32) -> cri::Signal {
+    (1..)
+        .map_while(|n| cri::Signal::try_from(n).ok())
+        .find(|signal| from_cri(*signal) == Some(number))
+        .unwrap_or(cri::Signal::RuntimeDefault)
+}
+
 /// "SIGQUIT", "QUIT" or "3".
 fn from_image(named: &str) -> Option<i32> {
     if let Ok(number) = named.parse::<i32>() {
@@ -250,6 +258,11 @@ mod tests {
             let signal = cri::Signal::try_from(n).unwrap();
             assert!(from_cri(signal).is_some(), "{}", signal.as_str_name());
         }
+        for number in (1..=nix::libc::SIGSYS).chain(nix::libc::SIGRTMIN()..=nix::libc::SIGRTMAX()) {
+            assert_eq!(from_cri(to_cri(number)), Some(number), "{number}");
+        }
+        assert_eq!(to_cri(0), cri::Signal::RuntimeDefault);
+        assert_eq!(to_cri(17), cri::Signal::Sigchld);
         assert_eq!(from_cri(cri::Signal::RuntimeDefault), None);
         assert_eq!(from_cri(cri::Signal::Sigusr1), Some(10));
         assert_eq!(

@@ -3,9 +3,8 @@
 use std::{future::pending, sync::Arc};
 
 use berth_stream::{AttachRequest, Stdio};
-use tokio::io::copy;
 
-use super::fifos::{Fifos, pour};
+use super::fifos::{Fifos, carry, pour};
 use crate::{
     cri::containers::running,
     error::Error,
@@ -43,7 +42,7 @@ pub async fn run(
     let input = async {
         if let (Some(mut from), Some(mut to)) = (stdio.stdin.take(), ends.stdin) {
             // The end of a client's input is not that of the container's, unless that was to have one client only: the shim knows.
-            let _ = copy(&mut from, &mut to).await;
+            let _ = carry(&mut from, &mut to).await;
             drop(to);
         }
         if with_output {

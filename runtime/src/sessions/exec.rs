@@ -4,9 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use berth_stream::{ExecRequest, Stdio};
 use oci_spec::runtime::{Process, Spec};
-use tokio::io::copy;
 
-use super::fifos::{Ends, Fifos, pour};
+use super::fifos::{Ends, Fifos, carry, pour};
 use crate::{
     cri::containers::running,
     error::Error,
@@ -84,7 +83,7 @@ impl Session {
         let (shim, container, exec) = (&self.shim, &self.container_id, &self.exec_id);
         let input = async {
             if let (Some(mut from), Some(mut to)) = (stdio.stdin.take(), ends.stdin) {
-                let _ = copy(&mut from, &mut to).await;
+                let _ = carry(&mut from, &mut to).await;
                 let _ = shim.close_exec_stdin(container, exec).await;
             }
             std::future::pending::<()>().await

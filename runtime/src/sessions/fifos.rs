@@ -6,11 +6,15 @@ use berth_state::Object;
 use berth_stream::Writer;
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use tokio::{
-    io::{AsyncWriteExt, copy},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::unix::pipe,
 };
 
 use crate::{error::Error, pod::Pod};
+
+/// What is carried at once: a keystroke needs little, and what fills it gets what a fifo holds.
+const FIRST_BYTES: usize = 4 << 10;
+const MOST_BYTES: usize = 64 << 10;
 
 /// Three fifos in a container's bundle; gone with this.
 #[derive(Debug)]
@@ -106,10 +110,27 @@ impl Drop for Fifos {
     }
 }
 
+/// Copies to the end of `from`.
+pub async fn carry(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut buffer = Vec::with_capacity(FIRST_BYTES);
+    while from.read_buf(&mut buffer).await? > 0 {
+        to.write_all(&buffer).await?;
+        let full = buffer.len() == buffer.capacity();
+        buffer.clear();
+        if full && buffer.capacity() < MOST_BYTES {
+            buffer.reserve_exact(MOST_BYTES);
+        }
+    }
+    Ok(())
+}
+
 /// Carries an output to its end.
 pub async fn pour(from: Option<pipe::Receiver>, to: Option<Writer>) {
     if let (Some(mut from), Some(mut to)) = (from, to) {
-        let _ = copy(&mut from, &mut to).await;
+        let _ = carry(&mut from, &mut to).await;
         let _ = to.shutdown().await;
     }
 }

@@ -1,8 +1,9 @@
 //! Streaming of exec, attach and port-forward: the HTTP server whose URLs the CRI's Exec, Attach and PortForward answer with.
 //!
 //! The runtime implements [`Streams`] and starts a [`Server`]; an RPC handler calls [`Server::register`] and answers with the URL.
-//! The client connects once and upgrades, to WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`) or to SPDY/3.1 (`v4` to `v1`);
-//! port-forward speaks SPDY/3.1, bare or inside a WebSocket. What the runtime sees is the same in each case: readers and writers.
+//! The client connects once and upgrades, to SPDY/3.1 (`v5` to `v1`) or to WebSocket (`v5.channel.k8s.io`, `v4`, the first version, and
+//! their base64 forms); port-forward speaks SPDY/3.1, bare or inside a WebSocket, or `v4.channel.k8s.io`. What the runtime sees is
+//! the same in each case: readers and writers.
 //!
 //! ```text
 //!   client ── TCP ── server ─┬─ websocket ──┬─ session ── Streams::{exec, attach, port_forward}
@@ -13,7 +14,11 @@
 //! A connection is one task, and no other waits for it. When its client goes, the future that `Streams` returned is dropped, and
 //! with it both ends of every stream: a reader gets end of file, a writer `BrokenPipe`. Nothing of a session outlives it.
 
+mod channels;
 mod connection;
+mod forward_channels;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod port_forward;
 mod registry;
 mod remote_command;
@@ -32,7 +37,7 @@ use tokio::{
     sync::mpsc,
 };
 
-pub use server::Server;
+pub use server::{IDLE_LIMIT, Server};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

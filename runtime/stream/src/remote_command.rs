@@ -1,4 +1,4 @@
-//! exec and attach over SPDY: `v4.channel.k8s.io` and its elders. The client opens a stream for each of error, stdin, stdout,
+//! exec and attach over SPDY: `v5.channel.k8s.io` and its elders. The client opens a stream for each of error, stdin, stdout,
 //! stderr and resize, named by the header `streamType`.
 
 use std::{collections::HashMap, time::Duration};
@@ -17,8 +17,10 @@ use crate::{
     status::{self, Outcome},
 };
 
-/// In the order in which we prefer them. From v2 on a client closes its half of a stream, v3 brought resize, v4 the `Status`.
-pub(crate) const PROTOCOLS: [&str; 4] = [
+/// In the order in which we prefer them. From v2 on a client closes its half of a stream, v3 brought resize, v4 the `Status`; v5 is v4
+/// (what it closes, SPDY could always close).
+pub(crate) const PROTOCOLS: [&str; 5] = [
+    "v5.channel.k8s.io",
     "v4.channel.k8s.io",
     "v3.channel.k8s.io",
     "v2.channel.k8s.io",
@@ -38,7 +40,7 @@ pub(crate) async fn serve(
     streams: &dyn Streams,
 ) {
     let wanted = command.wanted();
-    let resizes = wanted.tty && matches!(protocol, "v4.channel.k8s.io" | "v3.channel.k8s.io");
+    let resizes = wanted.tty && PROTOCOLS[..3].contains(&protocol);
     let names = [
         ("error", true),
         ("stdin", wanted.stdin),
@@ -129,7 +131,7 @@ async fn read_sizes(mut from: DuplexStream, to: mpsc::Sender<Size>) {
 }
 
 async fn tell(error: &Output, protocol: &str, outcome: &Outcome) {
-    let text = if protocol == PROTOCOLS[0] {
+    let text = if PROTOCOLS[..2].contains(&protocol) {
         status::json(outcome)
     } else {
         status::words(outcome).into_bytes()

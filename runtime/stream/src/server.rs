@@ -26,8 +26,16 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    AttachRequest, Error, ExecRequest, Request, Streams, connection::Connection, port_forward,
-    registry::Registry, remote_command, session::Command, spdy, tunnel::Tunnel, websocket,
+    AttachRequest, Error, ExecRequest, PortForwardRequest, Request, Streams,
+    channels::{self, Dialect},
+    connection::Connection,
+    forward_channels, port_forward,
+    registry::Registry,
+    remote_command,
+    session::Command,
+    spdy,
+    tunnel::Tunnel,
+    websocket,
 };
 
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
@@ -42,8 +50,8 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
 const HEAD_LIMIT: usize = 16 << 10;
 
-/// After this a session ends, whether anyone uses it or not: what Kubernetes' own servers allow an idle one.
-const SESSION_LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// After so long without a byte either way a session ends: what Kubernetes' own servers allow.
+pub const IDLE_LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 /// The server, listening. Dropping it ends every session.
 pub struct Server {
@@ -55,6 +63,7 @@ pub struct Server {
 struct Shared {
     registry: Registry,
     streams: Arc<dyn Streams>,
+    idle_limit: Duration,
     stop: CancellationToken,
 }
 
@@ -68,8 +77,13 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// Listens on `listen`, port 0 for any, and serves from now on. Errors: the address is not a loopback address, or taken.
-    pub async fn bind(listen: SocketAddr, streams: Arc<dyn Streams>) -> Result<Self, Error> {
+    /// Listens on `listen`, port 0 for any, and serves from now on; a session without a byte either way ends after `idle_limit`
+    /// ([`IDLE_LIMIT`] is the usual one). Errors: the address is not a loopback address, or taken.
+    pub async fn bind(
+        listen: SocketAddr,
+        idle_limit: Duration,
+        streams: Arc<dyn Streams>,
+    ) -> Result<Self, Error> {
         if !listen.ip().is_loopback() {
             return Err(Error::NotLoopback(listen));
         }
@@ -82,6 +96,7 @@ impl Server {
         let shared = Arc::new(Shared {
             registry: Registry::default(),
             streams,
+            idle_limit,
             stop: CancellationToken::new(),
         });
         let sessions = TaskTracker::new();
@@ -219,7 +234,7 @@ async fn serve_connection(
 enum Session {
     WebSocket {
         command: Command,
-        protocol: &'static str,
+        dialect: Dialect,
     },
     Spdy {
         command: Command,
@@ -228,6 +243,10 @@ enum Session {
     PortForward {
         pod_sandbox_id: String,
         tunnelled: bool,
+    },
+    ForwardChannels {
+        request: PortForwardRequest,
+        dialect: Dialect,
     },
 }
 
@@ -246,18 +265,16 @@ fn answer(
     let (shared, connection, permit) = (shared.clone(), connection.clone(), permit.clone());
     sessions.spawn(async move {
         let _held_to_the_end = permit;
-        let run = session.run(upgrade, connection, &*shared.streams);
-        let ended = tokio::select! {
-            ended = tokio::time::timeout(SESSION_LIMIT, run) => ended,
-            () = shared.stop.cancelled() => return,
-        };
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) => tracing::debug!("stream server: a session: {err}"),
-            Err(_) => tracing::info!(
-                "stream server: a session ended after {} h",
-                SESSION_LIMIT.as_secs() / 3600
+        let run = session.run(upgrade, connection.clone(), &*shared.streams);
+        tokio::select! {
+            ended = run => if let Err(err) = ended {
+                tracing::debug!("stream server: a session: {err}");
+            },
+            () = connection.idle(shared.idle_limit) => tracing::info!(
+                "stream server: a session ended that nobody had used for {:?}",
+                shared.idle_limit
             ),
+            () = shared.stop.cancelled() => {}
         }
     });
     response
@@ -272,8 +289,11 @@ impl Session {
     ) -> io::Result<()> {
         let io = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
         match self {
-            Self::WebSocket { command, protocol } => {
-                websocket::serve(io, connection, protocol, command, streams).await
+            Self::WebSocket { command, dialect } => {
+                websocket::serve(io, connection, dialect, command, streams).await
+            }
+            Self::ForwardChannels { request, dialect } => {
+                forward_channels::serve(io, connection, dialect, request, streams).await
             }
             Self::Spdy { command, protocol } => {
                 spdy::serve(io, connection, async |opened| {
@@ -369,27 +389,39 @@ fn by_websocket(
         ));
     }
     let offered: Vec<&str> = tokens(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).collect();
-    let (protocol, session) = match command(request) {
+    let session = match command(request) {
         Ok(command) => {
-            let protocol = choose(&websocket::PROTOCOLS, &offered)?;
-            (protocol, Session::WebSocket { command, protocol })
+            let dialect = choose_dialect(&channels::OF_COMMANDS, &offered)?;
+            Session::WebSocket { command, dialect }
         }
-        Err(pod_sandbox_id) => (
-            choose(&[port_forward::TUNNELLED], &offered)?,
-            Session::PortForward {
-                pod_sandbox_id,
-                tunnelled: true,
-            },
-        ),
+        Err(request) if offered.contains(&port_forward::TUNNELLED) => Session::PortForward {
+            pod_sandbox_id: request.pod_sandbox_id,
+            tunnelled: true,
+        },
+        Err(request) => {
+            let dialect = choose_dialect(&channels::OF_PORTS, &offered)?;
+            forward_channels::check(&request.ports, dialect)
+                .map_err(|why| refuse(StatusCode::BAD_REQUEST, why))?;
+            Session::ForwardChannels { request, dialect }
+        }
+    };
+    let protocol = match &session {
+        Session::WebSocket { dialect, .. } | Session::ForwardChannels { dialect, .. } => {
+            dialect.name
+        }
+        Session::PortForward { .. } | Session::Spdy { .. } => port_forward::TUNNELLED,
     };
     let mut response = switching("websocket");
     let accept = derive_accept_key(key.as_bytes());
     if let Ok(accept) = HeaderValue::from_str(&accept) {
         response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
-    response
-        .headers_mut()
-        .insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    // A client that has offered none must not be told of one (RFC 6455, 4.2.2).
+    if !protocol.is_empty() {
+        response
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
     Ok((session, response))
 }
 
@@ -403,10 +435,10 @@ fn by_spdy(
             let protocol = choose(&remote_command::PROTOCOLS, &offered)?;
             (protocol, Session::Spdy { command, protocol })
         }
-        Err(pod_sandbox_id) => (
+        Err(request) => (
             choose(&[port_forward::PROTOCOL], &offered)?,
             Session::PortForward {
-                pod_sandbox_id,
+                pod_sandbox_id: request.pod_sandbox_id,
                 tunnelled: false,
             },
         ),
@@ -418,13 +450,27 @@ fn by_spdy(
     Ok((session, response))
 }
 
-/// A command, or the pod of a port-forward.
-fn command(request: Request) -> Result<Command, String> {
+/// A command, or else a port-forward.
+fn command(request: Request) -> Result<Command, PortForwardRequest> {
     match request {
         Request::Exec(request) => Ok(Command::Exec(request)),
         Request::Attach(request) => Ok(Command::Attach(request)),
-        Request::PortForward(request) => Err(request.pod_sandbox_id),
+        Request::PortForward(request) => Err(request),
     }
+}
+
+/// The first of ours that the client offers. One that offers nothing speaks the oldest.
+fn choose_dialect(ours: &[Dialect], offered: &[&str]) -> Result<Dialect, Refusal> {
+    if offered.is_empty() {
+        return Ok(channels::UNNAMED);
+    }
+    let names: Vec<&'static str> = ours.iter().map(|dialect| dialect.name).collect();
+    let chosen = choose(&names, offered)?;
+    Ok(ours
+        .iter()
+        .copied()
+        .find(|dialect| dialect.name == chosen)
+        .unwrap_or(channels::UNNAMED))
 }
 
 /// The first of ours that the client offers.

@@ -1,4 +1,4 @@
-//! exec and attach over WebSocket: `v5.channel.k8s.io` and `v4.channel.k8s.io`. A message is one byte, the channel, and its data.
+//! exec and attach over WebSocket, in the dialects of [`crate::channels`].
 
 use std::io;
 
@@ -19,14 +19,11 @@ use tokio_tungstenite::{
 
 use crate::{
     Size, Streams,
+    channels::Dialect,
     connection::Connection,
     session::{Command, Ends, take_sizes},
     status,
 };
-
-/// In the order in which we prefer them. They differ in that v5 can close one channel.
-pub(crate) const PROTOCOLS: [&str; 2] = [V5, "v4.channel.k8s.io"];
-const V5: &str = "v5.channel.k8s.io";
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -39,13 +36,13 @@ const CLOSE: u8 = 255;
 const MESSAGE_LIMIT: usize = 1 << 20;
 
 /// Bytes of output in one message.
-const PIECE_BYTES: usize = 32 << 10;
+pub(crate) const PIECE_BYTES: usize = 32 << 10;
 
 /// Bytes of terminal sizes that wait for their end.
 const SIZES_BYTES: usize = 4096;
 
 /// How long the client has to take the last of a session, after its end.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub(crate) fn config() -> WebSocketConfig {
     WebSocketConfig::default()
@@ -58,7 +55,7 @@ pub(crate) fn config() -> WebSocketConfig {
 pub(crate) async fn serve<S>(
     io: S,
     connection: Connection,
-    protocol: &str,
+    dialect: Dialect,
     command: Command,
     streams: &dyn Streams,
 ) -> io::Result<()>
@@ -85,20 +82,22 @@ where
     } else {
         ERROR
     };
-    sink.send(message(first, &[])).await.map_err(to_io)?;
+    sink.send(dialect.message(first, &[]))
+        .await
+        .map_err(to_io)?;
 
     let mut input = Input {
         connection,
         stdin,
         resize,
         sizes: Vec::new(),
-        can_close: protocol == V5,
+        dialect,
     };
     let outcome = {
         let run = async {
             let (outcome, written) = tokio::join!(
                 command.run(streams, stdio),
-                write_output(&mut sink, &mut stdout, &mut stderr)
+                write_output(&mut sink, dialect, &mut stdout, &mut stderr)
             );
             written.map(|()| outcome)
         };
@@ -108,21 +107,35 @@ where
             gone = read => return gone,
         }
     };
-    let goodbye = async {
-        sink.send(message(ERROR, &status::json(&outcome))).await?;
-        sink.send(Message::Close(Some(CloseFrame {
-            code: CloseCode::Normal,
-            reason: "".into(),
-        })))
-        .await?;
-        // the client's own close; a reset before would take what it has not read yet
-        while messages.next().await.is_some_and(|message| message.is_ok()) {}
-        Ok::<_, WsError>(())
+    let end = async {
+        let told = if dialect.status {
+            status::json(&outcome)
+        } else {
+            status::words(&outcome).into_bytes()
+        };
+        if !told.is_empty() {
+            sink.send(dialect.message(ERROR, &told)).await?;
+        }
+        goodbye(sink, messages).await
     };
-    timeout(LINGER, goodbye)
+    timeout(LINGER, end)
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
         .map_err(to_io)
+}
+
+/// Closes, and waits for the client's own close: a reset before would take what it has not read yet.
+pub(crate) async fn goodbye(
+    mut sink: impl Sink<Message, Error = WsError> + Unpin,
+    mut messages: impl Stream<Item = Result<Message, WsError>> + Unpin,
+) -> Result<(), WsError> {
+    let close = CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    };
+    sink.send(Message::Close(Some(close))).await?;
+    while messages.next().await.is_some_and(|message| message.is_ok()) {}
+    Ok(())
 }
 
 struct Input {
@@ -130,7 +143,7 @@ struct Input {
     stdin: Option<DuplexStream>,
     resize: Option<mpsc::Sender<Size>>,
     sizes: Vec<u8>,
-    can_close: bool,
+    dialect: Dialect,
 }
 
 impl Input {
@@ -140,21 +153,19 @@ impl Input {
         M: Stream<Item = Result<Message, WsError>> + Unpin,
     {
         while let Some(message) = messages.next().await {
-            match message.map_err(to_io)? {
-                Message::Binary(data) => self.take(&data).await?,
-                Message::Text(_) => return Err(invalid("a text message")),
-                Message::Close(_) => break,
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            let message = message.map_err(to_io)?;
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+            if let Some((channel, data)) = self.dialect.read(message)? {
+                self.take(channel, &data).await?;
             }
         }
         Ok(())
     }
 
-    async fn take(&mut self, data: &[u8]) -> io::Result<()> {
-        let Some((channel, data)) = data.split_first() else {
-            return Err(invalid("a message without a channel"));
-        };
-        match *channel {
+    async fn take(&mut self, channel: u8, data: &[u8]) -> io::Result<()> {
+        match channel {
             STDIN => self.connection.hand_on(&mut self.stdin, data).await,
             RESIZE => {
                 self.sizes.extend_from_slice(data);
@@ -170,7 +181,7 @@ impl Input {
                 }
                 Ok(())
             }
-            CLOSE if self.can_close => {
+            CLOSE if self.dialect.can_close => {
                 if data == [STDIN] {
                     self.stdin = None;
                 }
@@ -184,6 +195,7 @@ impl Input {
 /// Copies both outputs until the runtime has dropped its ends.
 async fn write_output<W>(
     sink: &mut W,
+    dialect: Dialect,
     stdout: &mut Option<DuplexStream>,
     stderr: &mut Option<DuplexStream>,
 ) -> io::Result<()>
@@ -203,7 +215,9 @@ where
                 &mut *stderr
             }) = None;
         } else {
-            sink.send(message(channel, &read)).await.map_err(to_io)?;
+            sink.send(dialect.message(channel, &read))
+                .await
+                .map_err(to_io)?;
         }
     }
     Ok(())
@@ -219,13 +233,6 @@ async fn read_piece(stream: &mut Option<DuplexStream>, buffer: &mut BytesMut) ->
     Ok(buffer.split().freeze())
 }
 
-fn message(channel: u8, data: &[u8]) -> Message {
-    let mut bytes = BytesMut::with_capacity(1 + data.len());
-    bytes.put_u8(channel);
-    bytes.put_slice(data);
-    Message::Binary(bytes.freeze())
-}
-
 pub(crate) fn to_io(err: WsError) -> io::Error {
     match err {
         WsError::Io(err) => err,
@@ -236,7 +243,7 @@ pub(crate) fn to_io(err: WsError) -> io::Error {
     }
 }
 
-fn invalid(what: &str) -> io::Error {
+pub(crate) fn invalid(what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("the client sent {what}"),

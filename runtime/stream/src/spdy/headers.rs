@@ -136,10 +136,15 @@ impl Packer {
             block.extend_from_slice(&(part.len() as u32).to_be_bytes());
             block.extend_from_slice(part.as_bytes());
         }
+        self.pack_block(&block)
+    }
+
+    /// A block as it stands.
+    pub fn pack_block(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
         // a block that can't be packed grows by a few bytes, and a flush adds some
         let mut packed = Vec::with_capacity(block.len() + 128);
         self.0
-            .compress_vec(&block, &mut packed, FlushCompress::Sync)
+            .compress_vec(block, &mut packed, FlushCompress::Sync)
             .map_err(io::Error::other)?;
         Ok(packed)
     }

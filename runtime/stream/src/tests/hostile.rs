@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use super::{spdy_client, websocket_sessions, *};
 
 /// Bytes of this process that are resident.
-fn resident() -> usize {
+pub(super) fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()

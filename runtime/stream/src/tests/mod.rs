@@ -1,5 +1,6 @@
 //! Whole sessions over TCP: real commands behind the server, a WebSocket library and a small SPDY client in front of it.
 
+mod fuzzed;
 mod hostile;
 mod spdy_client;
 mod spdy_sessions;
@@ -115,7 +116,12 @@ impl Streams for Local {
 }
 
 async fn server() -> Server {
-    Server::bind("127.0.0.1:0".parse().unwrap(), Arc::new(Local))
+    server_that_waits(IDLE_LIMIT).await
+}
+
+async fn server_that_waits(idle_limit: Duration) -> Server {
+    let any = "127.0.0.1:0".parse().unwrap();
+    Server::bind(any, idle_limit, Arc::new(Local))
         .await
         .unwrap()
 }
@@ -170,7 +176,7 @@ async fn settled(server: &Server) {
 #[tokio::test]
 async fn only_a_loopback_address_is_listened_on() {
     for address in ["0.0.0.0:0", "192.0.2.1:0", "[::]:0"] {
-        let refused = Server::bind(address.parse().unwrap(), Arc::new(Local)).await;
+        let refused = Server::bind(address.parse().unwrap(), IDLE_LIMIT, Arc::new(Local)).await;
         assert!(matches!(refused, Err(Error::NotLoopback(_))), "{address}");
     }
 }

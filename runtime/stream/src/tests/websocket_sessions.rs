@@ -9,6 +9,7 @@ use tokio_tungstenite::{
 };
 
 use super::*;
+use crate::channels;
 
 pub(super) struct Client(pub WebSocketStream<MaybeTlsStream<TcpStream>>);
 
@@ -25,14 +26,17 @@ impl Client {
     /// Errors: the HTTP status that the upgrade was refused with.
     pub async fn connect(url: &str, protocol: &str) -> Result<Self, u16> {
         let mut request = url.replacen("http", "ws", 1).into_client_request().unwrap();
-        request
-            .headers_mut()
-            .insert("sec-websocket-protocol", protocol.parse().unwrap());
+        if !protocol.is_empty() {
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
         match connect_async(request).await {
             Ok((socket, response)) => {
-                let agreed = response.headers()["sec-websocket-protocol"]
-                    .to_str()
-                    .unwrap();
+                let agreed = response
+                    .headers()
+                    .get("sec-websocket-protocol")
+                    .map_or("", |agreed| agreed.to_str().unwrap());
                 assert!(protocol.split(", ").any(|offered| offered == agreed));
                 Ok(Self(socket))
             }
@@ -234,11 +238,160 @@ async fn the_newest_protocol_of_those_offered_is_spoken() {
     let mut client = Client::connect(&url, offered).await.unwrap();
     client.send(255, &[0]).await; // v4 would end here
     assert_eq!(client.all().await.status["status"], "Success");
-    for (request, protocol) in [
-        (Request::Exec(exec(&["true"])), "base64.channel.k8s.io"),
-        (forward(), "v4.channel.k8s.io"),
+    let forward_to = |ports: Vec<i32>| {
+        Request::PortForward(PortForwardRequest {
+            pod_sandbox_id: "p".into(),
+            ports,
+        })
+    };
+    for (request, protocol, status) in [
+        (Request::Exec(exec(&["true"])), "v6.channel.k8s.io", 403),
+        (
+            Request::Exec(exec(&["true"])),
+            "SPDY/3.1+portforward.k8s.io",
+            403,
+        ),
+        (forward(), "v5.channel.k8s.io", 403),
+        // The ports must be known from the beginning, and have channels.
+        (forward(), "v4.channel.k8s.io", 400),
+        (forward_to(vec![80; 33]), "v4.channel.k8s.io", 400),
+        (forward_to(vec![80; 6]), "v4.base64.channel.k8s.io", 400),
     ] {
         let url = server.register(request).unwrap();
-        assert_eq!(Client::connect(&url, protocol).await.err(), Some(403));
+        assert_eq!(
+            Client::connect(&url, protocol).await.err(),
+            Some(status),
+            "{protocol}"
+        );
     }
+}
+
+/// A message in base64, and what one says.
+fn text(channel: u8, data: &[u8]) -> Message {
+    channels::OF_COMMANDS[4].message(channel, data)
+}
+
+#[tokio::test]
+async fn clients_of_old_are_answered_as_they_speak() {
+    let server = server().await;
+    let script = exec(&["sh", "-c", "head -c 3; echo err >&2; exit 7"]);
+    for (protocol, in_base64, with_status) in [
+        ("v4.base64.channel.k8s.io", true, true),
+        ("base64.channel.k8s.io", true, false),
+        ("channel.k8s.io", false, false),
+        ("", false, false),
+    ] {
+        let url = server.register(Request::Exec(script.clone())).unwrap();
+        let mut client = Client::connect(&url, protocol).await.unwrap();
+        if in_base64 {
+            client.0.send(text(0, b"abc")).await.unwrap();
+        } else {
+            client.send(0, b"abc").await;
+        }
+        let mut channels = [const { Vec::new() }; 4];
+        while let Some(message) = client.0.next().await {
+            let message = message.unwrap();
+            if message.is_close() {
+                continue;
+            }
+            assert_eq!(message.is_text(), in_base64, "{protocol}");
+            let dialect = channels::OF_COMMANDS[if in_base64 { 4 } else { 1 }];
+            let (channel, data) = dialect.read(message).unwrap().unwrap();
+            channels[usize::from(channel)].extend_from_slice(&data);
+        }
+        let [_, stdout, stderr, error] = channels;
+        assert_eq!((&*stdout, &*stderr), (&b"abc"[..], &b"err\n"[..]));
+        let error = String::from_utf8(error).unwrap();
+        let told = "command terminated with non-zero exit code: exit status 7";
+        match with_status {
+            true => assert!(
+                error.starts_with('{') && error.contains("ExitCode"),
+                "{error}"
+            ),
+            false => assert_eq!(error, told, "{protocol}"),
+        }
+    }
+    settled(&server).await;
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_over_plain_messages() {
+    let server = server().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let closed = {
+        let unused = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        unused.local_addr().unwrap().port()
+    };
+    let request = Request::PortForward(PortForwardRequest {
+        pod_sandbox_id: "p".into(),
+        ports: vec![port.into(), closed.into()],
+    });
+    let url = server.register(request).unwrap();
+    let mut client = Client::connect(&url, "v4.channel.k8s.io").await.unwrap();
+    let mut pod = listener.accept().await.unwrap().0;
+    client.send(0, b"to the pod").await;
+    let mut got = [0; 10];
+    tokio::io::AsyncReadExt::read_exact(&mut pod, &mut got)
+        .await
+        .unwrap();
+    assert_eq!(&got, b"to the pod");
+    pod.write_all(b"from the pod").await.unwrap();
+    drop(pod);
+    // The end of the last connection is the end of the session.
+    let mut channels = [const { Vec::new() }; 4];
+    while let Some(Ok(Message::Binary(data))) = client.0.next().await {
+        channels[usize::from(data[0])].extend_from_slice(&data[1..]);
+    }
+    let [data, error, closed_data, closed_error] = channels;
+    let number = port.to_le_bytes();
+    assert_eq!(data, [&number[..], b"from the pod"].concat());
+    assert_eq!(error, number);
+    assert_eq!(closed_data, closed.to_le_bytes());
+    let why = String::from_utf8_lossy(&closed_error[2..]).into_owned();
+    assert!(
+        why.contains(&format!("error forwarding port {closed}")),
+        "{why}"
+    );
+    drop(client);
+    settled(&server).await;
+
+    // A client that goes takes its connections along.
+    let request = Request::PortForward(PortForwardRequest {
+        pod_sandbox_id: "p".into(),
+        ports: vec![port.into()],
+    });
+    let url = server.register(request).unwrap();
+    let client = Client::connect(&url, "v4.channel.k8s.io").await.unwrap();
+    let mut pod = listener.accept().await.unwrap().0;
+    drop(client);
+    let read = tokio::io::AsyncReadExt::read(&mut pod, &mut got).await;
+    assert_eq!(read.unwrap_or(0), 0);
+    settled(&server).await;
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let server = server_that_waits(LIMIT).await;
+    let connect = async || {
+        let url = server.register(attach("c")).unwrap();
+        Client::connect(&url, BOTH[0]).await.unwrap()
+    };
+    let (idle, mut busy) = (connect().await, connect().await);
+    let begin = Instant::now();
+    let idle_ends = async {
+        idle.closed().await;
+        assert!(begin.elapsed() >= LIMIT, "{:?}", begin.elapsed());
+    };
+    let busy_goes_on = async {
+        while begin.elapsed() < LIMIT * 2 {
+            busy.send(0, b"x").await;
+            assert_eq!(busy.next().await, (1, b"x".to_vec()));
+            sleep(LIMIT / 10).await;
+        }
+    };
+    tokio::join!(idle_ends, busy_goes_on);
+    busy.closed().await;
+    settled(&server).await;
 }
