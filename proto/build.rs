@@ -15,12 +15,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cri/api.proto");
     println!("cargo:rerun-if-changed=admin/admin.proto");
     println!("cargo:rerun-if-changed=shim/pod.proto");
+    println!("cargo:rerun-if-changed=nri/nri.proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     if env::var_os("CARGO_FEATURE_GRPC").is_some() {
         grpc(&out)?;
     }
     if env::var_os("CARGO_FEATURE_TTRPC").is_some() {
-        ttrpc(&out)?;
+        ttrpc(&out, "shim", "pod")?;
+        ttrpc(&out, "nri", "nri")?;
     }
     Ok(())
 }
@@ -65,13 +67,14 @@ fn rpc_list(files: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     Ok(list)
 }
 
-fn ttrpc(out: &Path) -> Result<(), Box<dyn Error>> {
-    let shim = out.join("shim");
-    fs::create_dir_all(&shim)?;
+/// `<directory>/<name>.proto`, into a directory of the same name.
+fn ttrpc(out: &Path, directory: &str, name: &str) -> Result<(), Box<dyn Error>> {
+    let generated = out.join(directory);
+    fs::create_dir_all(&generated)?;
     ttrpc_codegen::Codegen::new()
-        .out_dir(&shim)
-        .inputs(["shim/pod.proto"])
-        .include("shim")
+        .out_dir(&generated)
+        .inputs([format!("{directory}/{name}.proto")])
+        .include(directory)
         .rust_protobuf()
         .customize(ttrpc_codegen::Customize {
             async_all: true,
@@ -79,12 +82,12 @@ fn ttrpc(out: &Path) -> Result<(), Box<dyn Error>> {
         })
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(true))
         .run()?;
-    // The generator lists the messages only; the service stands beside them.
-    let list = shim.join("mod.rs");
+    // The generator lists the messages only; the services stand beside them.
+    let list = generated.join("mod.rs");
     let messages = fs::read_to_string(&list)?;
-    fs::write(&list, format!("{messages}\npub mod pod_ttrpc;\n"))?;
+    fs::write(&list, format!("{messages}\npub mod {name}_ttrpc;\n"))?;
     // It has no unsafe code, but allows it, which the workspace forbids.
-    let service = shim.join("pod_ttrpc.rs");
+    let service = generated.join(format!("{name}_ttrpc.rs"));
     let text = fs::read_to_string(&service)?;
     fs::write(&service, text.replace("#![allow(unsafe_code)]", ""))?;
     Ok(())

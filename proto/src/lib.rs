@@ -45,3 +45,10 @@ pub mod shim {
         include!(concat!(env!("OUT_DIR"), "/shim/mod.rs"));
     }
 }
+
+/// The Node Resource Interface, 0.12 (`nri.pkg.api.v1alpha1`).
+#[cfg(feature = "ttrpc")]
+pub mod nri {
+    #![allow(clippy::all, missing_debug_implementations)]
+    include!(concat!(env!("OUT_DIR"), "/nri/mod.rs"));
+}
