@@ -14,6 +14,7 @@ mod exec;
 mod full_disk;
 mod host_port;
 mod identity;
+mod image_volumes;
 mod images;
 mod isolation;
 mod lifecycle;

@@ -57,6 +57,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) image: Digest,
     /// Diff IDs, lowest first; they stay while the snapshot does.
     pub(crate) layers: Vec<Digest>,
+    /// Diff IDs of images that are mounted beside it; they stay, too.
+    #[serde(default)]
+    pub(crate) volumes: Vec<Digest>,
 }
 
 #[derive(Debug)]
@@ -189,7 +192,11 @@ impl Catalog {
             .images
             .values()
             .flat_map(|e| e.record.all_layers())
-            .chain(self.snapshots.values().flat_map(|s| &s.layers))
+            .chain(
+                self.snapshots
+                    .values()
+                    .flat_map(|s| s.layers.iter().chain(&s.volumes)),
+            )
             .chain(self.pins.keys())
             .collect();
         let unowned: Vec<Digest> = self

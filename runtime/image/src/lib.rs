@@ -26,6 +26,7 @@ mod untar;
 #[cfg(test)]
 mod untar_test;
 mod usage;
+mod volume;
 
 use std::{
     path::{Path, PathBuf},
@@ -203,6 +204,12 @@ impl Store {
     /// Makes the writable snapshot `key` (a container id) over the image's layers. Ledgered under `key`. Idempotent.
     pub fn prepare(&self, key: &str, image: &Image) -> Result<Snapshot, Error> {
         self.inner.prepare(key, image)
+    }
+
+    /// The image's layers for a mount without a writable one, topmost first and two at least (overlayfs wants that). They stay as
+    /// long as the snapshot `key`, which is there already, be the image removed meanwhile or not. Idempotent.
+    pub fn hold(&self, key: &str, image: &Image) -> Result<Vec<PathBuf>, Error> {
+        self.inner.hold(key, image)
     }
 
     /// Removes the snapshot. Idempotent; never follows a link or crosses a mount.

@@ -72,6 +72,7 @@ impl Inner {
                         SnapshotRecord {
                             image: id.clone(),
                             layers: entry.record.all_layers().cloned().collect(),
+                            volumes: vec![],
                         },
                         true,
                     )

@@ -21,7 +21,12 @@ mod security;
 mod sysctl;
 mod user;
 
-use std::{collections::HashMap, fs::File, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use berth_proto::cri;
 use oci_spec::{
@@ -36,6 +41,7 @@ pub use check::{check_container, check_runtime_handler, check_sandbox};
 pub use cpuset::check_cpuset;
 pub use error::{Error, Kind};
 pub use host::Host;
+pub use mounts::volume_image;
 pub use sysctl::sandbox_sysctls;
 
 /// The OCI version that the spec's fields are of.
@@ -69,6 +75,8 @@ pub struct Inputs<'a> {
     pub shm: &'a Path,
     /// Relative to the root of each hierarchy: `/kubepods/…/<container id>`.
     pub cgroup_path: &'a Path,
+    /// Where the images that the container mounts are, by the number of their mount.
+    pub image_volumes: &'a BTreeMap<usize, PathBuf>,
     pub host: &'a Host,
 }
 
@@ -114,12 +122,13 @@ pub fn container_limits(
 
 /// The OCI spec of a container, to be written as its bundle's `config.json`.
 ///
+/// Whether the machine has the CPUs that it asks for is to be asked before anything is made: [`check_cpuset`].
+///
 /// Namespaces: mount, pid, ipc, uts and network are always listed, and on cgroup v2 cgroup; none carries a path, so each would be
 /// new. The shim gives those that the pod shares their paths, and takes out those that are the node's. Engine-neutral: masks of
 /// `SCMP_CMP_MASKED_EQ` are in `value`, as the OCI specification has it.
 pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
     check_container(inputs.sandbox, inputs.container)?;
-    check_cpuset(inputs.container, inputs.cgroup_path, inputs.host)?;
     let mut notes = Vec::new();
     let empty = cri::LinuxContainerConfig::default();
     let linux = inputs.container.linux.as_ref().unwrap_or(&empty);

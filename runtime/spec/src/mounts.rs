@@ -4,6 +4,8 @@
 //! that place. Engines differ in how they treat propagation: each bind says its own (`rprivate`, `rslave`, `rshared`), and the
 //! root's is the strongest that any of them needs, because libcontainer 0.7 applies only that one.
 
+mod image_volume;
+
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -42,6 +44,8 @@ const MOUNTABLE_IN_PROC: [&str; 8] = [
     "/proc/slabinfo",
 ];
 
+pub use image_volume::volume_image;
+
 const CGROUP: &str = "/sys/fs/cgroup";
 
 #[derive(Debug)]
@@ -78,16 +82,10 @@ pub(crate) fn check(container: &cri::ContainerConfig) -> Result<(), Error> {
 
 fn check_mount(mount: &cri::Mount) -> Result<(), Error> {
     let place = quoted(&mount.container_path);
-    if mount
-        .image
-        .as_ref()
-        .is_some_and(|image| !image.image.is_empty())
-    {
-        return Err(Error::Unimplemented(format!(
-            "an image as a volume (mount at {place})"
-        )));
-    }
-    if !mount.image_sub_path.is_empty() {
+    let of_image = volume_image(mount).is_some();
+    if of_image {
+        image_volume::check(mount)?;
+    } else if !mount.image_sub_path.is_empty() {
         return Err(wrong(mount, "image_sub_path", "is given, but no image"));
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
@@ -95,9 +93,10 @@ fn check_mount(mount: &cri::Mount) -> Result<(), Error> {
             "an id-mapped mount (at {place})"
         )));
     }
-    if !mount.host_path.starts_with('/')
-        || mount.host_path.contains('\0')
-        || mount.host_path.len() >= PATH_LIMIT
+    if !of_image
+        && (!mount.host_path.starts_with('/')
+            || mount.host_path.contains('\0')
+            || mount.host_path.len() >= PATH_LIMIT)
     {
         return Err(wrong(
             mount,
@@ -127,8 +126,14 @@ pub(crate) fn build(
 ) -> Result<Mounts, Error> {
     let mut mounts = Vec::with_capacity(inputs.container.mounts.len());
     let mut rootfs_propagation = "private";
-    for mount in &inputs.container.mounts {
-        let (built, propagation) = bind(mount, privileged)?;
+    for (number, mount) in inputs.container.mounts.iter().enumerate() {
+        let (built, propagation) = match volume_image(mount) {
+            None => bind(mount, privileged)?,
+            Some(_) => {
+                let source = inputs.image_volumes.get(&number);
+                image_volume::bind(mount, source.map(PathBuf::as_path), privileged)?
+            }
+        };
         rootfs_propagation = match (propagation, rootfs_propagation) {
             (cri::MountPropagation::PropagationBidirectional, _) | (_, "shared") => "shared",
             (cri::MountPropagation::PropagationHostToContainer, _) | (_, "slave") => "slave",
@@ -644,7 +649,7 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         let mapping = cri::IdMapping::default();
         type Change = fn(&mut cri::Mount);
-        let table: [(Change, Kind); 13] = [
+        let table: [(Change, Kind); 12] = [
             (|m| m.container_path = "relative".into(), Kind::Invalid),
             (|m| m.container_path = "/a/../b".into(), Kind::Invalid),
             (|m| m.container_path = String::new(), Kind::Invalid),
@@ -659,15 +664,6 @@ mod tests {
                 Kind::Invalid,
             ),
             (|m| m.image_sub_path = "x".into(), Kind::Invalid),
-            (
-                |m| {
-                    m.image = Some(cri::ImageSpec {
-                        image: "i".into(),
-                        ..Default::default()
-                    })
-                },
-                Kind::Unimplemented,
-            ),
             (|m| m.container_path = "/dev".into(), Kind::Unimplemented),
         ];
         for (row, (change, kind)) in table.into_iter().enumerate() {

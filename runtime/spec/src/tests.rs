@@ -1,6 +1,6 @@
 //! The whole spec, and what the tests of the parts share.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{collections::HashSet, fs};
 
 use oci_spec::runtime::Capability;
 use proptest::prelude::*;
@@ -100,6 +100,7 @@ pub(crate) struct Fixture {
     pub container: cri::ContainerConfig,
     pub image: ImageConfiguration,
     pub host: Host,
+    pub image_volumes: BTreeMap<usize, PathBuf>,
     pod_file: PathBuf,
 }
 
@@ -130,6 +131,7 @@ pub(crate) fn fixture() -> Fixture {
         },
         image: image(&[], &[], &[]),
         host: host(),
+        image_volumes: BTreeMap::new(),
         pod_file,
     }
 }
@@ -148,6 +150,7 @@ impl Fixture {
             hostname: &self.pod_file,
             shm: self.root.path(),
             cgroup_path: Path::new("/kubepods/pod1/c1"),
+            image_volumes: &self.image_volumes,
             host: &self.host,
         }
     }

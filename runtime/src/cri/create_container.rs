@@ -6,7 +6,7 @@ use super::Service;
 use crate::{
     error::Error,
     id,
-    pod::{create::Plan, event::Request},
+    pod::{create::Plan, event::Request, image_volumes},
 };
 
 pub async fn create_container(
@@ -14,7 +14,7 @@ pub async fn create_container(
     request: CreateContainerRequest,
 ) -> Result<CreateContainerResponse, Error> {
     let missing = |what: &str| Error::InvalidArgument(format!("{what} is missing"));
-    let config = request.config.ok_or_else(|| missing("config"))?;
+    let mut config = request.config.ok_or_else(|| missing("config"))?;
     let pod = service.registry.pod(&request.pod_sandbox_id)?;
     berth_spec::check_container(&pod.pod.config, &config).map_err(|source| Error::Spec {
         what: "container".into(),
@@ -29,10 +29,12 @@ pub async fn create_container(
         what: "image",
         id: name.chars().take(256).collect(),
     })?;
+    let volumes = image_volumes::resolve(&service.registry.node.images, &mut config)?;
     let plan = Plan {
         id: id::generate(),
         config,
         image,
+        volumes,
     };
     let request = |reply| Request::Create {
         plan: Box::new(plan),

@@ -14,7 +14,9 @@ use berth_state::{
 };
 
 use super::{
-    Pod, mounts,
+    Pod,
+    image_volumes::{self, Volume},
+    mounts,
     record::{ContainerPhase, ContainerRecord, Timeline, now_ns},
     run::{after_undo, make_private_dir},
     shim::{Shim, namespace_mode},
@@ -28,6 +30,8 @@ pub struct Plan {
     pub id: String,
     pub config: cri::ContainerConfig,
     pub image: Arc<Image>,
+    /// Images that the container mounts beside its own.
+    pub volumes: Vec<Volume>,
 }
 
 /// Makes the container, or leaves nothing of it; where that failed, too, the error is [`Error::Undo`].
@@ -72,6 +76,7 @@ impl Rooted {
         let rootfs = dir.join("rootfs");
         mounts::overlay(&node.ledger, id, &snapshot, &rootfs)?;
         failpoint::at(|| berth_failpoint::site!("container.create.mounted"))?;
+        let image_volumes = image_volumes::mount(pod, id, &plan.config, &plan.volumes)?;
         record.timeline.took("snapshot", since);
 
         let since = Instant::now();
@@ -87,6 +92,7 @@ impl Rooted {
             hostname: &pod.dir().join("hostname"),
             shm: &pod.shm(),
             cgroup_path: &cgroup,
+            image_volumes: &image_volumes,
             host: &node.host,
         })
         .map_err(wrong)?;
@@ -184,20 +190,28 @@ fn reserve(pod: &Pod, plan: &Plan, dir: &Path) -> Result<ContainerRecord, Error>
 /// Writes down the cgroups that the engine is about to make: the container's own, and with a pod's first container those above
 /// it, which are the pod's.
 fn cgroups(pod: &Pod, container_id: &str, own: PathBuf) -> Result<(), Error> {
-    let node = &pod.node;
-    let intend = |owner: &str, cgroup: PathBuf| {
-        node.ledger
-            .intend(owner, &Object::Cgroup(cgroup))
-            .map_err(Error::io("write ledger for", owner))
-    };
     let _alone = teardown::cgroup_intents();
+    intend_cgroups_of_pod(pod)?;
+    intend_cgroup(pod, container_id, own)
+}
+
+fn intend_cgroup(pod: &Pod, owner: &str, cgroup: PathBuf) -> Result<(), Error> {
+    pod.node
+        .ledger
+        .intend(owner, &Object::Cgroup(cgroup))
+        .map_err(Error::io("write ledger for", owner))
+}
+
+/// Under [`teardown::cgroup_intents`].
+pub(super) fn intend_cgroups_of_pod(pod: &Pod) -> Result<(), Error> {
+    let node = &pod.node;
     for above in node.cgroups.missing(&pod.cgroup_parent()) {
         // The parent of all pods is no pod's own.
         if above != node.config.cgroup.parent {
-            intend(&pod.id, above)?;
+            intend_cgroup(pod, &pod.id, above)?;
         }
     }
-    intend(container_id, own)
+    Ok(())
 }
 
 /// [`teardown::forget_container`] off the event loop.

@@ -1,6 +1,11 @@
 //! The mounts that the daemon makes: a container's root and a pod's /dev/shm. Each is in the ledger before it is there.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    ffi::CString,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use berth_image::Snapshot;
 use berth_state::{Ledger, Object};
@@ -58,18 +63,63 @@ fn overlay_by_fsconfig(snapshot: &Snapshot, rootfs: &Path) -> rustix::io::Result
     )
 }
 
-fn overlay_by_mount(snapshot: &Snapshot, rootfs: &Path) -> rustix::io::Result<()> {
-    use std::{ffi::CString, os::unix::ffi::OsStrExt};
-    let escaped = |path: &Path| {
-        let mut out = Vec::new();
-        for &byte in path.as_os_str().as_bytes() {
-            if matches!(byte, b':' | b',' | b'\\') {
-                out.push(b'\\');
-            }
-            out.push(byte);
+/// As an overlay's options in one string have a path.
+fn escaped(path: &Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            out.push(b'\\');
         }
-        out
-    };
+        out.push(byte);
+    }
+    out
+}
+
+/// Mounts layers alone, topmost first: read-only, and without devices, which are for the container's own configuration to give.
+pub fn read_only_overlay(
+    ledger: &Ledger,
+    owner: &str,
+    lowerdirs: &[PathBuf],
+    at: &Path,
+) -> Result<(), Error> {
+    ledgered(ledger, owner, at)?;
+    match read_only_by_fsconfig(lowerdirs, at) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            read_only_by_mount(lowerdirs, at)
+        }
+        other => other,
+    }
+    .map_err(|e| Error::io("mount image at", at)(e.into()))
+}
+
+fn read_only_by_fsconfig(lowerdirs: &[PathBuf], at: &Path) -> rustix::io::Result<()> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", "berth")?;
+    for lower in lowerdirs {
+        fsconfig_set_string(&fs, "lowerdir+", lower)?;
+    }
+    fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mounted = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    move_mount(
+        &mounted,
+        "",
+        CWD,
+        at,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+fn read_only_by_mount(lowerdirs: &[PathBuf], at: &Path) -> rustix::io::Result<()> {
+    let lower: Vec<Vec<u8>> = lowerdirs.iter().map(|dir| escaped(dir)).collect();
+    let options = [&b"lowerdir="[..], &lower.join(&b':')].concat();
+    let options = CString::new(options).map_err(|_| rustix::io::Errno::INVAL)?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV;
+    mount("berth", at, "overlay", flags, options.as_c_str())
+}
+
+fn overlay_by_mount(snapshot: &Snapshot, rootfs: &Path) -> rustix::io::Result<()> {
     let lower: Vec<Vec<u8>> = snapshot.lowerdirs.iter().map(|dir| escaped(dir)).collect();
     let mut options = b"lowerdir=".to_vec();
     options.extend(lower.join(&b':'));
@@ -94,8 +144,7 @@ fn overlay_by_mount(snapshot: &Snapshot, rootfs: &Path) -> rustix::io::Result<()
 pub fn shm(ledger: &Ledger, owner: &str, at: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(at).map_err(Error::io("make", at))?;
     ledgered(ledger, owner, at)?;
-    let options =
-        std::ffi::CString::new(format!("mode=1777,size={SHM_BYTES}")).expect("no NUL in a number");
+    let options = CString::new(format!("mode=1777,size={SHM_BYTES}")).expect("no NUL in a number");
     mount(
         "shm",
         at,

@@ -11,7 +11,7 @@ use std::{
 use berth_state::{Object, record};
 use tonic::Code;
 
-use super::{Pod, launch, mounts, shim::Shim};
+use super::{Pod, image_volumes, launch, mounts, shim::Shim};
 use crate::{error::Error, failpoint, node::Node};
 
 /// A container that was just killed is reaped in well under a millisecond, unless the machine is very busy or it hangs in the kernel.
@@ -97,8 +97,9 @@ pub fn forget_container(pod: &Pod, container_id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// What an ended container still has in the kernel: its mounted root and its cgroup.
+/// What an ended container still has in the kernel: its mounted root, the images beside it, and its cgroup.
 pub fn unroot(pod: &Pod, container_id: &str) -> Result<(), Error> {
+    image_volumes::gone(pod, container_id)?;
     let rootfs = pod.container_dir(container_id).join("rootfs");
     if rootfs.exists() {
         mounts::gone(&pod.node.ledger, container_id, &rootfs)?;
