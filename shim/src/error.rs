@@ -2,7 +2,7 @@
 
 use std::io;
 
-use berth_engine::Error as EngineError;
+use berth_engine::{Error as EngineError, cgroup::Error as CgroupError};
 use ttrpc::{Code, get_status};
 
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,8 @@ impl Error {
                 EngineError::Spec { .. }
                 | EngineError::Command { .. }
                 | EngineError::Sysctl { .. } => Code::INVALID_ARGUMENT,
+                // The kernel's own word on a limit: less memory than is in use, CPUs that the cgroup above does not have.
+                EngineError::Cgroup(CgroupError::Limit { .. }) => Code::FAILED_PRECONDITION,
                 _ => Code::INTERNAL,
             },
             Error::Serve(_) | Error::Lost(_) => Code::INTERNAL,

@@ -146,6 +146,20 @@ impl Pod {
         self.sandbox.borrow().clone()
     }
 
+    /// The cgroup that its containers' lie in.
+    pub fn cgroup(&self) -> Result<Cgroup, Error> {
+        match self.sandbox() {
+            Sandbox::Created { setup } | Sandbox::Running { setup, .. } => {
+                Ok(Cgroup::at(&setup.options.cgroup_parent)?)
+            }
+            Sandbox::None | Sandbox::Stopped { .. } => Err(Error::State {
+                action: "limit sandbox",
+                id: self.id.clone(),
+                state: "not running".into(),
+            }),
+        }
+    }
+
     /// Follows the sandbox's phase.
     pub fn follow_sandbox(&self) -> watch::Receiver<Sandbox> {
         self.sandbox.subscribe()

@@ -10,6 +10,7 @@ use berth_proto::shim::v1::{
         DetachResponse, ExecCancelRequest, ExecCancelResponse, ExecOutputRequest,
         ExecOutputResponse, ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse,
         MemoryStats, ReopenLogRequest, ReopenLogResponse, StatsRequest, StatsResponse,
+        UpdateSandboxRequest, UpdateSandboxResponse,
     },
     pod_ttrpc::Pod as Service,
 };
@@ -23,6 +24,7 @@ use crate::{
     error::Error,
     exec_sync, journal,
     pod::{Pod, blocking, detached},
+    task::json,
 };
 
 /// A poll is answered by then also without a change: one whose caller is gone must not stay for good.
@@ -124,6 +126,23 @@ impl Service for PodService {
             io.detach(&request.attach_id);
         }
         Ok(DetachResponse::new())
+    }
+
+    async fn update_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateSandboxRequest,
+    ) -> ttrpc::Result<UpdateSandboxResponse> {
+        let resources: oci_spec::runtime::LinuxResources = json("resources", &request.resources)?;
+        let cgroup = self.pod.cgroup()?;
+        let notes = blocking("UpdateSandbox", move || {
+            cgroup.create()?;
+            Ok(cgroup.change(&resources)?)
+        });
+        for note in notes.await? {
+            journal!("limits of the pod: {note}");
+        }
+        Ok(UpdateSandboxResponse::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

@@ -49,7 +49,7 @@ impl TaskService {
     }
 }
 
-fn json<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
+pub fn json<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
     if bytes.len() > MAX_JSON_BYTES {
         return Err(Error::invalid(
             what,
@@ -290,7 +290,7 @@ impl Task for TaskService {
             .ok_or_else(|| Error::invalid("update", "it names no resources"))?;
         let resources: oci_spec::runtime::LinuxResources = json("resources", &any.value)?;
         let notes = blocking("Update", move || {
-            Ok(container.cgroup("update")?.apply(&resources)?)
+            Ok(container.cgroup("update")?.change(&resources)?)
         });
         for note in notes.await? {
             journal!("update container {}: {note}", request.id);

@@ -5,11 +5,17 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use berth_proto::cri::{ContainerState, PodSandboxConfig, PodSandboxState, PortMapping, Protocol};
+use berth_proto::cri::{
+    ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState, PortMapping,
+    Protocol, UpdatePodSandboxResourcesRequest,
+};
 use berth_tests::{
-    BUSYBOX, Cri, Node, Setup, cni, container, daemon, debian,
+    BUSYBOX, Cri, Node, Setup, cni, container,
+    cri::spec as spec_of,
+    daemon, debian,
     failpoint::{Action, compiled_into, sites, spec},
     invariant,
+    request::ContainerRequest,
 };
 
 /// The sites are divided among as many tests, for these to run side by side.
@@ -40,10 +46,16 @@ async fn life(
     call!("import", node.import(archive));
     call!("pull", cri.pull(BUSYBOX).await);
     let pod = call!("run", cri.run_pod(config).await).unwrap_or_else(|| "f".repeat(64));
-    let asked = container("a", BUSYBOX, &["sleep", "1000"]);
+    let asked = container("a", BUSYBOX, &["sleep", "1000"]).mount(Mount {
+        container_path: "/image".into(),
+        readonly: true,
+        image: Some(spec_of(BUSYBOX)),
+        ..Default::default()
+    });
     let id =
         call!("create", cri.create(&pod, &asked, config).await).unwrap_or_else(|| "f".repeat(64));
     call!("start", start(cri, &id).await);
+    call!("limit the pod", limit(cri, &pod).await);
     call!("exec", cri.exec_within(&id, &["true"], 5).await);
     call!("stats", cri.stats(&id).await);
     call!("reopen", cri.reopen_log(&id).await);
@@ -71,6 +83,20 @@ async fn life(
         cri.remove_image("registry.test/site:1").await
     );
     Ok(failures)
+}
+
+async fn limit(cri: &Cri, pod: &str) -> Result<(), tonic::Status> {
+    let resources = LinuxContainerResources {
+        memory_limit_in_bytes: 256 << 20,
+        ..Default::default()
+    };
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.to_owned(),
+        resources: Some(resources),
+        ..Default::default()
+    };
+    let mut client = cri.runtime();
+    client.update_pod_sandbox_resources(request).await.map(drop)
 }
 
 /// A start that succeeded without an answer is no failure of the next.

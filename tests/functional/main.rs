@@ -21,6 +21,7 @@ mod lifecycle;
 mod logs;
 mod mounts;
 mod network;
+mod pod_limits;
 mod real_images;
 mod resources;
 mod sharing;

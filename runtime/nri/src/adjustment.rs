@@ -312,12 +312,7 @@ impl Adjustments {
         asked: HashMap<String, V>,
         owner: &Owner,
         field: Field,
-        of: impl Fn(
-            &mut Self,
-        ) -> (
-            &mut HashMap<String, V>,
-            Option<&mut HashMap<String, V>>,
-        ),
+        of: impl Fn(&mut Self) -> (&mut HashMap<String, V>, Option<&mut HashMap<String, V>>),
     ) -> Result<(), Error> {
         for key in asked.keys().filter_map(|key| removal(key)) {
             let (adjust, seen) = of(self);

@@ -45,7 +45,10 @@ pub struct Connections {
 /// Splits `trunk`. The future carries the bytes, until the peer closes (no error) or breaks the rules; dropping it closes the trunk.
 pub fn multiplex(
     trunk: UnixStream,
-) -> (Connections, impl Future<Output = io::Result<()>> + Send + 'static) {
+) -> (
+    Connections,
+    impl Future<Output = io::Result<()>> + Send + 'static,
+) {
     let (plugin, plugin_inner) = duplex(PIPE_BYTES);
     let (runtime, runtime_inner) = duplex(PIPE_BYTES);
     let carry = async move {
@@ -187,8 +190,16 @@ mod tests {
     async fn hostile_frames_end_the_connection_and_cost_nothing() {
         for (name, bytes, error) in [
             ("nothing", vec![], None),
-            ("a cut header", frame(1, b"")[..5].to_vec(), Some(io::ErrorKind::UnexpectedEof)),
-            ("a cut frame", frame(1, b"longer")[..10].to_vec(), Some(io::ErrorKind::UnexpectedEof)),
+            (
+                "a cut header",
+                frame(1, b"")[..5].to_vec(),
+                Some(io::ErrorKind::UnexpectedEof),
+            ),
+            (
+                "a cut frame",
+                frame(1, b"longer")[..10].to_vec(),
+                Some(io::ErrorKind::UnexpectedEof),
+            ),
             (
                 "a huge length",
                 [1u32.to_be_bytes(), u32::MAX.to_be_bytes()].concat(),
@@ -196,7 +207,11 @@ mod tests {
             ),
             (
                 "one byte too many",
-                [9u32.to_be_bytes(), (MAX_FRAME_BYTES as u32 + 1).to_be_bytes()].concat(),
+                [
+                    9u32.to_be_bytes(),
+                    (MAX_FRAME_BYTES as u32 + 1).to_be_bytes(),
+                ]
+                .concat(),
                 Some(io::ErrorKind::InvalidData),
             ),
         ] {
@@ -253,9 +268,8 @@ mod tests {
         tokio::spawn(carry_b);
         let long = message(1 << 20);
         let (first, second) = (long.clone(), long.clone());
-        let write = async {
-            tokio::join!(a.plugin.write_all(&first), a.runtime.write_all(&second))
-        };
+        let write =
+            async { tokio::join!(a.plugin.write_all(&first), a.runtime.write_all(&second)) };
         let read = async {
             let (mut plugin, mut runtime) = (vec![0; long.len()], vec![0; long.len()]);
             let read = tokio::join!(

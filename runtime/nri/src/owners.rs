@@ -158,7 +158,10 @@ mod tests {
         for other in [&a, &b, &namesake] {
             let error = owners.claim("c", Field::Env, "X", other).unwrap_err();
             let text = error.to_string();
-            assert!(text.contains("00-a") && text.contains("Env \"X\""), "{text}");
+            assert!(
+                text.contains("00-a") && text.contains("Env \"X\""),
+                "{text}"
+            );
         }
         owners.clear("c", Field::Env, "X", &b);
         owners.claim("c", Field::Env, "X", &a).unwrap_err();

@@ -268,9 +268,7 @@ impl Pass {
                 })
                 .await;
             let taken = match answer {
-                Answer::Said(answer) => {
-                    updates.take(answer.update, &owner(plugin), &mut owners)
-                }
+                Answer::Said(answer) => updates.take(answer.update, &owner(plugin), &mut owners),
                 Answer::Refused(error) => Err(error),
                 Answer::Gone => Ok(()),
             };

@@ -21,11 +21,11 @@ use tokio::{
     task::AbortHandle,
 };
 use ttrpc::{
-    context::Context,
     r#async::{
         Client, Server, TtrpcContext,
         transport::{Listener, Socket},
     },
+    context::Context,
 };
 
 use crate::{Error, NRI_VERSION, Settings, api, mux, registry::Nri};
@@ -132,9 +132,7 @@ impl Plugin {
         let (closed, mut closing) = watch::channel(false);
         let (registered, mut registration) = oneshot::channel();
         let service = Arc::new(Service {
-            given: launched
-                .as_ref()
-                .map(|l| (l.index.clone(), l.base.clone())),
+            given: launched.as_ref().map(|l| (l.index.clone(), l.base.clone())),
             registered: StdMutex::new(Some(registered)),
             name: StdMutex::new(String::new()),
             requests: Arc::new(tokio::sync::Semaphore::new(MAX_REQUESTS)),
@@ -163,7 +161,9 @@ impl Plugin {
         });
         let who = given
             .as_ref()
-            .map_or("(not registered yet)".to_owned(), |(index, base)| format!("{index}-{base}"));
+            .map_or("(not registered yet)".to_owned(), |(index, base)| {
+                format!("{index}-{base}")
+            });
         let lost = |why: &str| Error::Lost {
             plugin: who.clone(),
             why: why.to_owned(),
@@ -431,10 +431,7 @@ impl RuntimeService for Service {
             return Err(status(ttrpc::Code::UNAVAILABLE, "berthd is ending"));
         };
         if name.is_empty() {
-            return Err(status(
-                ttrpc::Code::FAILED_PRECONDITION,
-                "register first",
-            ));
+            return Err(status(ttrpc::Code::FAILED_PRECONDITION, "register first"));
         }
         let Ok(_request) = self.requests.try_acquire() else {
             return Err(status(
@@ -470,7 +467,9 @@ fn named(index: &str, name: &str) -> Result<(String, String), String> {
 pub(crate) fn check_index(index: &str) -> Result<(), String> {
     match index.as_bytes() {
         [a, b] if a.is_ascii_digit() && b.is_ascii_digit() => Ok(()),
-        _ => Err(format!("index {index:.80?} of an NRI plugin: must be two digits")),
+        _ => Err(format!(
+            "index {index:.80?} of an NRI plugin: must be two digits"
+        )),
     }
 }
 

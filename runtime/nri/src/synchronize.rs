@@ -126,6 +126,10 @@ mod tests {
                 );
             }
         }
-        assert_eq!(requests(vec![], vec![], 10).len(), 1, "nothing is told, too");
+        assert_eq!(
+            requests(vec![], vec![], 10).len(),
+            1,
+            "nothing is told, too"
+        );
     }
 }

@@ -88,7 +88,9 @@ impl Validator {
                 )));
             }
         }
-        let missing = self.missing(pod, &container.name, asked).map_err(rejected)?;
+        let missing = self
+            .missing(pod, &container.name, asked)
+            .map_err(rejected)?;
         match missing.as_slice() {
             [] => Ok(()),
             missing => Err(rejected(format!(
@@ -307,8 +309,16 @@ mod tests {
             (vec![], &both[..], None),
             (vec![], &both[1..], Some("always")),
             (vec![(required.clone(), "[\"extra\"]")], &both[..], None),
-            (vec![(required.clone(), "[extra]")], &both[..1], Some("extra")),
-            (vec![(required.clone(), "- 20-extra\n- always")], &both[..], None),
+            (
+                vec![(required.clone(), "[extra]")],
+                &both[..1],
+                Some("extra"),
+            ),
+            (
+                vec![(required.clone(), "- 20-extra\n- always")],
+                &both[..],
+                None,
+            ),
             (vec![(required.clone(), "{}")], &both[..], Some("no list")),
             (
                 vec![(format!("{required}/container.main"), "[\"extra\"]")],
@@ -330,8 +340,16 @@ mod tests {
                 None,
             ),
             (vec![("tolerate.example".into(), "true")], &[], None),
-            (vec![("tolerate.example".into(), "false")], &[], Some("always")),
-            (vec![("tolerate.example".into(), "perhaps")], &both, Some("neither")),
+            (
+                vec![("tolerate.example".into(), "false")],
+                &[],
+                Some("always"),
+            ),
+            (
+                vec![("tolerate.example".into(), "perhaps")],
+                &both,
+                Some("neither"),
+            ),
         ] {
             let pod = api::PodSandbox {
                 annotations: annotations
@@ -344,7 +362,10 @@ mod tests {
             match (checked, missing) {
                 (Ok(()), None) => {}
                 (Err(error), Some(missing)) => {
-                    assert!(error.to_string().contains(missing), "{annotations:?}: {error}");
+                    assert!(
+                        error.to_string().contains(missing),
+                        "{annotations:?}: {error}"
+                    );
                 }
                 (checked, _) => panic!("{annotations:?}: {checked:?}"),
             }

@@ -130,7 +130,8 @@ pub(crate) fn build(
     if let Some(cpu) = cpu(resources)? {
         built = built.cpu(cpu);
     }
-    if resources.memory_limit_in_bytes > 0 {
+    // -1 takes a limit away; without one, memory and swap together have none to be above.
+    if resources.memory_limit_in_bytes != 0 {
         let mut memory = LinuxMemoryBuilder::default().limit(resources.memory_limit_in_bytes);
         let swap = resources.memory_swap_limit_in_bytes;
         if swap != 0 && host.swap_accounting {

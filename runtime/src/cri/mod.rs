@@ -264,9 +264,10 @@ impl RuntimeService for Service {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        Err(unbuilt("UpdatePodSandboxResources"))
+        let result = pod_sandboxes::update(self, request.into_inner()).await;
+        answer("UpdatePodSandboxResources", result)
     }
 
     type GetContainerEventsStream = Streamed<ContainerEventResponse>;

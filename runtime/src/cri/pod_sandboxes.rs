@@ -8,7 +8,11 @@ use serde_json::json;
 use super::{Service, containers, filter};
 use crate::{
     error::Error,
-    pod::{event::Request, record::now_ns, view::PodView},
+    pod::{
+        event::Request,
+        record::{PodLimits, now_ns},
+        view::PodView,
+    },
 };
 
 /// A pod that is not known has been stopped and removed: no error, as the CRI has it.
@@ -66,6 +70,26 @@ pub fn list(service: &Service, request: ListPodSandboxRequest) -> ListPodSandbox
         })
         .collect();
     ListPodSandboxResponse { items }
+}
+
+pub async fn update(
+    service: &Service,
+    request: UpdatePodSandboxResourcesRequest,
+) -> Result<UpdatePodSandboxResourcesResponse, Error> {
+    let pod = service.registry.pod(&request.pod_sandbox_id)?;
+    if request.overhead.is_none() && request.resources.is_none() {
+        return Err(Error::InvalidArgument(format!(
+            "update pod sandbox {}: neither overhead nor resources are given",
+            pod.pod.id
+        )));
+    }
+    let change = Box::new(PodLimits {
+        resources: request.resources.unwrap_or_default(),
+        overhead: request.overhead.unwrap_or_default(),
+    });
+    pod.ask(|reply| Request::UpdatePod { change, reply })
+        .await?;
+    Ok(UpdatePodSandboxResourcesResponse {})
 }
 
 pub fn status(
@@ -127,6 +151,8 @@ fn info(service: &Service, view: &PodView) -> HashMap<String, String> {
         "hostname": pod.hostname(),
         "netns": view.netns,
         "cgroupParent": pod.cgroup_parent(),
+        "resources": resources(&view.limits.resources),
+        "overhead": resources(&view.limits.overhead),
         "bundle": pod.dir(),
         "shim": service.registry.node.shim_socket(&pod.id),
         "timeline": view.timeline,
@@ -135,4 +161,17 @@ fn info(service: &Service, view: &PodView) -> HashMap<String, String> {
         ("info".to_owned(), info.to_string()),
         ("timeline".to_owned(), json!(view.timeline).to_string()),
     ])
+}
+
+/// Of the limits that are given, those that people ask for.
+fn resources(limits: &LinuxContainerResources) -> serde_json::Value {
+    json!({
+        "cpuPeriod": limits.cpu_period,
+        "cpuQuota": limits.cpu_quota,
+        "cpuShares": limits.cpu_shares,
+        "cpusetCpus": limits.cpuset_cpus,
+        "cpusetMems": limits.cpuset_mems,
+        "memoryLimitInBytes": limits.memory_limit_in_bytes,
+        "memorySwapLimitInBytes": limits.memory_swap_limit_in_bytes,
+    })
 }

@@ -49,6 +49,8 @@ pub struct Driver {
     said: v1::InspectResponse,
     deferred: Vec<Request>,
     outbox: Vec<Answer>,
+    /// Its limits are being changed; the next change waits.
+    updating: bool,
     /// Somebody was told this pod's id.
     pub(super) claimed: bool,
 }
@@ -188,6 +190,7 @@ impl Driver {
             said: v1::InspectResponse::default(),
             deferred: vec![],
             outbox: vec![],
+            updating: false,
             claimed: false,
         }
     }
@@ -333,6 +336,7 @@ impl Driver {
             | Request::Remove { reply }
             | Request::Start { reply, .. }
             | Request::Update { reply, .. }
+            | Request::UpdatePod { reply, .. }
             | Request::StopContainer { reply, .. }
             | Request::RemoveContainer { reply, .. } => self.outbox.push(Answer::Done(reply)),
             other @ (Request::Run { .. } | Request::Create { .. }) => self.asked(other),

@@ -5,7 +5,13 @@ use std::time::Duration;
 use berth_proto::{cri, shim::v1::pod as v1};
 use tokio::sync::oneshot;
 
-use super::{create::Plan, record::ContainerRecord, run::Running, shim::Shim, stop::Outcome};
+use super::{
+    create::Plan,
+    record::{ContainerRecord, PodLimits},
+    run::Running,
+    shim::Shim,
+    stop::Outcome,
+};
 use crate::error::{Error, Failure};
 
 pub type Reply<T> = oneshot::Sender<Result<T, Failure>>;
@@ -56,6 +62,11 @@ pub enum Request {
         resources: Box<cri::LinuxContainerResources>,
         reply: Reply<()>,
     },
+    /// Other limits of the whole pod.
+    UpdatePod {
+        change: Box<PodLimits>,
+        reply: Reply<()>,
+    },
     StopContainer {
         id: String,
         grace: Duration,
@@ -97,6 +108,12 @@ pub enum Work {
         result: Result<(), Error>,
         reply: Reply<()>,
     },
+    /// The limits are what the pod has now, if it went well.
+    PodUpdated {
+        limits: Box<PodLimits>,
+        result: Result<(), Error>,
+        reply: Reply<()>,
+    },
     Signalled {
         id: String,
         result: Result<(), Error>,
@@ -120,6 +137,7 @@ impl Request {
             | Self::Remove { reply }
             | Self::Start { reply, .. }
             | Self::Update { reply, .. }
+            | Self::UpdatePod { reply, .. }
             | Self::StopContainer { reply, .. }
             | Self::RemoveContainer { reply, .. } => drop(reply.send(Err(failure))),
         }
@@ -133,7 +151,10 @@ impl Request {
             | Self::Remove { reply }
             | Self::StopContainer { reply, .. }
             | Self::RemoveContainer { reply, .. } => drop(reply.send(Ok(()))),
-            other @ (Self::Create { .. } | Self::Start { .. } | Self::Update { .. }) => {
+            other @ (Self::Create { .. }
+            | Self::Start { .. }
+            | Self::Update { .. }
+            | Self::UpdatePod { .. }) => {
                 other.fail(&Error::PodGone(pod_id.to_owned()).into());
             }
         }

@@ -42,6 +42,7 @@ pub mod image_volumes;
 pub mod launch;
 pub mod mounts;
 pub mod network;
+pub mod pod_limits;
 pub mod record;
 pub mod recovery;
 pub mod registry;

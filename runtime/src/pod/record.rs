@@ -39,6 +39,18 @@ pub struct PodRecord {
     pub timeline: Timeline,
     /// Why the pod is not ready, where nobody stopped it.
     pub why: String,
+    /// Limits as they are now, where they are no longer those of `config`.
+    #[serde(default)]
+    pub limits: Option<PodLimits>,
+}
+
+/// What a pod may use, and what it costs beyond its containers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PodLimits {
+    #[serde(with = "protobuf_in_base64")]
+    pub resources: cri::LinuxContainerResources,
+    #[serde(with = "protobuf_in_base64")]
+    pub overhead: cri::LinuxContainerResources,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +184,7 @@ mod tests {
             address: "unix:///x".into(),
             timeline: Timeline::default(),
             why: String::new(),
+            limits: None,
         };
         let text = serde_json::to_string(&record).unwrap();
         let back: PodRecord = serde_json::from_str(&text).unwrap();

@@ -327,6 +327,7 @@ async fn sweep_orphans(registry: &Arc<Registry>) {
             address: String::new(),
             timeline: Default::default(),
             why: String::new(),
+            limits: None,
         };
         let driver = registry.adopt(record);
         let swept = teardown::surroundings(&driver.pod, None).await;

@@ -156,6 +156,7 @@ impl Registry {
             address: String::new(),
             timeline: Timeline::default(),
             why: String::new(),
+            limits: None,
         };
         let (handle, driver) = self.enter(&mut inner, record);
         tokio::spawn(driver.create());

@@ -10,7 +10,7 @@ use berth_state::{
 };
 
 use super::{
-    Pod, files, launch, mounts, network,
+    Pod, files, launch, mounts, network, pod_limits,
     record::{PodPhase, PodRecord, Timeline},
     shim::{Shim, namespace_mode},
     teardown,
@@ -29,9 +29,10 @@ pub struct Running {
 
 /// Makes the pod, or leaves nothing of it; where that failed, too, the error is [`Error::Undo`].
 pub async fn run(pod: &Arc<Pod>) -> Result<Running, Error> {
+    let limits = pod_limits::plan(pod, &pod_limits::asked(&pod.config))?;
     let reserved = Reserved::make(pod)?;
     let surrounded = reserved.surround().await?;
-    surrounded.start().await
+    surrounded.start(limits).await
 }
 
 /// Its record says that it is being made, its bundle is there.
@@ -56,6 +57,7 @@ impl<'a> Reserved<'a> {
                 address: String::new(),
                 timeline: Timeline::default(),
                 why: String::new(),
+                limits: None,
             },
         };
         match reserved.write() {
@@ -172,8 +174,8 @@ struct Surrounded<'a> {
 }
 
 impl Surrounded<'_> {
-    async fn start(mut self) -> Result<Running, Error> {
-        match self.sandbox().await {
+    async fn start(mut self, limits: pod_limits::Plan) -> Result<Running, Error> {
+        match self.sandbox(limits).await {
             Ok(()) => Ok(Running {
                 shim: self.shim,
                 record: self.reserved.record,
@@ -189,7 +191,7 @@ impl Surrounded<'_> {
         }
     }
 
-    async fn sandbox(&mut self) -> Result<(), Error> {
+    async fn sandbox(&mut self, limits: pod_limits::Plan) -> Result<(), Error> {
         let (pod, node) = (self.reserved.pod, &self.reserved.pod.node);
         let timeline = &mut self.reserved.record.timeline;
         let since = Instant::now();
@@ -203,6 +205,7 @@ impl Surrounded<'_> {
             .create_sandbox(&pod.dir(), netns.as_deref(), &options(pod)?)
             .await?;
         failpoint::at(|| berth_failpoint::site!("pod.run.sandbox_created"))?;
+        pod_limits::apply(pod, &self.shim, limits).await?;
         timeline.took("create", since);
         let since = Instant::now();
         self.shim.start_sandbox().await?;

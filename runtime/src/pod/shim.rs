@@ -183,6 +183,26 @@ impl Shim {
         Ok(())
     }
 
+    /// Other limits for the whole pod; those that `resources` does not name stay.
+    pub async fn update_sandbox(
+        &self,
+        resources: &oci_spec::runtime::LinuxResources,
+    ) -> Result<(), Error> {
+        let resources = serde_json::to_vec(resources).map_err(|e| Error::Shim {
+            pod_id: self.pod_id.clone(),
+            call: "UpdateSandbox",
+            code: Code::Internal,
+            message: e.to_string(),
+        })?;
+        let request = v1::UpdateSandboxRequest {
+            resources,
+            ..Default::default()
+        };
+        let answer = self.pod.update_sandbox(unbounded(), &request);
+        self.call("UpdateSandbox", TASK_DEADLINE, answer).await?;
+        Ok(())
+    }
+
     /// Signals the container's init; `all`: each of its processes. One that is gone is no error.
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), Error> {
         let request = api::KillRequest {

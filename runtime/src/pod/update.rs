@@ -45,7 +45,8 @@ pub(super) fn plan(
     linux.resources = Some(change.clone());
     let cgroup = pod.cgroup_parent().join(&record.id);
     berth_spec::check_cpuset(&config, &cgroup, &pod.node.host).map_err(wrong)?;
-    let (oci, _) = berth_spec::container_limits(change, &pod.node.host).map_err(wrong)?;
+    let (oci, _) = berth_spec::container_limits(&together(change, &resources), &pod.node.host)
+        .map_err(wrong)?;
     for note in notes {
         tracing::warn!(pod = %pod.id, container = %record.id, "{note}");
     }
@@ -55,8 +56,25 @@ pub(super) fn plan(
     })
 }
 
+/// The change, and of what the container has already that without which a part of it says nothing: a quota is by its period (one file
+/// on cgroup v2), and a limit of memory and swap is above one of memory.
+fn together(
+    change: &cri::LinuxContainerResources,
+    after: &cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let mut whole = change.clone();
+    if change.cpu_quota != 0 || change.cpu_period != 0 {
+        (whole.cpu_quota, whole.cpu_period) = (after.cpu_quota, after.cpu_period);
+    }
+    if change.memory_limit_in_bytes != 0 || change.memory_swap_limit_in_bytes != 0 {
+        whole.memory_limit_in_bytes = after.memory_limit_in_bytes;
+        whole.memory_swap_limit_in_bytes = after.memory_swap_limit_in_bytes;
+    }
+    whole
+}
+
 /// `change` over `before`: zero and empty mean "as it is".
-fn merged(
+pub(super) fn merged(
     before: cri::LinuxContainerResources,
     change: &cri::LinuxContainerResources,
 ) -> cri::LinuxContainerResources {
@@ -98,6 +116,41 @@ fn merged(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_that_belong_together_change_together() {
+        let after = cri::LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: 50_000,
+            cpu_period: 200_000,
+            memory_limit_in_bytes: 1 << 20,
+            memory_swap_limit_in_bytes: 2 << 20,
+            ..Default::default()
+        };
+        type Change = fn(&mut cri::LinuxContainerResources);
+        let table: [(Change, (i64, i64, i64, i64)); 4] = [
+            (|r| r.cpu_quota = 50_000, (50_000, 200_000, 0, 0)),
+            (|r| r.cpu_period = 200_000, (50_000, 200_000, 0, 0)),
+            (
+                |r| r.memory_swap_limit_in_bytes = 2 << 20,
+                (0, 0, 1 << 20, 2 << 20),
+            ),
+            (|r| r.cpu_shares = 512, (0, 0, 0, 0)),
+        ];
+        for (row, (change, wants)) in table.into_iter().enumerate() {
+            let mut asked = cri::LinuxContainerResources::default();
+            change(&mut asked);
+            let whole = together(&asked, &after);
+            let got = (
+                whole.cpu_quota,
+                whole.cpu_period,
+                whole.memory_limit_in_bytes,
+                whole.memory_swap_limit_in_bytes,
+            );
+            assert_eq!(got, wants, "row {row}");
+            assert_eq!(whole.cpu_shares, asked.cpu_shares, "row {row}");
+        }
+    }
 
     #[test]
     fn what_a_change_does_not_name_stays() {

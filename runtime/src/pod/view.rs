@@ -6,7 +6,7 @@ use berth_proto::cri;
 
 use super::{
     Pod,
-    record::{ContainerRecord, Exit, Timeline},
+    record::{ContainerRecord, Exit, PodLimits, Timeline},
     shim::Shim,
 };
 
@@ -24,6 +24,7 @@ pub struct PodView {
     pub interface: String,
     pub timeline: Timeline,
     pub why: String,
+    pub limits: PodLimits,
     pub shim: Option<Shim>,
     pub sandbox_pid: u32,
     pub containers: Vec<ContainerView>,
@@ -54,6 +55,7 @@ impl PodView {
             interface: String::new(),
             timeline: Timeline::default(),
             why: String::new(),
+            limits: PodLimits::default(),
             shim: None,
             sandbox_pid: 0,
             containers: vec![],

@@ -14,7 +14,7 @@ use crate::{
     pod::{
         event::{Reply, Request, Work},
         exit_record,
-        record::{ContainerRecord, Exit, PodPhase, now_ns},
+        record::{ContainerRecord, Exit, PodLimits, PodPhase, now_ns},
         run,
         shim::Shim,
         stop,
@@ -41,10 +41,30 @@ impl Driver {
                 result,
                 reply,
             } => self.updated(&id, *resources, result, reply),
+            Work::PodUpdated {
+                limits,
+                result,
+                reply,
+            } => self.pod_updated(*limits, result, reply),
             Work::Signalled { id, result } => self.signalled(&id, result),
             Work::Stopped(outcome) => self.stopped(outcome),
             Work::ContainerRemoved { id, result } => self.container_removed(id, result),
             Work::Removed(result) => self.removed(result),
+        }
+    }
+
+    fn pod_updated(&mut self, limits: PodLimits, result: Result<(), Error>, reply: Reply<()>) {
+        self.updating = false;
+        match result {
+            Ok(()) => {
+                self.record.limits = Some(limits);
+                self.write_pod();
+                self.outbox.push(Answer::Done(reply));
+            }
+            Err(error) => {
+                let change = Box::default();
+                self.fail(Request::UpdatePod { change, reply }, error);
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use berth_proto::cri;
 
 use super::{Container, ContainerState, Driver, State};
 use crate::pod::{
+    pod_limits,
     record::Exit,
     view::{ContainerView, PodView},
 };
@@ -32,6 +33,7 @@ impl Driver {
             interface: attachment.map(|a| a.interface.clone()).unwrap_or_default(),
             timeline: self.record.timeline.clone(),
             why: self.record.why.clone(),
+            limits: pod_limits::now(&self.record),
             shim: self.shim(),
             sandbox_pid: self.said.sandbox_pid,
             containers: self

@@ -11,6 +11,8 @@ use crate::{
         PodKey, create,
         differences::{container_differences, container_key, differences},
         event::{Ran, Reply, Request, Work},
+        pod_limits,
+        record::PodLimits,
         request_queue::{ContainerAsk, PodAsk, Verdict, admit_container, admit_pod},
         shim::Shim,
         update,
@@ -39,6 +41,7 @@ impl Driver {
                 resources,
                 reply,
             } => self.asked_update(id, resources, reply),
+            Request::UpdatePod { change, reply } => self.asked_update_pod(change, reply),
             request @ Request::StopContainer { .. } => self.asked_stop_container(request),
             request @ Request::RemoveContainer { .. } => self.asked_remove_container(request),
         }
@@ -293,6 +296,34 @@ impl Driver {
             }
             _ => self.defer(again(id, reply)),
         }
+    }
+
+    pub(super) fn asked_update_pod(&mut self, change: Box<PodLimits>, reply: Reply<()>) {
+        let request = Request::UpdatePod { change, reply };
+        let Some((request, shim)) = self.admitted_by_pod(request) else {
+            return;
+        };
+        if self.updating {
+            return self.defer(request);
+        }
+        let Request::UpdatePod { change, reply } = request else {
+            unreachable!("admitted_by_pod gives back what it was given")
+        };
+        let limits = pod_limits::changed(pod_limits::now(&self.record), &change);
+        let plan = match pod_limits::plan(&self.pod, &limits) {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(Request::UpdatePod { change, reply }, error),
+        };
+        self.updating = true;
+        let pod = self.pod.clone();
+        self.begin(async move {
+            let result = pod_limits::apply(&pod, &shim, plan).await;
+            Work::PodUpdated {
+                limits: Box::new(limits),
+                result,
+                reply,
+            }
+        });
     }
 
     pub(super) fn asked_stop_container(&mut self, request: Request) {

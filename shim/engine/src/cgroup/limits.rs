@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
@@ -58,10 +58,60 @@ impl Write {
     }
 }
 
+/// Files as they were before they were written.
+#[derive(Debug, Default)]
+struct Before(Vec<(PathBuf, String)>);
+
+impl Before {
+    /// What can't be read (a list of devices) can't be put back.
+    fn keep(&mut self, cgroup: &Cgroup, machine: &Hierarchies, write: &Write) {
+        let Some(hierarchy) = machine.controller(write.controller) else {
+            return;
+        };
+        let path = hierarchy.directory(cgroup.path()).join(&write.file);
+        if let Ok(value) = fs::read_to_string(&path) {
+            self.0.push((path, value));
+        }
+    }
+
+    /// Once more where files that bound each other were in each other's way.
+    fn put_back(self) {
+        for _ in 0..2 {
+            for (path, value) in self.0.iter().rev() {
+                let _ = fs::write(path, value);
+            }
+        }
+    }
+}
+
+pub(super) fn change(
+    cgroup: &Cgroup,
+    machine: &Hierarchies,
+    resources: &LinuxResources,
+) -> Result<Vec<String>, Error> {
+    let mut before = Before::default();
+    let written = write_all(cgroup, machine, resources, |write| {
+        before.keep(cgroup, machine, write)
+    });
+    if written.is_err() {
+        before.put_back();
+    }
+    written
+}
+
 pub(super) fn apply(
     cgroup: &Cgroup,
     machine: &Hierarchies,
     resources: &LinuxResources,
+) -> Result<Vec<String>, Error> {
+    write_all(cgroup, machine, resources, |_| ())
+}
+
+fn write_all(
+    cgroup: &Cgroup,
+    machine: &Hierarchies,
+    resources: &LinuxResources,
+    mut about_to: impl FnMut(&Write),
 ) -> Result<Vec<String>, Error> {
     let unsupported = |what| {
         Err(Error::Unsupported {
@@ -102,6 +152,7 @@ pub(super) fn apply(
             .and_then(|opened| devices::attach(opened.as_fd(), rules))
             .map_err(Error::io("attach device rules to", &directory))?;
     }
+    writes.iter().for_each(&mut about_to);
     let mut notes: Vec<String> = Vec::new();
     for write in &writes {
         if let Some(note) = execute(cgroup, machine, write, &writes)? {

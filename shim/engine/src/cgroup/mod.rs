@@ -181,6 +181,11 @@ impl Cgroup {
         limits::apply(self, Hierarchies::of_this_machine()?, resources)
     }
 
+    /// [`Cgroup::apply`] to a cgroup in use: where one limit is refused, those that were written before it are put back.
+    pub fn change(&self, resources: &LinuxResources) -> Result<Vec<String>, Error> {
+        limits::change(self, Hierarchies::of_this_machine()?, resources)
+    }
+
     /// Moves a process in, in every hierarchy. Dear: the kernel holds up every fork and exit of the machine for it, and waits
     /// for an RCU grace period first, some 2 ms on an idle machine and 10 and more on a busy one.
     pub fn add(&self, pid: i32) -> Result<(), Error> {
