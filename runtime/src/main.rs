@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cli::{Action, Cli},
     config::Config,
-    cri::{Service, stats::CpuSamples},
+    cri::{Service, cpu_rate::CpuSamples},
     error::Error,
     node::Node,
     pod::{recovery, registry::Registry},

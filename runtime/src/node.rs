@@ -7,7 +7,7 @@ use berth_network::Network;
 use berth_spec::Host;
 use berth_state::Ledger;
 
-use crate::{cgroup::Hierarchies, config::Config, cri::stats::CpuSamples, error::Error};
+use crate::{cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error};
 
 #[derive(Debug)]
 pub struct Node {

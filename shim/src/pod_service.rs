@@ -3,27 +3,25 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use berth_engine::cgroup::Stats;
 use berth_proto::shim::v1::{
     pod::{
-        AttachRequest, AttachResponse, ChangesRequest, ContainerStats, CpuStats, DetachRequest,
-        DetachResponse, ExecCancelRequest, ExecCancelResponse, ExecOutputRequest,
-        ExecOutputResponse, ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse,
-        MemoryStats, ReopenLogRequest, ReopenLogResponse, StatsRequest, StatsResponse,
-        UpdateSandboxRequest, UpdateSandboxResponse,
+        AttachRequest, AttachResponse, ChangesRequest, DetachRequest, DetachResponse,
+        ExecCancelRequest, ExecCancelResponse, ExecOutputRequest, ExecOutputResponse,
+        ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse, ReopenLogRequest,
+        ReopenLogResponse, StatsRequest, StatsResponse, UpdateSandboxRequest,
+        UpdateSandboxResponse,
     },
     pod_ttrpc::Pod as Service,
 };
-use protobuf::MessageField;
 use tokio::time::timeout;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
-    clock,
     container::{Phase, lock},
     error::Error,
     exec_sync, journal,
     pod::{Pod, blocking, detached},
+    stats,
     task::json,
 };
 
@@ -146,58 +144,6 @@ impl Service for PodService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let containers = if request.container_ids.is_empty() {
-            self.pod.containers()
-        } else {
-            request
-                .container_ids
-                .iter()
-                .map(|id| self.pod.container(id))
-                .collect::<Result<_, _>>()?
-        };
-        let figures = blocking("Stats", move || {
-            let mut figures = Vec::with_capacity(containers.len());
-            for container in containers {
-                let Some(cgroup) = &container.cgroup else {
-                    continue;
-                };
-                match cgroup.stats() {
-                    Ok(stats) => figures.push(figures_of(&container.id, &stats)),
-                    // One that ended meanwhile has no figures; the others have.
-                    Err(error) => journal!("figures of container {}: {error}", container.id),
-                }
-            }
-            Ok(figures)
-        });
-        Ok(StatsResponse {
-            containers: figures.await?,
-            ..Default::default()
-        })
-    }
-}
-
-fn figures_of(id: &str, stats: &Stats) -> ContainerStats {
-    ContainerStats {
-        id: id.to_owned(),
-        timestamp: clock::now_ns(),
-        cpu: MessageField::some(CpuStats {
-            usage_ns: stats.cpu_usage_ns,
-            nr_periods: stats.nr_periods,
-            nr_throttled: stats.nr_throttled,
-            throttled_ns: stats.throttled_ns,
-            ..Default::default()
-        }),
-        memory: MessageField::some(MemoryStats {
-            usage: stats.memory_usage,
-            working_set: stats.memory_working_set,
-            rss: stats.memory_rss,
-            limit: stats.memory_limit,
-            page_faults: stats.page_faults,
-            major_page_faults: stats.major_page_faults,
-            swap_usage: stats.swap_usage,
-            ..Default::default()
-        }),
-        pids: stats.pids,
-        ..Default::default()
+        Ok(stats::answer(&self.pod, request).await?)
     }
 }

@@ -19,6 +19,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod logs;
+mod metrics;
 mod mounts;
 mod network;
 mod pod_limits;

@@ -48,6 +48,20 @@ pub fn directory(pid: i32, controller: &str) -> Result<PathBuf> {
     anyhow::bail!("pid {pid} is in no cgroup of {controller}: {text}")
 }
 
+/// The directory of the v2 cgroup that `pid` is in, also beside v1.
+pub fn v2_directory(pid: i32) -> Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .with_context(|| format!("pid {pid} is in no v2 cgroup: {text}"))?;
+    let root = match unified() {
+        true => PathBuf::from(MOUNT),
+        false => Path::new(MOUNT).join("unified"),
+    };
+    Ok(root.join(path))
+}
+
 /// A value of the file `v1` or `v2`, whichever this machine has.
 pub fn value(pid: i32, controller: &str, v1: &str, v2: &str) -> Result<String> {
     let path = directory(pid, controller)?.join(if unified() { v2 } else { v1 });

@@ -369,6 +369,15 @@ impl Cri {
             .stats)
     }
 
+    pub async fn pod_stats(&self, id: &str) -> Answer<cri::LinuxPodSandboxStats> {
+        let request = cri::PodSandboxStatsRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
+        let answer = self.runtime().pod_sandbox_stats(request).await?;
+        let stats = answer.into_inner().stats.unwrap_or_default();
+        Ok(stats.linux.unwrap_or_default())
+    }
+
     pub async fn pull(&self, image: &str) -> Answer<String> {
         self.pull_as(image, None).await
     }

@@ -4,11 +4,14 @@
 //! answers UNIMPLEMENTED by its own name.
 
 pub mod containers;
+pub mod cpu_rate;
 pub mod create_container;
 pub mod events;
 pub mod exec_sync;
 pub mod filter;
 pub mod images;
+pub mod metric_descriptors;
+pub mod pod_metrics;
 pub mod pod_sandboxes;
 pub mod run_pod_sandbox;
 pub mod stats;
@@ -22,7 +25,7 @@ use berth_proto::{
     cri::{runtime_service_server::RuntimeService, *},
     unbuilt,
 };
-use stream_lists::parts;
+use stream_lists::{parts, parts_of_metrics};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -252,14 +255,16 @@ impl RuntimeService for Service {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Err(unbuilt("ListMetricDescriptors"))
+        answer("ListMetricDescriptors", Ok(metric_descriptors::list()))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        Err(unbuilt("ListPodSandboxMetrics"))
+        let pod_metrics = pod_metrics::list(self).await;
+        let result = Ok(ListPodSandboxMetricsResponse { pod_metrics });
+        answer("ListPodSandboxMetrics", result)
     }
 
     async fn update_pod_sandbox_resources(
@@ -328,6 +333,10 @@ impl RuntimeService for Service {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(unbuilt("StreamPodSandboxMetrics"))
+        let list = pod_metrics::list(self).await;
+        let part = |pod_sandbox_metrics| StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        };
+        Ok(Response::new(streamed(parts_of_metrics(list, part))))
     }
 }

@@ -1,9 +1,7 @@
-//! ContainerStats, PodSandboxStats and their lists: cgroup figures from the shims, the writable layer from the image store.
+//! ContainerStats, PodSandboxStats and their lists: cgroup figures from the shims, the writable layer from the image store, traffic from
+//! the pod's network namespace. What the kernel does not offer is absent, never 0.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
 use berth_proto::{cri::*, shim::v1::pod as v1};
 use futures_util::future::join_all;
@@ -18,55 +16,6 @@ use crate::{
     },
 };
 
-/// Two samples closer together say little about a rate: then the last rate is told again.
-const MIN_SAMPLE_NS: i64 = 100_000_000;
-
-/// The last CPU sample of each container, for `usage_nano_cores`.
-#[derive(Debug, Default)]
-pub struct CpuSamples(Mutex<HashMap<String, Sample>>);
-
-#[derive(Debug, Clone, Copy)]
-struct Sample {
-    timestamp: i64,
-    usage_ns: u64,
-    nano_cores: Option<u64>,
-}
-
-impl CpuSamples {
-    /// Notes a sample; the rate since the one before it in nanocores (10⁹ = one core), where there is one.
-    pub fn rate(&self, id: &str, timestamp: i64, usage_ns: u64) -> Option<u64> {
-        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = samples.get(id).copied();
-        let nano_cores = match before {
-            Some(before) if timestamp - before.timestamp < MIN_SAMPLE_NS => {
-                return before.nano_cores;
-            }
-            Some(before) => {
-                let used = u128::from(usage_ns.saturating_sub(before.usage_ns));
-                let passed = (timestamp - before.timestamp) as u128;
-                Some((used * 1_000_000_000 / passed) as u64)
-            }
-            None => None,
-        };
-        samples.insert(
-            id.to_owned(),
-            Sample {
-                timestamp,
-                usage_ns,
-                nano_cores,
-            },
-        );
-        nano_cores
-    }
-
-    pub fn forget(&self, id: &str) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-    }
-}
-
 pub async fn container_stats(
     service: &Service,
     request: ContainerStatsRequest,
@@ -74,7 +23,11 @@ pub async fn container_stats(
     let (pod, container) = service.registry.container_view(&request.container_id)?;
     let figures = match &pod.shim {
         Some(shim) if is_running(&container) => {
-            shim.stats(vec![container.record.id.clone()]).await?
+            let request = v1::StatsRequest {
+                container_ids: vec![container.record.id.clone()],
+                ..Default::default()
+            };
+            shim.stats(request).await?.containers
         }
         _ => vec![],
     };
@@ -108,15 +61,11 @@ pub async fn list_container_stats(
             (pod, fitting)
         })
         .collect();
-    let each = pods
-        .into_iter()
-        .map(|(pod, containers)| of_pod(&service.registry.node, pod, containers));
-    let stats = join_all(each)
-        .await
-        .into_iter()
-        .flatten()
-        .map(|(stats, _)| stats)
-        .collect();
+    let each = pods.into_iter().map(|(pod, containers)| async move {
+        let figures = figures(&pod, &containers, v1::StatsRequest::default()).await;
+        each_of(&service.registry.node, containers, figures.containers).await
+    });
+    let stats = join_all(each).await.into_iter().flatten().collect();
     ListContainerStatsResponse { stats }
 }
 
@@ -125,6 +74,12 @@ pub async fn pod_sandbox_stats(
     request: PodSandboxStatsRequest,
 ) -> Result<PodSandboxStatsResponse, Error> {
     let view = service.registry.pod(&request.pod_sandbox_id)?.view();
+    if !view.listed {
+        return Err(Error::NotFound {
+            what: "pod sandbox",
+            id: request.pod_sandbox_id,
+        });
+    }
     let stats = pod_stats(&service.registry.node, view).await;
     Ok(PodSandboxStatsResponse { stats: Some(stats) })
 }
@@ -149,40 +104,48 @@ pub async fn list_pod_sandbox_stats(
     }
 }
 
-fn is_running(container: &ContainerView) -> bool {
+pub(super) fn is_running(container: &ContainerView) -> bool {
     container.state == ContainerState::ContainerRunning
 }
 
-/// Figures of these containers of one pod, in one question to its shim; with each the number of its processes.
-async fn of_pod(
+/// What the pod's shim says of these containers, and of what else `request` asks for, in one question. Nothing where it does not answer.
+pub(super) async fn figures(
+    pod: &PodView,
+    containers: &[ContainerView],
+    mut request: v1::StatsRequest,
+) -> v1::StatsResponse {
+    request.container_ids = containers.iter().map(|c| c.record.id.clone()).collect();
+    let Some(shim) = &pod.shim else {
+        return v1::StatsResponse::default();
+    };
+    if containers.is_empty() && !request.pod {
+        return v1::StatsResponse::default();
+    }
+    shim.stats(request).await.unwrap_or_else(|e| {
+        tracing::warn!(pod = %pod.pod.id, "stats: {e}");
+        v1::StatsResponse::default()
+    })
+}
+
+/// Those that the shim has figures of: one that has just ended, or whose shim does not answer, is left out.
+async fn each_of(
     node: &Arc<Node>,
-    pod: Arc<PodView>,
     containers: Vec<ContainerView>,
-) -> Vec<(ContainerStats, u64)> {
-    let Some(shim) = pod.shim.clone().filter(|_| !containers.is_empty()) else {
-        return vec![];
-    };
-    let ids = containers.iter().map(|c| c.record.id.clone()).collect();
-    let figures = match shim.stats(ids).await {
-        Ok(figures) => figures,
-        Err(e) => {
-            tracing::warn!(pod = %pod.pod.id, "stats: {e}");
-            return vec![];
-        }
-    };
+    figures: Vec<v1::ContainerStats>,
+) -> Vec<ContainerStats> {
     let node = node.clone();
     let work = move || {
-        let of = |c: &ContainerView| figures.iter().find(|f| f.id == c.record.id);
+        let with = |c: &ContainerView| figures.iter().find(|f| f.id == c.record.id);
         containers
             .iter()
-            .map(|c| (one(&node, c, of(c)), of(c).map_or(0, |f| f.pids)))
+            .filter_map(|c| Some(one(&node, c, Some(with(c)?))))
             .collect()
     };
     off_the_loop(work).await.unwrap_or_default()
 }
 
 /// Walking a writable layer can take long.
-async fn off_the_loop<T: Send + 'static>(
+pub(super) async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)
@@ -222,50 +185,92 @@ fn one(
         ..Default::default()
     };
     if let Some(figures) = figures {
-        let at = figures.timestamp;
-        stats.cpu = figures.cpu.as_ref().map(|cpu| CpuUsage {
-            timestamp: at,
-            usage_core_nano_seconds: value(cpu.usage_ns),
-            usage_nano_cores: node.cpu.rate(&record.id, at, cpu.usage_ns).and_then(value),
-            psi: None,
-        });
-        stats.memory = figures
-            .memory
-            .as_ref()
-            .map(|memory| memory_usage(at, memory));
-        stats.swap = figures.memory.as_ref().map(|memory| SwapUsage {
-            timestamp: at,
-            swap_available_bytes: value(0),
-            swap_usage_bytes: value(memory.swap_usage),
-        });
+        stats.cpu = cpu(node, &record.id, figures);
+        stats.memory = memory(figures);
+        stats.swap = swap(figures);
+        stats.io = io(figures);
     }
     stats
 }
 
-fn memory_usage(at: i64, memory: &v1::MemoryStats) -> MemoryUsage {
-    let available = match memory.limit {
-        0 => 0,
-        limit => limit.saturating_sub(memory.working_set),
-    };
-    MemoryUsage {
+fn cpu(node: &Node, id: &str, figures: &v1::ContainerStats) -> Option<CpuUsage> {
+    let (at, cpu) = (figures.timestamp, figures.cpu.as_ref()?);
+    Some(CpuUsage {
         timestamp: at,
+        usage_core_nano_seconds: value(cpu.usage_ns),
+        usage_nano_cores: node.cpu.rate(id, at, cpu.usage_ns).and_then(value),
+        psi: psi(&figures.cpu_pressure),
+    })
+}
+
+fn memory(figures: &v1::ContainerStats) -> Option<MemoryUsage> {
+    let memory = figures.memory.as_ref()?;
+    let available = (memory.limit != 0).then(|| memory.limit.saturating_sub(memory.working_set));
+    Some(MemoryUsage {
+        timestamp: figures.timestamp,
         working_set_bytes: value(memory.working_set),
-        available_bytes: value(available),
+        available_bytes: available.and_then(value),
         usage_bytes: value(memory.usage),
         rss_bytes: value(memory.rss),
         page_faults: value(memory.page_faults),
         major_page_faults: value(memory.major_page_faults),
-        psi: None,
-    }
+        psi: psi(&figures.memory_pressure),
+    })
+}
+
+fn swap(figures: &v1::ContainerStats) -> Option<SwapUsage> {
+    let memory = figures.memory.as_ref()?;
+    let usage = memory.swap_usage?;
+    let available = memory.swap_limit.map(|limit| limit.saturating_sub(usage));
+    Some(SwapUsage {
+        timestamp: figures.timestamp,
+        swap_available_bytes: available.and_then(value),
+        swap_usage_bytes: value(usage),
+    })
+}
+
+fn io(figures: &v1::ContainerStats) -> Option<IoUsage> {
+    Some(IoUsage {
+        timestamp: figures.timestamp,
+        psi: Some(psi(&figures.io_pressure)?),
+    })
+}
+
+fn psi(pressure: &protobuf::MessageField<v1::PressureStats>) -> Option<PsiStats> {
+    let stall = |stall: &v1::StallStats| PsiData {
+        total: stall.total_us,
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+    };
+    pressure.as_ref().map(|pressure| PsiStats {
+        full: pressure.full.as_ref().map(stall),
+        some: pressure.some.as_ref().map(stall),
+    })
 }
 
 async fn pod_stats(node: &Arc<Node>, pod: Arc<PodView>) -> PodSandboxStats {
-    let running = pod.containers.iter().filter(|c| is_running(c)).cloned();
-    let running: Vec<ContainerView> = running.collect();
-    let figures = of_pod(node, pod.clone(), running).await;
-    let now = now_ns();
-    let processes = figures.iter().map(|(_, pids)| pids).sum();
-    let containers: Vec<ContainerStats> = figures.into_iter().map(|(stats, _)| stats).collect();
+    let running: Vec<_> = pod
+        .containers
+        .iter()
+        .filter(|c| is_running(c))
+        .cloned()
+        .collect();
+    let request = v1::StatsRequest {
+        pod: true,
+        ..Default::default()
+    };
+    let figures = figures(&pod, &running, request).await;
+    // Before its first container a pod has no cgroup, and nothing in it.
+    let own = figures
+        .pod
+        .into_option()
+        .unwrap_or_else(|| v1::ContainerStats {
+            timestamp: now_ns(),
+            cpu: Some(v1::CpuStats::default()).into(),
+            memory: Some(v1::MemoryStats::default()).into(),
+            ..Default::default()
+        });
     let config = &pod.pod.config;
     PodSandboxStats {
         attributes: Some(PodSandboxAttributes {
@@ -275,56 +280,24 @@ async fn pod_stats(node: &Arc<Node>, pod: Arc<PodView>) -> PodSandboxStats {
             annotations: config.annotations.clone(),
         }),
         linux: Some(LinuxPodSandboxStats {
-            cpu: Some(sum_cpu(now, &containers)),
-            memory: Some(sum_memory(now, &containers)),
-            network: network(now, node, &pod).await,
+            cpu: cpu(node, &pod.pod.id, &own),
+            memory: memory(&own),
+            network: network(node, &pod).await,
             process: Some(ProcessUsage {
-                timestamp: now,
-                process_count: value(processes),
+                timestamp: own.timestamp,
+                process_count: value(own.processes),
             }),
-            containers,
-            io: None,
+            containers: each_of(node, running, figures.containers).await,
+            io: io(&own),
         }),
         windows: None,
     }
 }
 
-fn sum_cpu(now: i64, containers: &[ContainerStats]) -> CpuUsage {
-    let all = || containers.iter().filter_map(|c| c.cpu.as_ref());
-    CpuUsage {
-        timestamp: now,
-        usage_core_nano_seconds: value(all().map(|c| of(c.usage_core_nano_seconds)).sum()),
-        usage_nano_cores: value(all().map(|c| of(c.usage_nano_cores)).sum()),
-        psi: None,
-    }
-}
-
-fn sum_memory(now: i64, containers: &[ContainerStats]) -> MemoryUsage {
-    let sum = |field: fn(&MemoryUsage) -> Option<UInt64Value>| {
-        let all = containers.iter().filter_map(|c| c.memory.as_ref());
-        value(all.map(|m| of(field(m))).sum())
-    };
-    MemoryUsage {
-        timestamp: now,
-        working_set_bytes: sum(|m| m.working_set_bytes),
-        available_bytes: value(0),
-        usage_bytes: sum(|m| m.usage_bytes),
-        rss_bytes: sum(|m| m.rss_bytes),
-        page_faults: sum(|m| m.page_faults),
-        major_page_faults: sum(|m| m.major_page_faults),
-        psi: None,
-    }
-}
-
-/// Of each of the pod's interfaces but lo; `None` on the node's network, and where the pod has just gone.
-async fn network(now: i64, node: &Node, pod: &PodView) -> Option<NetworkUsage> {
-    if !pod.ready || pod.netns.is_empty() {
-        return None;
-    }
-    let counted = node.network.statistics(&pod.pod.id).await;
-    let counted = counted.inspect_err(|e| tracing::debug!(pod = %pod.pod.id, "{e}"));
-    let interfaces: Vec<_> = counted
-        .ok()?
+/// Of the pod's interfaces but lo; `None` on the node's network, and where the pod has just gone.
+async fn network(node: &Node, pod: &PodView) -> Option<NetworkUsage> {
+    let mut interfaces: Vec<_> = interfaces(node, pod)
+        .await?
         .into_iter()
         .map(|counters| NetworkInterfaceUsage {
             name: counters.name,
@@ -334,49 +307,27 @@ async fn network(now: i64, node: &Node, pod: &PodView) -> Option<NetworkUsage> {
             tx_errors: value(counters.tx_errors),
         })
         .collect();
+    let default = interfaces.iter().position(|i| i.name == pod.interface);
     Some(NetworkUsage {
-        timestamp: now,
-        default_interface: interfaces
-            .iter()
-            .find(|interface| interface.name == pod.interface)
-            .cloned(),
+        timestamp: now_ns(),
+        default_interface: default.map(|at| interfaces.remove(at)),
         interfaces,
     })
 }
 
+/// The counters behind [`network`].
+pub(super) async fn interfaces(
+    node: &Node,
+    pod: &PodView,
+) -> Option<Vec<berth_network::InterfaceStatistics>> {
+    if !pod.ready || pod.netns.is_empty() {
+        return None;
+    }
+    let counted = node.network.statistics(&pod.pod.id).await;
+    let counted = counted.inspect_err(|e| tracing::debug!(pod = %pod.pod.id, "{e}"));
+    counted.ok()
+}
+
 fn value(value: u64) -> Option<UInt64Value> {
     Some(UInt64Value { value })
-}
-
-fn of(value: Option<UInt64Value>) -> u64 {
-    value.map_or(0, |v| v.value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_needs_two_samples_and_some_time_between_them() {
-        let samples = CpuSamples::default();
-        let second = 1_000_000_000;
-        assert_eq!(samples.rate("a", second, 0), None);
-        assert_eq!(
-            samples.rate("a", 2 * second, 500_000_000),
-            Some(500_000_000)
-        );
-        assert_eq!(
-            samples.rate("a", 2 * second + 1, 900_000_000),
-            Some(500_000_000),
-            "too soon: the last rate"
-        );
-        assert_eq!(samples.rate("a", 3 * second, 500_000_000), Some(0));
-        assert_eq!(
-            samples.rate("a", 4 * second, 0),
-            Some(0),
-            "a counter never counts back"
-        );
-        samples.forget("a");
-        assert_eq!(samples.rate("a", 5 * second, 0), None);
-    }
 }

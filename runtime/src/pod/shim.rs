@@ -320,14 +320,10 @@ impl Shim {
         Ok(())
     }
 
-    /// cgroup figures of the named containers, of all where none is named.
-    pub async fn stats(&self, ids: Vec<String>) -> Result<Vec<v1::ContainerStats>, Error> {
-        let request = v1::StatsRequest {
-            container_ids: ids,
-            ..Default::default()
-        };
+    /// cgroup figures of the named containers, of all where none is named; see [`v1::StatsRequest`] for what else.
+    pub async fn stats(&self, request: v1::StatsRequest) -> Result<v1::StatsResponse, Error> {
         let answer = self.pod.stats(unbounded(), &request);
-        Ok(self.call("Stats", READ_DEADLINE, answer).await?.containers)
+        self.call("Stats", READ_DEADLINE, answer).await
     }
 }
 

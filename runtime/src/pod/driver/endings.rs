@@ -334,6 +334,7 @@ impl Driver {
         match result {
             Ok(()) => {
                 self.state = State::Gone;
+                self.pod.node.cpu.forget(&self.pod.id);
                 for id in self.containers.keys() {
                     self.pod.node.cpu.forget(id);
                 }

@@ -3,7 +3,7 @@
 //! - `hierarchy`: which hierarchies this machine has, found once
 //! - `devices`: v2's device rules
 //! - `limits`: what an OCI resource becomes, as a list of files and values
-//! - `stats`: the figures that the kubelet asks for
+//! - `stats`: the figures that the kubelet asks for; `block_io` those of block devices, `pressure` those of stalls
 //!
 //! A [`Cgroup`] is a path from the root of the hierarchies, and exists in every one of them under the same path, the named and
 //! the controller-less ones too: whoever audits the machine finds all that is ours by walking any of them. A machine with both
@@ -16,9 +16,11 @@
 //! Seat: the systemd driver (`slice:prefix:name` paths, transient units over D-Bus) goes beside this one; a path in that form
 //! is refused by name until then.
 
+mod block_io;
 mod devices;
 mod hierarchy;
 mod limits;
+mod pressure;
 mod stats;
 
 use std::{
@@ -33,8 +35,10 @@ use std::{
 use berth_kernel::pidfd;
 use oci_spec::runtime::LinuxResources;
 
+pub use block_io::DeviceIo;
 use hierarchy::{Hierarchies, Hierarchy};
-pub use stats::Stats;
+pub use pressure::{Pressure, Stall};
+pub use stats::{HugePages, Stats};
 
 /// How long [`Cgroup::kill`] keeps killing: an uninterruptible process (NFS, a dying disk) can outlast any bound, and the
 /// caller must hear of it.
