@@ -53,7 +53,7 @@ fn metrics(stats: &Stats) -> v1::Metrics {
                 ..Default::default()
             }),
             swap: MessageField::some(v1::MemoryEntry {
-                usage: stats.memory_usage + stats.swap_usage,
+                usage: stats.memory_usage + stats.swap_usage.unwrap_or_default(),
                 ..Default::default()
             }),
             total_rss: stats.memory_rss,
@@ -88,7 +88,7 @@ fn unified_metrics(stats: &Stats) -> v2::Metrics {
             pgmajfault: stats.major_page_faults,
             usage: stats.memory_usage,
             usage_limit: stats.memory_limit,
-            swap_usage: stats.swap_usage,
+            swap_usage: stats.swap_usage.unwrap_or_default(),
             ..Default::default()
         }),
         ..Default::default()

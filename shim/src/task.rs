@@ -3,7 +3,6 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use async_trait::async_trait;
-use berth_engine::cgroup::Cgroup;
 use berth_proto::shim::{
     api::{
         CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -346,8 +345,8 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let container = self.pod.container(&request.id)?;
         let metrics = blocking("Stats", move || {
-            let stats = container.cgroup("read the figures of")?.stats()?;
-            metrics::encoded(&stats, Cgroup::is_unified()?)
+            let cgroup = container.cgroup("read the figures of")?;
+            metrics::encoded(&cgroup.stats()?, cgroup.is_unified())
         });
         Ok(StatsResponse {
             stats: MessageField::some(metrics.await?),

@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn a_pod_that_makes_no_sense_is_refused() {
         type Change = fn(&mut cri::PodSandboxConfig);
-        let table: [(&str, Change); 46] = [
+        let table: [(&str, Change); 47] = [
             ("no metadata", |c| c.metadata = None),
             ("no name", |c| c.metadata.as_mut().unwrap().name.clear()),
             ("no namespace", |c| {

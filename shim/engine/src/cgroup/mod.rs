@@ -159,6 +159,11 @@ impl Cgroup {
             .collect())
     }
 
+    /// Whether this machine's controllers are v2's.
+    pub fn is_unified(&self) -> bool {
+        Hierarchies::of_this_machine().is_ok_and(|hierarchies| hierarchies.v2().is_some())
+    }
+
     /// On a v1 machine its directory in each hierarchy, with the name under which /sys/fs/cgroup has that hierarchy.
     pub(crate) fn v1_places(&self) -> Result<Option<Vec<(String, PathBuf)>>, Error> {
         let hierarchies = Hierarchies::of_this_machine()?;
@@ -337,11 +342,6 @@ impl Cgroup {
     /// Undoes [`Cgroup::pause`]. Idempotent.
     pub fn resume(&self) -> Result<(), Error> {
         Hierarchies::of_this_machine()?.primary().thaw(&self.path)
-    }
-
-    /// Whether this machine's controllers are cgroup v2's.
-    pub fn is_unified() -> Result<bool, Error> {
-        Ok(Hierarchies::of_this_machine()?.v2().is_some())
     }
 
     /// Removes it and what is below, in every hierarchy. Idempotent. Its processes must be gone.
