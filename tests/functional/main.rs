@@ -29,4 +29,5 @@ mod sharing;
 mod static_pod;
 mod stats;
 mod streaming;
+mod under_containerd;
 mod update;

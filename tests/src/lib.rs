@@ -24,6 +24,7 @@ pub mod cgroup;
 pub mod cni;
 #[path = "../conformance/suite/mod.rs"]
 pub mod conformance;
+pub mod containerd;
 pub mod cri;
 pub mod daemon;
 pub mod debian;
