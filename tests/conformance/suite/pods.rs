@@ -307,7 +307,7 @@ async fn a_filter_by_id_state_and_label_finds_what_it_says(s: &Scene) -> Result<
     let by_label = found(s, |filter| {
         filter.label_selector.insert("which".into(), "ready".into());
     });
-    ensure!(by_label.await? == [ready.clone()]);
+    ensure!(by_label.await? == [ready]);
     Ok(())
 }
 

@@ -116,7 +116,7 @@ impl Scene {
             fs::create_dir_all(dir)?;
         }
         let made = self.cri.create(&pod.id, config, &pod.config).await;
-        Ok(made.context("CreateContainer")?)
+        made.context("CreateContainer")
     }
 
     pub async fn start(&self, pod: &Pod, config: &ContainerConfig) -> Result<String> {

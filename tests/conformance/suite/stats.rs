@@ -266,7 +266,7 @@ async fn a_filter_finds_the_pods_that_it_says(s: &Scene) -> Result<()> {
         id: a.id.clone(),
         ..Default::default()
     };
-    ensure!(of(by_id).await? == [a.id.clone()]);
+    ensure!(of(by_id).await? == [&a.id[..]]);
     let by_label = PodSandboxStatsFilter {
         label_selector: s.own().label_selector,
         ..Default::default()
