@@ -5,10 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{ContainerState, HugepageLimit};
 use berth_tests::{
-    BUSYBOX, Node, cgroup, container, process,
+    BUSYBOX, Node, cgroup, container,
+    cri::refused,
+    process,
     request::{ContainerRequest, PodRequest},
     sh,
 };
+use tonic::Code;
 
 /// Takes memory until it is stopped: busybox' `tail` keeps a whole line, and this one has no end.
 const EAT_MEMORY: &str = "exec tail -n 1 /dev/zero";
@@ -162,6 +165,101 @@ fn limits_are_in_the_cgroup_as_asked() -> Result<()> {
     })
 }
 
+/// A file of the container's cgroup; none where the machine has none of that name.
+fn file(pid: i32, controller: &str, v1: &str, v2: &str) -> Option<String> {
+    cgroup::value(pid, controller, v1, v2).ok()
+}
+
+#[test]
+fn swap_is_limited_where_it_is_counted_and_left_out_where_it_is_not() -> Result<()> {
+    Node::test(async |node| {
+        let pod = node.run(node.pod("swap")).await?;
+        let config = container("a", BUSYBOX, &["sleep", "1000"]).resources(|resources| {
+            resources.memory_limit_in_bytes = 32 << 20;
+            resources.memory_swap_limit_in_bytes = 48 << 20;
+        });
+        let id = node.start_container(&pod, config).await?;
+        let pid = process::init_of(&id).context("no process")?.pid;
+        let memory = cgroup::value(pid, "memory", "memory.limit_in_bytes", "memory.max")?;
+        ensure!(memory == (32 << 20).to_string());
+        let swap = file(
+            pid,
+            "memory",
+            "memory.memsw.limit_in_bytes",
+            "memory.swap.max",
+        );
+        let expected: i64 = if cgroup::unified() {
+            16 << 20
+        } else {
+            48 << 20
+        };
+        match swap {
+            Some(swap) => ensure!(swap == expected.to_string(), "{swap}"),
+            None => {
+                let info = node.cri.status_verbose(&id, true).await?.info;
+                ensure!(
+                    info["info"].contains("memory_swap_limit_in_bytes"),
+                    "{info:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn huge_pages_of_a_size_are_limited_where_there_is_a_controller() -> Result<()> {
+    Node::test(async |node| {
+        let pod = node.run(node.pod("hugepages")).await?;
+        let config = container("a", BUSYBOX, &["sleep", "1000"]).resources(|resources| {
+            // As the kubelet sends it for those who ask for none.
+            resources.hugepage_limits = ["2MB", "1GB"]
+                .map(|size| HugepageLimit {
+                    page_size: size.into(),
+                    limit: 0,
+                })
+                .to_vec();
+        });
+        let id = node.start_container(&pod, config).await?;
+        let pid = process::init_of(&id).context("no process")?.pid;
+        let limit = file(
+            pid,
+            "hugetlb",
+            "hugetlb.2MB.limit_in_bytes",
+            "hugetlb.2MB.max",
+        );
+        match limit {
+            Some(limit) => ensure!(limit == "0", "{limit}"),
+            None => {
+                let info = node.cri.status_verbose(&id, true).await?.info;
+                ensure!(info["info"].contains("hugepage_limits"), "{info:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn files_of_cgroup_v2_are_written_there_and_refused_on_v1() -> Result<()> {
+    Node::test(async |node| {
+        let pod = node.run(node.pod("unified")).await?;
+        node.cri.pull(BUSYBOX).await?;
+        let config = container("a", BUSYBOX, &["sleep", "1000"]).resources(|resources| {
+            resources.unified = [("memory.high".to_owned(), "33554432".to_owned())].into();
+        });
+        let created = node.cri.create(&pod.id, &config, &pod.config).await;
+        if !cgroup::unified() {
+            refused(created, Code::FailedPrecondition, &["unified", "cgroup v1"])?;
+            return Ok(());
+        }
+        let id = created?;
+        node.cri.start(&id).await?;
+        let pid = process::init_of(&id).context("no process")?.pid;
+        ensure!(cgroup::value(pid, "memory", "", "memory.high")? == "33554432");
+        Ok(())
+    })
+}
+
 #[test]
 fn an_oom_score_that_this_machine_cannot_give_does_not_fail_the_pod() -> Result<()> {
     Node::test(async |node| {
@@ -170,6 +268,15 @@ fn an_oom_score_that_this_machine_cannot_give_does_not_fail_the_pod() -> Result<
             .resources(|resources| resources.oom_score_adj = -998);
         let id = node.start_container(&pod, config).await?;
         ensure!(node.cri.status(&id).await?.state() == ContainerState::ContainerRunning);
+        // What it has is what the daemon could give, and people are told.
+        let pid = process::init_of(&id).context("no process")?.pid;
+        let has = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        if has.trim() != "-998" {
+            let own = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+            ensure!(has == own, "{has}, and the daemon has {own}");
+            let info = node.cri.status_verbose(&id, true).await?.info;
+            ensure!(info["info"].contains("oom_score_adj -998"), "{info:?}");
+        }
         Ok(())
     })
 }
