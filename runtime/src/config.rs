@@ -125,6 +125,9 @@ impl<'de> Deserialize<'de> for CgroupDriver {
 pub struct Runtime {
     /// Name of the handler that an empty `runtime_handler` means.
     pub default_handler: String,
+    /// Where devices of the Container Device Interface are described; the later directory goes before.
+    #[serde(deserialize_with = "absolute_all")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
     pub handlers: BTreeMap<String, Handler>,
 }
 
@@ -222,6 +225,7 @@ impl Default for Runtime {
     fn default() -> Self {
         Self {
             default_handler: "berth".into(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             handlers: BTreeMap::from([("berth".into(), Handler::default())]),
         }
     }
@@ -317,6 +321,9 @@ impl Config {
                 self.runtime.handlers.keys().collect::<Vec<_>>()
             )));
         }
+        for (name, handler) in &self.runtime.handlers {
+            handler_names(name, &handler.shim).map_err(ConfigError::Contradiction)?;
+        }
         for (flag, dir) in [("root", &self.root), ("state", &self.state)] {
             plain_absolute(dir)
                 .map_err(|why| ConfigError::Contradiction(format!("key `{flag}`: {why}")))?;
@@ -360,6 +367,29 @@ fn plain_absolute(path: &Path) -> Result<(), String> {
         "{} must be an absolute path without `..`",
         path.display()
     ))
+}
+
+/// A handler's name is a RuntimeClass's, and its shim a path or the name of a program on PATH: it is executed as root.
+fn handler_names(name: &str, shim: &Path) -> Result<(), String> {
+    if name.is_empty() || berth_spec::check_runtime_handler(name).is_err() {
+        return Err(format!(
+            "[runtime.handlers] has {}: the name of a handler is made of a-z, 0-9, `-` and `.`",
+            berth_spec::quoted(name)
+        ));
+    }
+    let shown = shim.display();
+    let is_name = shim.to_str().is_some_and(|text| {
+        !text.starts_with(['.', '-'])
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    });
+    match is_name || plain_absolute(shim).is_ok() {
+        true => Ok(()),
+        false => Err(format!(
+            "key `runtime.handlers.{name}.shim`: {shown} is neither an absolute path without `..` nor the name of a program"
+        )),
+    }
 }
 
 fn too_long(state: &Path) -> String {
@@ -602,6 +632,38 @@ mod tests {
             for part in says {
                 assert!(error.contains(part), "{text:?} must say {part:?}: {error}");
             }
+        }
+    }
+
+    // SEC-CRI-09
+    #[test]
+    fn a_handler_and_its_shim_have_names_that_can_be_executed_sec_cri_09() {
+        let parse = |name: &str, shim: &str| {
+            let text =
+                format!("[runtime.handlers.berth]\n[runtime.handlers.{name:?}]\nshim = {shim:?}\n");
+            Config::parse(&text, Path::new("t"))
+        };
+        for (name, shim) in [
+            ("second", ""),
+            ("kata.qemu-1", "/opt/kata/bin/containerd-shim-kata-v2"),
+            ("runc", "containerd-shim-runc-v2"),
+        ] {
+            parse(name, shim).unwrap();
+        }
+        for (name, shim, says) in [
+            ("", "", "handlers"),
+            ("../up", "", "../up"),
+            ("Upper", "", "Upper"),
+            ("a/b", "", "a/b"),
+            ("x", "../shim", "runtime.handlers.x.shim"),
+            ("x", "./shim", "runtime.handlers.x.shim"),
+            ("x", "/opt/../shim", "runtime.handlers.x.shim"),
+            ("x", "a b", "runtime.handlers.x.shim"),
+            ("x", "-v", "runtime.handlers.x.shim"),
+            ("x", "dir/shim", "runtime.handlers.x.shim"),
+        ] {
+            let error = parse(name, shim).expect_err(shim).to_string();
+            assert!(error.contains(says), "{name:?} {shim:?}: {error}");
         }
     }
 

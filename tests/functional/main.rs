@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod berth_cli;
+mod cdi;
 mod cni;
 mod events;
 mod exec;

@@ -55,7 +55,7 @@ pub struct Setup {
     pub inherited: Vec<OwnedFd>,
     /// No kill -9 and second check at the end: for tests that do so all the time.
     pub no_restart: bool,
-    /// More lines of configuration, whole tables.
+    /// More lines of configuration, whole tables; `$DIR` is the test's directory.
     pub config: String,
     /// More lines of the table `[network]`.
     pub network: String,
@@ -165,7 +165,7 @@ impl Node {
             "[image]\nhosts_dir = \"{0}/certs.d\"\n\n[cgroup]\nparent = \"{1}\"\n\n[network]\ncni_conf_dir = \"{0}/cni\"\nbridge = \"{BRIDGE}\"\n{3}\n\n{2}",
             dir.display(),
             place.cgroup_parent,
-            setup.config,
+            setup.config.replace("$DIR", &dir.display().to_string()),
             setup.network.replace("$DIR", &dir.display().to_string()),
         );
         if let Some(before) = setup.before {

@@ -9,7 +9,7 @@ use std::{
 use berth_proto::cri;
 
 use crate::{
-    capabilities, devices,
+    capabilities, cdi_devices, devices,
     error::{Error, quoted},
     mounts, process, resources, seccomp, security, sysctl, user,
 };
@@ -125,6 +125,7 @@ pub fn check_container(
     process::check(config)?;
     mounts::check(config)?;
     devices::check(config)?;
+    cdi_devices(config)?;
     let Some(linux) = &config.linux else {
         return Ok(());
     };

@@ -44,12 +44,6 @@ pub(crate) struct Devices {
 
 /// The part of the check that looks at no file.
 pub(crate) fn check(container: &cri::ContainerConfig) -> Result<(), Error> {
-    if let Some(device) = container.cdi_devices.first() {
-        return Err(Error::Unimplemented(format!(
-            "a CDI device ({})",
-            quoted(&device.name)
-        )));
-    }
     container.devices.iter().try_for_each(check_device)
 }
 
@@ -234,7 +228,7 @@ fn walk(
     Ok(())
 }
 
-fn node(path: &Path, metadata: &fs::Metadata) -> Result<Option<LinuxDevice>, Error> {
+pub(crate) fn node(path: &Path, metadata: &fs::Metadata) -> Result<Option<LinuxDevice>, Error> {
     let typ = match metadata.file_type() {
         kind if kind.is_char_device() => LinuxDeviceType::C,
         kind if kind.is_block_device() => LinuxDeviceType::B,
@@ -254,7 +248,7 @@ fn node(path: &Path, metadata: &fs::Metadata) -> Result<Option<LinuxDevice>, Err
     ))
 }
 
-fn allow(
+pub(crate) fn allow(
     typ: LinuxDeviceType,
     major: i64,
     minor: Option<i64>,
@@ -426,12 +420,5 @@ mod tests {
                 "{container:?}"
             );
         }
-        let cdi = cri::ContainerConfig {
-            cdi_devices: vec![cri::CdiDevice {
-                name: "v/c=d".into(),
-            }],
-            ..Default::default()
-        };
-        assert_eq!(check(&cdi).unwrap_err().kind(), Kind::Unimplemented);
     }
 }

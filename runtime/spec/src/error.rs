@@ -86,8 +86,8 @@ impl Error {
     }
 }
 
-/// A caller's value inside a message: escaped, and cut where it is long.
-pub(crate) fn quoted(value: impl AsRef<str>) -> String {
+/// A caller's value inside a message: escaped, and cut where it is long. (A precision does not cut a string that is shown by Debug.)
+pub fn quoted(value: impl AsRef<str>) -> String {
     let value = value.as_ref();
     match value.char_indices().nth(QUOTED_LIMIT) {
         None => format!("{value:?}"),

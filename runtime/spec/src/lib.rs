@@ -4,10 +4,12 @@
 //! What the caller asks for is given or refused, never quietly weakened; what the machine can't keep (a swap limit, a capability
 //! beyond the daemon's own) is a note for the log.
 //!
-//! Invariant: annotations and labels of callers and images are not part of a spec. Engines take some of them for orders.
+//! Invariant: annotations and labels of callers and images are not part of a spec. Engines take some of them for orders. One kind is
+//! read: `cdi.k8s.io/…` of a container names devices, as a kubelet's device plugins ask for them.
 
 mod accounts;
 mod capabilities;
+mod cdi;
 mod check;
 mod cpuset;
 mod devices;
@@ -37,9 +39,10 @@ use oci_spec::{
     },
 };
 
+pub use cdi::{cdi_devices, inject_cdi};
 pub use check::{check_container, check_runtime_handler, check_sandbox};
 pub use cpuset::check_cpuset;
-pub use error::{Error, Kind};
+pub use error::{Error, Kind, quoted};
 pub use host::Host;
 pub use mounts::volume_image;
 pub use sysctl::sandbox_sysctls;
@@ -75,6 +78,8 @@ pub struct Inputs<'a> {
     pub shm: &'a Path,
     /// Relative to the root of each hierarchy: `/kubepods/…/<container id>`.
     pub cgroup_path: &'a Path,
+    /// Where devices of the Container Device Interface are described; the later directory goes before.
+    pub cdi_spec_dirs: &'a [PathBuf],
     /// Where the images that the container mounts are, by the number of their mount.
     pub image_volumes: &'a BTreeMap<usize, PathBuf>,
     pub host: &'a Host,
@@ -180,6 +185,11 @@ pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .build()?;
     // the pod's UTS namespace has its name already
     spec.set_hostname(None);
+    inject_cdi(
+        &mut spec,
+        &cdi_devices(inputs.container)?,
+        inputs.cdi_spec_dirs,
+    )?;
     Ok(Built { spec, notes })
 }
 

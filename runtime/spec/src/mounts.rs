@@ -316,7 +316,7 @@ fn bind(mount: &cri::Mount, privileged: bool) -> Result<(Mount, cri::MountPropag
 }
 
 /// Places where a mount would change what the engine itself works with while it makes the container.
-fn check_place(
+pub(crate) fn check_place(
     mount: &cri::Mount,
     destination: &Path,
     source: &Path,
@@ -365,7 +365,7 @@ fn check_place(
 }
 
 /// The container path, without `.` and superfluous slashes.
-fn destination(mount: &cri::Mount) -> Result<PathBuf, Error> {
+pub(crate) fn destination(mount: &cri::Mount) -> Result<PathBuf, Error> {
     let path = Path::new(&mount.container_path);
     if !path.is_absolute()
         || mount.container_path.contains('\0')

@@ -150,6 +150,7 @@ impl Fixture {
             hostname: &self.pod_file,
             shm: self.root.path(),
             cgroup_path: Path::new("/kubepods/pod1/c1"),
+            cdi_spec_dirs: &[],
             image_volumes: &self.image_volumes,
             host: &self.host,
         }
@@ -346,6 +347,8 @@ proptest! {
         let want = container_spec(&plain.inputs()).unwrap().spec;
         let mut container = plain.container.clone();
         container.annotations = annotations.clone();
+        // The one that is read, and only there: a pod's, a label's and an image's are like any other.
+        container.annotations.remove("cdi.k8s.io/x");
         container.labels = labels.clone();
         let mut sandbox = plain.sandbox.clone();
         sandbox.annotations = annotations.clone();

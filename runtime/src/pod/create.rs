@@ -92,6 +92,7 @@ impl Rooted {
             hostname: &pod.dir().join("hostname"),
             shm: &pod.shm(),
             cgroup_path: &cgroup,
+            cdi_spec_dirs: &node.config.runtime.cdi_spec_dirs,
             image_volumes: &image_volumes,
             host: &node.host,
         })
@@ -255,8 +256,8 @@ fn log_path(pod: &Pod, config: &cri::ContainerConfig) -> Result<PathBuf, Error> 
         .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
     {
         return Err(Error::InvalidArgument(format!(
-            "log_path {:.200?} must stay below the pod's log_directory",
-            config.log_path
+            "log_path {} must stay below the pod's log_directory",
+            berth_spec::quoted(&config.log_path)
         )));
     }
     Ok(Path::new(&pod.config.log_directory).join(below))
