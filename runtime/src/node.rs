@@ -73,8 +73,8 @@ impl Node {
         };
         if !self.config.runtime.handlers.contains_key(name) {
             return Err(Error::InvalidArgument(format!(
-                "runtime handler {:.63?} is not in this node's configuration ([runtime.handlers] has {})",
-                name,
+                "runtime handler {} is not in this node's configuration ([runtime.handlers] has {})",
+                berth_spec::quoted(name),
                 self.config
                     .runtime
                     .handlers

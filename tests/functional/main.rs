@@ -26,6 +26,7 @@ mod network;
 mod pod_limits;
 mod real_images;
 mod resources;
+mod runtime_handlers;
 mod sharing;
 mod static_pod;
 mod stats;

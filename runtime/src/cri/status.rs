@@ -117,7 +117,8 @@ pub async fn update_runtime_config(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| {
             Error::InvalidArgument(format!(
-                "pod_cidr {cidr:.200?} must be a range such as 10.88.0.0/16, or two with a comma between"
+                "pod_cidr {} must be a range such as 10.88.0.0/16, or two with a comma between",
+                berth_spec::quoted(&cidr)
             ))
         })?;
     let network = &service.registry.node.network;

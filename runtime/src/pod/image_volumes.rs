@@ -92,8 +92,9 @@ fn beneath(at: &Path, mount: &cri::Mount, image_id: &str) -> Result<PathBuf, Err
     }
     let refuse = |why: String| {
         Error::FailedPrecondition(format!(
-            "mount at {}: image_sub_path {:.200?} of image {image_id} {why}",
-            mount.container_path, mount.image_sub_path
+            "mount at {}: image_sub_path {} of image {image_id} {why}",
+            mount.container_path,
+            berth_spec::quoted(&mount.image_sub_path)
         ))
     };
     let root = File::open(at).map_err(Error::io("open", at))?;

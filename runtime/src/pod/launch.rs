@@ -8,7 +8,7 @@ use std::{
 
 use berth_state::Object;
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::{Pod, shim::Shim};
 use crate::error::Error;
@@ -43,9 +43,18 @@ pub async fn start(pod: &Pod) -> Result<Shim, Error> {
     };
     let socket = node.shim_socket(&pod.id);
     node.ledger
-        .intend(&pod.id, &Object::Shim(socket))
+        .intend(&pod.id, &Object::Shim(socket.clone()))
         .map_err(Error::io("write ledger for", &pod.id))?;
-    let output = run(pod, &binary, "start", START_DEADLINE).await?;
+    let output = match spawn(pod, &binary, "start") {
+        Ok(child) => ended(pod, child, "start", START_DEADLINE).await?,
+        Err(e) => {
+            // Nothing ran: there is nothing to end, and no program that could.
+            node.ledger
+                .strike(&pod.id, &Object::Shim(socket))
+                .map_err(Error::io("write ledger for", &pod.id))?;
+            return Err(e);
+        }
+    };
     if !output.status.success() {
         return Err(failed(said(&output)));
     }
@@ -111,7 +120,8 @@ pub async fn delete(pod: &Pod) -> Result<(), Error> {
     if !pod.node.pod_dir(&pod.id).exists() {
         return Ok(());
     }
-    let output = run(pod, &binary, "delete", DELETE_DEADLINE).await?;
+    let child = spawn(pod, &binary, "delete")?;
+    let output = ended(pod, child, "delete", DELETE_DEADLINE).await?;
     if output.status.success() {
         return Ok(());
     }
@@ -132,14 +142,9 @@ async fn refuses(pod_id: &str, address: &str) -> bool {
     false
 }
 
-async fn run(
-    pod: &Pod,
-    binary: &Path,
-    action: &'static str,
-    deadline: Duration,
-) -> Result<Output, Error> {
+fn spawn(pod: &Pod, binary: &Path, action: &'static str) -> Result<Child, Error> {
     let node = &pod.node;
-    let command = Command::new(binary)
+    Command::new(binary)
         .current_dir(node.pod_dir(&pod.id))
         .args(["-namespace", "k8s.io", "-id", &pod.id, "-address", ""])
         .args(["-publish-binary", "", action])
@@ -147,16 +152,31 @@ async fn run(
         .env("BERTH_SHIM_SOCKET_DIR", node.shim_sockets())
         .env("MAX_SHIM_VERSION", BOOTSTRAP_VERSION)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
-        .output();
-    match tokio::time::timeout(deadline, command).await {
-        Ok(output) => output.map_err(|e| Error::ShimStart {
-            path: binary.to_owned(),
-            why: format!(
-                "{e}; key `runtime.handlers.{}.shim` names the binary",
-                pod.handler
-            ),
-        }),
+        .spawn()
+        .map_err(|e| unusable(pod, binary, &e))
+}
+
+fn unusable(pod: &Pod, binary: &Path, error: &std::io::Error) -> Error {
+    Error::ShimStart {
+        path: binary.to_owned(),
+        why: format!(
+            "{error}; key `runtime.handlers.{}.shim` names the binary",
+            pod.handler
+        ),
+    }
+}
+
+async fn ended(
+    pod: &Pod,
+    child: Child,
+    action: &'static str,
+    deadline: Duration,
+) -> Result<Output, Error> {
+    match tokio::time::timeout(deadline, child.wait_with_output()).await {
+        Ok(output) => output.map_err(|e| unusable(pod, &pod.node.shim_binary(&pod.handler), &e)),
         Err(_) => Err(Error::Stuck {
             what: format!("pod {}", pod.id),
             stage: if action == "start" {

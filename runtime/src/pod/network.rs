@@ -57,9 +57,12 @@ fn port_mappings(config: &cri::PodSandboxConfig) -> Result<Vec<PortMapping>, Err
                 host_ip: match mapping.host_ip.as_str() {
                     "" => None,
                     text => {
-                        let ip: IpAddr = text
-                            .parse()
-                            .map_err(|_| wrong(format!("host IP {text:.60?} is no address")))?;
+                        let ip: IpAddr = text.parse().map_err(|_| {
+                            wrong(format!(
+                                "host IP {} is no address",
+                                berth_spec::quoted(text)
+                            ))
+                        })?;
                         Some(ip).filter(|ip| !ip.is_unspecified())
                     }
                 },
@@ -77,7 +80,8 @@ fn bandwidth(config: &cri::PodSandboxConfig) -> Result<Option<Bandwidth>, Error>
             .map(|bits| Some(bits as u64))
             .ok_or_else(|| {
                 Error::InvalidArgument(format!(
-                    "annotation {key}: {text:.60?} is not a number of bits a second from 1k to 1P, such as \"10M\""
+                    "annotation {key}: {} is not a number of bits a second from 1k to 1P, such as \"10M\"",
+                    berth_spec::quoted(text)
                 ))
             }),
     }

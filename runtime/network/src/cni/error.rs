@@ -45,7 +45,8 @@ pub enum CniError {
         why: String,
     },
     #[error(
-        "{what} of pod {pod_id} can't be told to CNI plugins: {value:.80?} has a `;`, `=` or a control character in it"
+        "{what} of pod {pod_id} can't be told to CNI plugins: {:?} has a `;`, `=` or a control character in it",
+        .value.chars().take(80).collect::<String>()
     )]
     Argument {
         pod_id: String,
