@@ -1,6 +1,6 @@
 //! Volumes: bind mounts and their propagation.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Result, ensure};
 use berth_proto::cri::{Mount, MountPropagation};
@@ -194,28 +194,119 @@ fn propagation_is_refused_where_the_source_is_not_shared() -> Result<()> {
 }
 
 #[test]
-fn a_missing_source_is_refused_by_its_name() -> Result<()> {
+fn a_missing_source_is_made_and_a_link_to_nowhere_is_refused_by_its_name_sec_cri_10() -> Result<()>
+{
     Node::test(async |node| {
         let pod = node.run(node.pod("missing")).await?;
-        node.cri.pull(BUSYBOX).await?;
-        let missing = node.dir.join("not/there");
-        let config = container("a", BUSYBOX, &sh("true")).mount(bind(&missing, "/data"));
-        let answer = node.cri.create(&pod.id, &config, &pod.config).await;
-        let code = answer
-            .as_ref()
-            .err()
-            .map(tonic::Status::code)
-            .unwrap_or(Code::Ok);
+        let top = node.volume("sources")?;
+        let missing = top.join("not/there");
+        let config = container("a", BUSYBOX, &sh("echo written > /data/file"))
+            .mount(bind(&missing, "/data"));
+        ensure!(node.outcome(&pod, config).await?.0 == 0);
+        ensure!(fs::read_to_string(missing.join("file"))? == "written\n");
+        let mode = fs::metadata(&missing)?.permissions().mode();
+        ensure!(mode & 0o7777 == 0o755, "{mode:o}");
+
+        std::os::unix::fs::symlink("nowhere", top.join("dangling"))?;
+        fs::write(top.join("file"), "")?;
+        for (name, path) in [
+            ("dangling", top.join("dangling")),
+            ("below-dangling", top.join("dangling/x")),
+            ("upwards", top.join("nothing/../../up")),
+            ("below-a-file", top.join("file/x")),
+        ] {
+            let config = container(name, BUSYBOX, &sh("true")).mount(bind(&path, "/data"));
+            let answer = node.cri.create(&pod.id, &config, &pod.config).await;
+            let path = path.display().to_string();
+            refused(answer, Code::FailedPrecondition, &[&path])?;
+        }
+        let mut left: Vec<_> = fs::read_dir(&top)?
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
+        left.sort();
+        ensure!(left == ["dangling", "file", "not"], "{left:?}");
+        ensure!(node.cri.containers(None).await?.len() == 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn any_file_may_be_a_source_and_nothing_of_it_is_opened_sec_cri_10() -> Result<()> {
+    Node::test(async |node| {
+        let pod = node.run(node.pod("kinds")).await?;
+        let top = node.volume("kinds")?;
+        let (fifo, socket) = (top.join("fifo"), top.join("socket"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
+        let _listening = std::os::unix::net::UnixListener::bind(&socket)?;
+        // Who opened the fifo would wait for a writer for good.
+        let config = container("a", BUSYBOX, &sh("stat -c %F /fifo /socket /device"))
+            .mount(bind(&fifo, "/fifo"))
+            .mount(bind(&socket, "/socket"))
+            .mount(bind(std::path::Path::new("/dev/null"), "/device"));
+        let (code, out) = node.outcome(&pod, config).await?;
         ensure!(
-            matches!(
-                code,
-                Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound
-            ),
-            "{answer:?}"
+            (code, out.as_str()) == (0, "fifo\nsocket\ncharacter special file\n"),
+            "{code} {out}"
         );
-        refused(answer, code, &["not/there"])?;
-        ensure!(!missing.exists(), "the source was made");
-        ensure!(node.cri.containers(None).await?.is_empty());
+        Ok(())
+    })
+}
+
+#[test]
+fn recursive_read_only_holds_for_what_is_mounted_below() -> Result<()> {
+    Node::test(async |node| {
+        let volume = node.volume("tree")?;
+        let below = volume.join("below");
+        fs::create_dir(&below)?;
+        mount(
+            Some("none"),
+            &below,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )?;
+        let pod = node.run(node.pod("rro")).await?;
+        let with = |name: &str, recursive_read_only: bool| {
+            container(
+                name,
+                BUSYBOX,
+                &sh("touch /v/a 2>/dev/null && echo top; touch /v/below/b 2>/dev/null && echo below; true"),
+            )
+            .mount(Mount {
+                readonly: true,
+                recursive_read_only,
+                ..bind(&volume, "/v")
+            })
+        };
+        ensure!(node.outcome(&pod, with("plain", false)).await?.1 == "below\n");
+        ensure!(
+            node.outcome(&pod, with("recursive", true))
+                .await?
+                .1
+                .is_empty()
+        );
+        // Nothing of the host's own mount has changed.
+        fs::write(below.join("host"), "")?;
+        for (name, readonly, propagation) in [
+            ("writable", false, MountPropagation::PropagationPrivate),
+            ("slave", true, MountPropagation::PropagationHostToContainer),
+            ("shared", true, MountPropagation::PropagationBidirectional),
+        ] {
+            let config = container(name, BUSYBOX, &sh("true")).mount(Mount {
+                readonly,
+                propagation: propagation.into(),
+                recursive_read_only: true,
+                ..bind(&volume, "/v")
+            });
+            refused(
+                node.cri.create(&pod.id, &config, &pod.config).await,
+                Code::InvalidArgument,
+                &["recursive_read_only"],
+            )?;
+        }
+        node.remove_all().await?;
+        umount2(&below, MntFlags::empty())?;
         Ok(())
     })
 }

@@ -14,7 +14,7 @@ use berth_state::{
 };
 
 use super::{
-    Pod,
+    Pod, host_paths,
     image_volumes::{self, Volume},
     mounts,
     record::{ContainerPhase, ContainerRecord, Timeline, now_ns},
@@ -80,6 +80,7 @@ impl Rooted {
         record.timeline.took("snapshot", since);
 
         let since = Instant::now();
+        host_paths::ensure(&plan.config)?;
         let built = berth_spec::container_spec(&berth_spec::Inputs {
             pod_id: &pod.id,
             container_id: id,

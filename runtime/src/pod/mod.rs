@@ -38,6 +38,7 @@ pub mod event;
 pub mod exit_record;
 pub mod files;
 pub mod happenings;
+pub mod host_paths;
 pub mod image_volumes;
 pub mod launch;
 pub mod mounts;
