@@ -237,6 +237,21 @@ fn a_host_that_was_made_a_router_meanwhile_stays_one() {
 }
 
 #[test]
+fn what_was_turned_on_is_turned_off_though_rules_were_flushed_between_two_daemons() {
+    let wharf = Wharf::new(24);
+    let _outside = Outside::new();
+    let network = wharf.network();
+    let a = pod_id();
+    run(network.attach(&request(&a))).unwrap();
+    let forwarding = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/up0/forwarding").unwrap();
+    assert_eq!(forwarding(), "1\n");
+    drop(network);
+    nft(&["flush", "ruleset"]);
+    gone(&wharf.network(), &[&a]);
+    assert_eq!(forwarding(), "0\n");
+}
+
+#[test]
 fn a_host_port_takes_nothing_that_is_for_others_sec_net_06() {
     let wharf = Wharf::new(24);
     let outside = Outside::new();

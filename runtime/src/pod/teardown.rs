@@ -166,7 +166,11 @@ pub fn sweep(node: &Node, owner: &str) -> Result<(), Error> {
                 _ => {}
             },
             // The network's and the image store's own: they strike them off.
-            Object::Netns(_) | Object::Link(_) | Object::Lease(_) | Object::Cni(_) => continue,
+            Object::Netns(_)
+            | Object::Link(_)
+            | Object::Lease(_)
+            | Object::Cni(_)
+            | Object::Sysctl(_) => continue,
             Object::Snapshot(_) => {
                 node.images.remove_snapshot(owner)?;
                 continue;

@@ -238,6 +238,7 @@ fn leaked(object: &Object, seen: &str) -> Finding {
         Object::Link(_) => format!("remove it with `ip link delete {name}`"),
         Object::Lease(_) => "remove its file below leases/ once no pod has the address".to_owned(),
         Object::Cni(_) => "berthd runs their DEL until it succeeds: its log says why it does not".to_owned(),
+        Object::Sysctl(_) => format!("turn it off with `echo 0 > {name}`"),
         Object::Snapshot(_) | Object::Ingest(_) | Object::Dir(_) | Object::Fifo(_) => format!("remove it with `rm -r --one-file-system {name}`"),
     };
     Finding {

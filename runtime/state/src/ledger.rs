@@ -71,6 +71,8 @@ pub enum Object {
     Ingest(PathBuf),
     /// What CNI plugins made for a pod, by the record that DEL needs.
     Cni(PathBuf),
+    /// A switch of the host (a file below /proc/sys) that we turned on, and turn off again.
+    Sysctl(PathBuf),
 }
 
 impl Object {
@@ -88,6 +90,7 @@ impl Object {
             Self::Dir(_) => "dir",
             Self::Ingest(_) => "ingest",
             Self::Cni(_) => "cni",
+            Self::Sysctl(_) => "sysctl",
         }
     }
 
@@ -102,7 +105,8 @@ impl Object {
             | Self::Fifo(path)
             | Self::Dir(path)
             | Self::Ingest(path)
-            | Self::Cni(path) => path.clone().into_os_string(),
+            | Self::Cni(path)
+            | Self::Sysctl(path) => path.clone().into_os_string(),
             Self::Lease(ip) => ip.to_string().into(),
             Self::Link(name) => name.into(),
         }
@@ -121,6 +125,7 @@ impl Object {
             "dir" => Self::Dir(name.into()),
             "ingest" => Self::Ingest(name.into()),
             "cni" => Self::Cni(name.into()),
+            "sysctl" => Self::Sysctl(name.into()),
             _ => return None,
         })
     }

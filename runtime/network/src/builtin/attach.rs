@@ -127,7 +127,7 @@ impl Inner {
             .change(changes)
             .map_err(at("give address and route to"))?;
         berth_failpoint::site!("network.link.addressed").map_err(at("finish"))?;
-        self.open_ports(host, pod_id, &addresses)?;
+        self.open_ports(host, pod_id, &host_link, &addresses)?;
 
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
         let timing = Timing {
@@ -362,21 +362,23 @@ impl Inner {
         }
     }
 
-    /// Leads the pod's host ports to it.
+    /// Leads the pod's host ports to it, and lets it send as itself alone.
     fn open_ports(
         &self,
         host: &mut Socket,
         pod_id: &str,
+        host_link: &str,
         addresses: &[IpAddr],
     ) -> Result<(), Error> {
         let _turn = self.table_turn();
         let targets = self.host_ports.bind(pod_id, addresses);
-        if targets.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = self.table.add_targets(pod_id, &targets) {
+        let own = self.ports.add(host_link, addresses);
+        if let Err(error) = self.table.add(pod_id, &targets, &own) {
             tracing::warn!(pod_id, %error, "making the rules of the bridge anew");
             self.replace_table()?;
+        }
+        if targets.is_empty() {
+            return Ok(());
         }
         let at = |what| {
             move |source| Error::Netlink {
@@ -397,7 +399,7 @@ impl Inner {
         if targets.is_empty() {
             return Ok(targets);
         }
-        let closed = self.table.remove_targets(&targets).and_then(|()| {
+        let closed = self.table.remove_elements(&targets, &[]).and_then(|()| {
             berth_failpoint::site!("network.ports.closed").map_err(|source| Error::Netlink {
                 what: "close the host ports of",
                 link: pod_id.to_owned(),
@@ -415,8 +417,21 @@ impl Inner {
     }
 
     pub(super) fn replace_table(&self) -> Result<(), Error> {
-        let switched: Vec<_> = self.switched().iter().cloned().collect();
-        self.table.replace(&self.host_ports.all(), &switched)
+        self.table
+            .replace(&self.host_ports.all(), &self.ports.all())
+    }
+
+    /// Takes what these links may send out of the rules.
+    pub(super) fn forget_links<'a>(
+        &self,
+        links: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        let _turn = self.table_turn();
+        let of_links: Vec<_> = links
+            .into_iter()
+            .flat_map(|link| self.ports.remove(link))
+            .collect();
+        self.table.remove_elements(&[], &of_links)
     }
 
     /// Removes at once what there is of the pod.
@@ -427,6 +442,9 @@ impl Inner {
         let mut host = None;
         let mut first_error = None;
         for object in self.network_objects(pod_id)?.into_iter().rev() {
+            if let Object::Link(name) = &object {
+                self.forget_links([name.as_str()])?;
+            }
             // One that can't be removed does not keep the others; it stays in the ledger.
             if let Err(error) = self
                 .remove(&mut host, pod_id, &object)

@@ -244,7 +244,7 @@ impl Inner {
         }
         berth_failpoint::site!("network.bridge.addressed").map_err(self.netlink("make bridge"))?;
         self.route_for_pods(host, routes)?;
-        host.change(vec![link::up(index)])
+        host.change(vec![link::up_bridge(index)])
             .map_err(self.netlink("bring up"))?;
         Ok(Bridge { index, mtu })
     }
@@ -300,7 +300,8 @@ impl Inner {
         };
         let whole = {
             let _turn = self.table_turn();
-            self.table.is_whole(&self.host_ports.all())?
+            self.table
+                .is_whole(&self.host_ports.all(), &self.ports.all())?
         };
         let routes = link::routes(&mut host).map_err(self.netlink("list the host's routes for"))?;
         let new_uplink = self.has_new_uplink(&mut host, &routes)?;

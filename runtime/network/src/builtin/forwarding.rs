@@ -3,17 +3,22 @@
 //! A packet is forwarded where the link that it came in through allows it. With `masquerade` on, that is the bridge, which is ours, and the host's
 //! links to the world, which are not: those with a default route, or where there is none, all that lead anywhere. Their switches
 //! (`net.ipv4.conf.<link>.forwarding`; for IPv6 `force_forwarding`, Linux 6.17) are turned on where they are off, which is said in the log and
-//! remembered in our table, and turned off again when the bridge goes. `net.ipv4.ip_forward` itself, which would make a router of every link, is
+//! written down in the ledger before, and turned off again when the bridge goes. `net.ipv4.ip_forward` itself, which would make a router of every link, is
 //! never touched. An older kernel has no such switch for IPv6: there `net.ipv6.conf.all.forwarding` is for the operator to set, since it
 //! makes the host deaf to the router that it may have its own address from.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
+use berth_state::Object;
 use ipnet::IpNet;
 
-use super::{Inner, table::Switched};
+use super::Inner;
 use crate::{
-    Error,
+    Error, LEDGER_OWNER,
     link::{Link, Route},
     netlink::Socket,
 };
@@ -32,37 +37,36 @@ fn switch(ipv6: bool, link: &str) -> (String, &'static str) {
     }
 }
 
-fn is_on(path: &str) -> io::Result<bool> {
+fn is_on(path: impl AsRef<Path>) -> io::Result<bool> {
     Ok(fs::read_to_string(path)?.trim() != "0")
 }
 
-fn set(path: &str, value: &str) -> Result<(), Error> {
+fn set(path: impl AsRef<Path>, value: &str) -> Result<(), Error> {
+    let path = path.as_ref();
     fs::write(path, value).map_err(|source| Error::Sysctl {
-        path: path.to_owned(),
+        path: path.display().to_string(),
         source,
     })
 }
 
 impl Inner {
-    /// The table, with what is to be turned on written down in it, then the switches.
+    /// What is to be turned on is written down, then come the table and the switches.
     pub(super) fn route_for_pods(&self, host: &mut Socket, routes: &[Route]) -> Result<(), Error> {
-        let mut switched: BTreeSet<Switched> = self.table.switched()?.into_iter().collect();
-        switched.extend(self.switched().iter().cloned());
         if self.config.masquerade {
-            switched.extend(self.to_switch(host, routes)?);
+            for path in self.to_switch(host, routes)? {
+                self.intend(LEDGER_OWNER, &Object::Sysctl(path))?;
+            }
         }
-        *self.switched() = switched.clone();
         {
             let _turn = self.table_turn();
             self.replace_table()?;
         }
         berth_failpoint::site!("network.table.made").map_err(self.netlink("make the rules of"))?;
-        for Switched { ipv6, link } in &switched {
-            let (path, _) = switch(*ipv6, link);
+        for path in self.switched()? {
             // The link may be gone since.
             if matches!(is_on(&path), Ok(false)) {
                 tracing::info!(
-                    path,
+                    path = %path.display(),
                     "turning on: pods reach the world through this link (off again when the bridge goes; [network] masquerade = false leaves it alone)"
                 );
                 set(&path, "1")?;
@@ -97,6 +101,17 @@ impl Inner {
         }
     }
 
+    /// The switches that we turned on, or were about to.
+    fn switched(&self) -> Result<Vec<PathBuf>, Error> {
+        let objects = self.outstanding(LEDGER_OWNER)?.into_iter();
+        Ok(objects
+            .filter_map(|object| match object {
+                Object::Sysctl(path) => Some(path),
+                _ => None,
+            })
+            .collect())
+    }
+
     /// Whether a way to the world has come up since the rules were made.
     pub(super) fn has_new_uplink(
         &self,
@@ -106,8 +121,8 @@ impl Inner {
         Ok(self.config.masquerade && !self.to_switch(host, routes)?.is_empty())
     }
 
-    /// Links to the world whose switch is off.
-    fn to_switch(&self, host: &mut Socket, routes: &[Route]) -> Result<Vec<Switched>, Error> {
+    /// The switches of links to the world that are off.
+    fn to_switch(&self, host: &mut Socket, routes: &[Route]) -> Result<Vec<PathBuf>, Error> {
         let links = Link::all(host).map_err(self.netlink("list the host's links for"))?;
         let mut found = Vec::new();
         for ipv6 in [false, true] {
@@ -125,10 +140,7 @@ impl Inner {
                 let ours = link.name == self.config.bridge || link.name == "lo";
                 let (path, _) = switch(ipv6, &link.name);
                 if !ours && matches!(is_on(&path), Ok(false)) {
-                    found.push(Switched {
-                        ipv6,
-                        link: link.name.clone(),
-                    });
+                    found.push(path.into());
                 }
             }
         }
@@ -137,14 +149,14 @@ impl Inner {
 
     /// Turns off what we turned on, but where somebody has made a router of the whole host meanwhile and may count on it.
     pub(super) fn route_no_more(&self) -> Result<(), Error> {
-        let mut switched: BTreeSet<Switched> = self.table.switched()?.into_iter().collect();
-        switched.extend(std::mem::take(&mut *self.switched()));
-        for Switched { ipv6, link } in switched {
-            let (path, all) = switch(ipv6, &link);
+        for path in self.switched()? {
+            let ipv6 = path.starts_with("/proc/sys/net/ipv6");
+            let (_, all) = switch(ipv6, "all");
             if matches!(is_on(&path), Ok(true)) && !is_on(all).unwrap_or(false) {
-                tracing::info!(path, "turning off, as it was before the first pod");
+                tracing::info!(path = %path.display(), "turning off, as it was before the first pod");
                 set(&path, "0")?;
             }
+            self.strike(LEDGER_OWNER, &Object::Sysctl(path))?;
         }
         Ok(())
     }

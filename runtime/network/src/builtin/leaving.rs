@@ -198,6 +198,9 @@ impl Inner {
         let links: Vec<&str> = batch.iter().filter_map(|d| d.link.as_deref()).collect();
         let mut host = None;
         self.wait_for_kernel(&mut host, &links);
+        if let Err(error) = self.forget_links(links.iter().copied()) {
+            tracing::warn!(%error, "what pods that are gone were allowed to send; made anew with the next look");
+        }
         let _finishing = self.finishing();
         for departure in batch {
             let mut gone = conntrack::forget(&departure.targets, &[]);

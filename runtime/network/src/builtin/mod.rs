@@ -10,10 +10,10 @@ mod leaving;
 mod nfnetlink;
 mod nftables;
 mod pool;
+mod spoofing;
 mod table;
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -93,12 +93,12 @@ pub(crate) struct Inner {
     pub(crate) bridge: bridge::Known,
     table: table::Table,
     host_ports: host_port::HostPorts,
+    /// The pods' ports of the bridge.
+    ports: spoofing::Ports,
     leaving: leaving::Leaving,
     pool: pool::Pool,
     /// Held while the rules are changed, so that what is added or removed is not undone by a table made anew at the same time.
     table_turn: Mutex<()>,
-    /// The links whose forwarding we turned on.
-    switched: Mutex<BTreeSet<table::Switched>>,
 }
 
 impl Builtin {
@@ -371,17 +371,13 @@ impl Inner {
             leases,
             bridge: bridge::Known::default(),
             host_ports: host_port::HostPorts::default(),
+            ports: spoofing::Ports::default(),
             leaving: leaving::Leaving::default(),
             pool: pool::Pool::default(),
             table_turn: Mutex::default(),
-            switched: Mutex::default(),
         };
-        inner.restore_host_ports()?;
+        inner.restore()?;
         Ok(inner)
-    }
-
-    fn switched(&self) -> MutexGuard<'_, BTreeSet<table::Switched>> {
-        self.switched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table_turn(&self) -> MutexGuard<'_, ()> {
@@ -390,17 +386,27 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host ports of the pods of the last run, by their leases.
-    fn restore_host_ports(&self) -> Result<(), Error> {
+    /// What the rules say of the pods of the last run, by their leases.
+    fn restore(&self) -> Result<(), Error> {
         let leaving = self.outstanding(LEDGER_OWNER)?;
         for address in self.leases.leased() {
             // A pod that was detached and whose address is not free yet.
             if leaving.contains(&Object::Lease(address)) {
                 continue;
             }
-            if let Some(lease) = self.leases.read(address)?
-                && !lease.forwards.is_empty()
-            {
+            let Some(lease) = self.leases.read(address)? else {
+                continue;
+            };
+            // One that nobody wrote to the end: its pod is made anew, or goes.
+            if crate::check_pod_id(&lease.pod_id).is_err() {
+                continue;
+            }
+            for object in self.outstanding(&lease.pod_id)? {
+                if let Object::Link(link) = object {
+                    self.ports.restore(&link, address);
+                }
+            }
+            if !lease.forwards.is_empty() {
                 self.host_ports
                     .restore(&lease.pod_id, address, lease.forwards);
             }

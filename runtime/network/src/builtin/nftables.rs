@@ -7,6 +7,8 @@ use super::nfnetlink::{Attributes, Message, NFNL_SUBSYS_NFTABLES};
 
 /// One table for both families: NAT in it came with Linux 5.2.
 pub const NFPROTO_INET: u8 = 1;
+/// Frames, as they come in at a bridge's ports.
+pub const NFPROTO_BRIDGE: u8 = 7;
 pub const NFPROTO_IPV4: u8 = 2;
 pub const NFPROTO_IPV6: u8 = 10;
 
@@ -83,6 +85,7 @@ pub enum Meta {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Header {
+    Link = 0,
     Network = 1,
     Transport = 2,
 }
@@ -108,6 +111,18 @@ pub enum Hook {
     PreRouting = 0,
     LocalOut = 3,
     PostRouting = 4,
+}
+
+impl Message {
+    /// The same for the bridge's family, whose tables are others.
+    pub fn for_frames(self) -> Self {
+        self.of_family(NFPROTO_BRIDGE)
+    }
+
+    pub fn of_family(mut self, family: u8) -> Self {
+        self.family = family;
+        self
+    }
 }
 
 fn message(what: &'static str, kind: libc::c_int, flags: u16, attributes: Attributes) -> Message {
@@ -188,6 +203,7 @@ pub enum Field {
     Address6,
     Protocol,
     Port,
+    Mac,
     InterfaceName,
 }
 
@@ -197,6 +213,7 @@ impl Field {
         match self {
             Self::Address4 => 7,
             Self::Address6 => 8,
+            Self::Mac => 9,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::InterfaceName => 41,
@@ -207,6 +224,7 @@ impl Field {
     pub fn bytes(self) -> u32 {
         match self {
             Self::Address4 | Self::Protocol | Self::Port => 4,
+            Self::Mac => 8,
             Self::Address6 | Self::InterfaceName => 16,
         }
     }
@@ -278,12 +296,15 @@ pub fn add_element(table: &str, set: &str, element: &Element, why: &str) -> Mess
     if !element.value.is_empty() {
         attributes = attributes.nested(NFTA_SET_ELEM_DATA, value(&element.value));
     }
+    if !why.is_empty() {
+        attributes = attributes.chain(comment(NFTA_SET_ELEM_USERDATA, why));
+    }
     element_message(
         "add element",
         libc::NFT_MSG_NEWSETELEM,
         NLM_F_CREATE,
         (table, set),
-        attributes.chain(comment(NFTA_SET_ELEM_USERDATA, why)),
+        attributes,
     )
 }
 
@@ -466,6 +487,28 @@ impl Rule {
             .name(SET, map)
             .number(SREG, key.number())
             .number(DREG, value.number());
+        self.expression("lookup", data)
+    }
+
+    /// Matches where the set has the key.
+    pub fn is_in(self, set: &str, key: Register) -> Self {
+        self.member(set, key, 0)
+    }
+
+    /// Matches where the set does not have the key.
+    pub fn is_not_in(self, set: &str, key: Register) -> Self {
+        const F_INV: u32 = 1;
+        self.member(set, key, F_INV)
+    }
+
+    fn member(self, set: &str, key: Register, flags: u32) -> Self {
+        const SET: u16 = 1;
+        const SREG: u16 = 2;
+        const FLAGS: u16 = 5;
+        let data = Attributes::new()
+            .name(SET, set)
+            .number(SREG, key.number())
+            .number(FLAGS, flags);
         self.expression("lookup", data)
     }
 

@@ -1,4 +1,4 @@
-//! Our table of nf_tables, one a bridge: `inet berth-<bridge>`.
+//! Our tables of nf_tables, two a bridge: `inet berth-<bridge>` for packets, and `bridge berth-<bridge>` for frames (see [`super::spoofing`]).
 //!
 //! ```text
 //! guard        prerouting   what comes from or to 127/8 and not through lo: dropped
@@ -8,8 +8,8 @@
 //! postrouting  nat          pods' traffic that leaves; what comes back to pods through a host port
 //! ```
 //!
-//! A host port is an element of a map, so a pod that comes or goes changes no rule. The bridge's entry in the ledger stands for the table as
-//! well: it is made after the one and removed before the other.
+//! A host port is an element of a map, so a pod that comes or goes changes no rule. The bridge's entry in the ledger stands for the tables as
+//! well: they are made after the one and removed before the other.
 //!
 //! # Order
 //! NAT chains of other programs at the usual priorities (kube-proxy's) come before ours: a host port never takes a service's node port.
@@ -17,7 +17,10 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -29,9 +32,10 @@ use super::{
     host_port::Target,
     nfnetlink::{Message, Refusal, Socket},
     nftables::{
-        self as nft, Comparison, Element, Field, Header, Hook, Meta, NFPROTO_IPV4, NFPROTO_IPV6,
-        Register, Rule, Tracked, Verdict,
+        self as nft, Comparison, Element, Field, Header, Hook, Meta, NFPROTO_BRIDGE, NFPROTO_INET,
+        NFPROTO_IPV4, NFPROTO_IPV6, Register, Rule, Tracked, Verdict,
     },
+    spoofing,
 };
 use crate::{Error, Protocol};
 
@@ -58,7 +62,6 @@ struct Family {
     number: u8,
     ports: &'static str,
     ports_at: &'static str,
-    forwarding: &'static str,
     address: Field,
     source_offset: u32,
     destination_offset: u32,
@@ -69,7 +72,6 @@ const IPV4: Family = Family {
     number: NFPROTO_IPV4,
     ports: "host_ports_v4",
     ports_at: "host_ports_at_v4",
-    forwarding: "forwarding_v4",
     address: Field::Address4,
     source_offset: 12,
     destination_offset: 16,
@@ -79,7 +81,6 @@ const IPV6: Family = Family {
     number: NFPROTO_IPV6,
     ports: "host_ports_v6",
     ports_at: "host_ports_at_v6",
-    forwarding: "forwarding_v6",
     address: Field::Address6,
     source_offset: 8,
     destination_offset: 24,
@@ -93,30 +94,8 @@ fn family_of(address: IpAddr) -> Family {
     }
 }
 
-/// A link whose forwarding we turned on, in one family.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Switched {
-    pub ipv6: bool,
-    pub link: String,
-}
-
-impl Switched {
-    fn set(&self) -> &'static str {
-        match self.ipv6 {
-            false => IPV4.forwarding,
-            true => IPV6.forwarding,
-        }
-    }
-
-    fn element(&self) -> Element {
-        Element {
-            key: link_name(&self.link),
-            value: Vec::new(),
-        }
-    }
-}
-
-fn link_name(name: &str) -> Vec<u8> {
+/// As the kernel compares it.
+pub fn link_name(name: &str) -> Vec<u8> {
     let mut padded = name.as_bytes().to_vec();
     padded.resize(LINK_NAME_BYTES, 0);
     padded
@@ -129,6 +108,8 @@ pub struct Table {
     /// The pods' ranges.
     subnets: Vec<IpNet>,
     masquerade: bool,
+    /// The kernel can't look into frames (CONFIG_NF_TABLES_BRIDGE), which was said in the log.
+    no_frames: AtomicBool,
     /// Kept open: a socket that is closed waits until the kernel has freed what was deleted (nft_rcv_nl_event), which takes milliseconds.
     socket: Mutex<Option<Socket>>,
 }
@@ -140,6 +121,7 @@ impl Table {
             bridge: bridge.to_owned(),
             subnets,
             masquerade,
+            no_frames: AtomicBool::new(false),
             socket: Mutex::default(),
         }
     }
@@ -171,70 +153,122 @@ impl Table {
         Ok(result)
     }
 
-    /// The whole table in one transaction, whatever was there under its name.
+    /// Both tables, whole, in one transaction, whatever was there under their name.
     pub fn replace(
         &self,
         targets: &[(String, Target)],
-        switched: &[Switched],
+        ports: &[spoofing::Entry],
     ) -> Result<(), Error> {
         let name = &self.name;
         let why = format!("pods on {}", self.bridge);
         // Deleting what is not there would fail; adding what is there does not.
-        let mut messages = vec![
-            nft::add_table(name, &why),
-            nft::delete_table(name),
-            nft::add_table(name, &why),
-        ];
+        let anew = || {
+            vec![
+                nft::add_table(name, &why),
+                nft::delete_table(name),
+                nft::add_table(name, &why),
+            ]
+        };
+        let mut messages = anew();
         messages.extend(self.structure());
         messages.extend(self.rules());
         for (pod_id, target) in targets {
-            messages.push(self.add(pod_id, target));
+            messages.push(self.add_target(pod_id, target));
         }
-        for switched in switched {
-            messages.push(nft::add_element(
-                name,
-                switched.set(),
-                &switched.element(),
-                "forwarding turned on by berthd",
-            ));
+        let mut with_frames = messages.clone();
+        with_frames.extend(anew().into_iter().map(Message::for_frames));
+        with_frames.extend(spoofing::structure(name));
+        with_frames.extend(spoofing::rules(name));
+        with_frames.extend(ports.iter().map(|entry| self.add_port(entry)));
+        if self.no_frames() {
+            return self.transact(&messages);
         }
-        self.transact(&messages)
+        match self.transact(&with_frames) {
+            // There is no such family, or no such kind of chain in it.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT)
+                ) =>
+            {
+                self.transact(&messages)?;
+                tracing::warn!(
+                    %error,
+                    "this kernel can't look into a bridge's frames (CONFIG_NF_TABLES_BRIDGE): a pod with NET_RAW can send under another's address"
+                );
+                self.no_frames.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
-    /// Removes the table; one that is gone is no error.
+    fn no_frames(&self) -> bool {
+        self.no_frames.load(Ordering::Relaxed)
+    }
+
+    /// Removes the tables; ones that are gone are no error.
     pub fn remove(&self) -> Result<(), Error> {
-        let messages = [
+        let mut messages = vec![
             nft::add_table(&self.name, ""),
             nft::delete_table(&self.name),
         ];
+        if !self.no_frames() {
+            let of_frames: Vec<_> = messages.iter().cloned().map(Message::for_frames).collect();
+            messages.extend(of_frames);
+        }
         self.transact(&messages)
     }
 
-    /// Adds a pod's host ports.
-    pub fn add_targets(&self, pod_id: &str, targets: &[Target]) -> Result<(), Error> {
-        let messages: Vec<_> = targets.iter().map(|t| self.add(pod_id, t)).collect();
+    /// Adds a pod's host ports, and what its port of the bridge may send.
+    pub fn add(
+        &self,
+        pod_id: &str,
+        targets: &[Target],
+        ports: &[spoofing::Entry],
+    ) -> Result<(), Error> {
+        let mut messages: Vec<_> = targets.iter().map(|t| self.add_target(pod_id, t)).collect();
+        if !self.no_frames() {
+            messages.extend(ports.iter().map(|entry| self.add_port(entry)));
+        }
         self.transact(&messages)
     }
 
-    /// Removes those host ports that are there.
-    pub fn remove_targets(&self, targets: &[Target]) -> Result<(), Error> {
+    /// Removes what of these is there.
+    pub fn remove_elements(
+        &self,
+        targets: &[Target],
+        ports: &[spoofing::Entry],
+    ) -> Result<(), Error> {
         let mut elements: Vec<_> = targets.iter().map(element).collect();
-        let removal = |elements: &[(&'static str, Element)]| -> Vec<Message> {
-            elements
-                .iter()
-                .map(|(set, element)| nft::delete_element(&self.name, set, element))
-                .collect()
+        let mut ports = match self.no_frames() {
+            true => Vec::new(),
+            false => ports.to_vec(),
         };
-        match self.transact(&removal(&elements)) {
+        let removal = |elements: &[spoofing::Entry], ports: &[spoofing::Entry]| -> Vec<Message> {
+            let delete =
+                |entry: &spoofing::Entry| nft::delete_element(&self.name, entry.0, &entry.1);
+            let of_frames = ports.iter().map(delete).map(Message::for_frames);
+            elements.iter().map(delete).chain(of_frames).collect()
+        };
+        match self.transact(&removal(&elements, &ports)) {
             // All or none: without those that a daemon died before it added, or that a firewall flushed.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 let mut there = Vec::new();
                 for (set, _) in self.maps() {
-                    let found = self.elements(set)?.unwrap_or_default();
+                    let found = self.elements(NFPROTO_INET, set)?.unwrap_or_default();
                     there.extend(found.into_iter().map(|element| (set, element)));
                 }
                 elements.retain(|element| there.contains(element));
-                self.transact(&removal(&elements))
+                there.clear();
+                if !ports.is_empty() {
+                    for (set, _) in spoofing::sets() {
+                        let found = self.elements(NFPROTO_BRIDGE, set)?.unwrap_or_default();
+                        there.extend(found.into_iter().map(|element| (set, element)));
+                    }
+                }
+                ports.retain(|entry| there.contains(entry));
+                self.transact(&removal(&elements, &ports))
             }
             result => result,
         }
@@ -247,35 +281,61 @@ impl Table {
         self.with_socket(|socket| socket.transact(messages).map_err(self.failed()))
     }
 
-    fn add(&self, pod_id: &str, target: &Target) -> Message {
+    fn add_target(&self, pod_id: &str, target: &Target) -> Message {
         let (set, element) = element(target);
         nft::add_element(&self.name, set, &element, &format!("pod {pod_id}"))
     }
 
-    /// Whether the kernel's table is the one that [`Table::replace`] would make.
-    pub fn is_whole(&self, targets: &[(String, Target)]) -> Result<bool, Error> {
-        let rules = std::cell::Cell::new(0);
+    /// The link's name tells whose it is.
+    fn add_port(&self, (set, element): &spoofing::Entry) -> Message {
+        nft::add_element(&self.name, set, element, "").for_frames()
+    }
+
+    /// Whether the kernel's tables are those that [`Table::replace`] would make.
+    pub fn is_whole(
+        &self,
+        targets: &[(String, Target)],
+        ports: &[spoofing::Entry],
+    ) -> Result<bool, Error> {
+        let targets: Vec<_> = targets.iter().map(|(_, target)| element(target)).collect();
+        let maps = self.maps().map(|(set, _)| set);
+        if !self.has(NFPROTO_INET, self.rules().len(), &maps, &targets)? {
+            return Ok(false);
+        }
+        let rules = spoofing::rules(&self.name).len();
+        let sets = spoofing::sets().map(|(set, _)| set);
+        Ok(self.no_frames() || self.has(NFPROTO_BRIDGE, rules, &sets, ports)?)
+    }
+
+    /// Whether our table of this family has so many rules, and these elements in these sets.
+    fn has(
+        &self,
+        family: u8,
+        rules: usize,
+        sets: &[&'static str],
+        elements: &[spoofing::Entry],
+    ) -> Result<bool, Error> {
+        let found = std::cell::Cell::new(0);
         let listed = self.with_socket(|socket| {
             Ok(socket.dump(
-                &nft::list_rules(&self.name),
-                || rules.set(0),
-                |rule| rules.set(rules.get() + usize::from(nft::is_rule_of(&self.name, rule))),
+                &nft::list_rules(&self.name).of_family(family),
+                || found.set(0),
+                |rule| found.set(found.get() + usize::from(nft::is_rule_of(&self.name, rule))),
             ))
         })?;
         match listed {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(self.io("list rules")(error)),
-            Ok(()) if rules.get() != self.rules().len() => return Ok(false),
+            Ok(()) if found.get() != rules => return Ok(false),
             Ok(()) => {}
         }
-        for (set, _) in self.maps() {
-            let expected: BTreeSet<_> = targets
+        for set in sets {
+            let expected: BTreeSet<_> = elements
                 .iter()
-                .map(|(_, target)| element(target))
-                .filter(|(name, _)| *name == set)
-                .map(|(_, element)| element)
+                .filter(|(name, _)| name == set)
+                .map(|(_, element)| element.clone())
                 .collect();
-            if !self.has_elements(set, &expected)? {
+            if !self.has_elements(family, set, &expected)? {
                 return Ok(false);
             }
         }
@@ -283,10 +343,15 @@ impl Table {
     }
 
     /// Whether these are the elements of the set.
-    fn has_elements(&self, set: &str, expected: &BTreeSet<Element>) -> Result<bool, Error> {
+    fn has_elements(
+        &self,
+        family: u8,
+        set: &str,
+        expected: &BTreeSet<Element>,
+    ) -> Result<bool, Error> {
         // A hash table that the kernel is making larger is listed with some of its elements twice, or not at all.
         for _ in 0..LOOKS {
-            let found = self.elements(set)?;
+            let found = self.elements(family, set)?;
             if found.map(BTreeSet::from_iter).as_ref() == Some(expected) {
                 return Ok(true);
             }
@@ -295,27 +360,12 @@ impl Table {
         Ok(false)
     }
 
-    /// The links whose forwarding we turned on, as the table remembers them; none where it is gone.
-    pub fn switched(&self) -> Result<Vec<Switched>, Error> {
-        let mut all = Vec::new();
-        for (ipv6, family) in [(false, IPV4), (true, IPV6)] {
-            let elements = self.elements(family.forwarding)?;
-            for element in elements.unwrap_or_default() {
-                let name: Vec<u8> = element.key.into_iter().take_while(|b| *b != 0).collect();
-                if let Ok(link) = String::from_utf8(name) {
-                    all.push(Switched { ipv6, link });
-                }
-            }
-        }
-        Ok(all)
-    }
-
     /// `None` where the table or the set is gone.
-    fn elements(&self, set: &str) -> Result<Option<Vec<Element>>, Error> {
+    fn elements(&self, family: u8, set: &str) -> Result<Option<Vec<Element>>, Error> {
         let found = std::cell::RefCell::new(Vec::new());
         let listed = self.with_socket(|socket| {
             Ok(socket.dump(
-                &nft::list_elements(&self.name, set),
+                &nft::list_elements(&self.name, set).of_family(family),
                 || found.borrow_mut().clear(),
                 |attributes| found.borrow_mut().extend(nft::elements(attributes)),
             ))
@@ -356,16 +406,6 @@ impl Table {
             };
             id += 1;
             messages.push(nft::add_set(name, set, &key, &[address, Field::Port], id));
-        }
-        for family in [IPV4, IPV6] {
-            id += 1;
-            messages.push(nft::add_set(
-                name,
-                family.forwarding,
-                &[Field::InterfaceName],
-                &[],
-                id,
-            ));
         }
         messages
     }

@@ -68,7 +68,7 @@ impl Places {
             Object::Ingest(path) => Object::Ingest(real(path)),
             Object::Cni(path) => Object::Cni(real(path)),
             Object::Cgroup(path) => Object::Cgroup(relative(path)),
-            Object::Lease(_) | Object::Link(_) => object.clone(),
+            Object::Lease(_) | Object::Link(_) | Object::Sysctl(_) => object.clone(),
         }
     }
 
@@ -130,6 +130,8 @@ impl Kernel {
             | Object::Dir(path)
             | Object::Ingest(path)
             | Object::Cni(path) => fs::symlink_metadata(path).is_ok(),
+            // One that somebody turned off meanwhile, or that went with its link, is owed no more, and harms nobody.
+            Object::Sysctl(_) => true,
         }
     }
 
