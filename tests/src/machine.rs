@@ -35,6 +35,10 @@ pub fn isolate() -> Result<()> {
             .success(),
         "lo does not come up"
     );
+    // A namespace begins with what the machine's own has (net.core.devconf_inherit_init_net).
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{key}"), "0").with_context(|| key.to_owned())?;
+    }
     Ok(())
 }
 

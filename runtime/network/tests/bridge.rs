@@ -491,6 +491,21 @@ fn a_daemon_killed_at_any_step_leaves_what_a_detach_from_the_ledger_removes_sec_
     for site in &sites {
         let wharf = Wharf::new(24);
         let pod = pod_id();
+        // Another program's, of the same names as ours but for the table's.
+        for family in ["inet", "bridge"] {
+            nft(&["add", "table", family, "berth-other"]);
+            nft(&["add", "chain", family, "berth-other", "prerouting"]);
+            nft(&[
+                "add",
+                "rule",
+                family,
+                "berth-other",
+                "prerouting",
+                "counter",
+                "accept",
+            ]);
+        }
+        let foreign = ruleset();
         let (attach, detach) = (format!("attach:{pod}"), format!("detach:{pod}"));
         let output = wharf.child(
             &format!("{site}=return(kill)"),
@@ -530,6 +545,11 @@ fn a_daemon_killed_at_any_step_leaves_what_a_detach_from_the_ledger_removes_sec_
         run(network.remove_bridge_if_unused()).unwrap();
         assert_eq!(wharf.left(), Vec::<String>::new(), "{site}");
         assert!(!link_exists(&format!("berth{}", &pod[..10])), "{site}");
+        assert_eq!(
+            ruleset(),
+            foreign,
+            "{site}: nobody else's rules are touched"
+        );
     }
 }
 

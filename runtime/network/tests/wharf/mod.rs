@@ -55,6 +55,10 @@ impl Wharf {
     pub fn new(prefix_len: u8) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         ip_command(&["link", "set", "lo", "up"]);
+        // A namespace begins with what the machine's own has (net.core.devconf_inherit_init_net).
+        for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(Path::new("/proc/sys/net").join(path), "0").unwrap();
+        }
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             bridge: "bt0".into(),
