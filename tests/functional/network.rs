@@ -1,9 +1,14 @@
 //! The built-in bridge, and pods on the host's network.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use berth_proto::cri::NamespaceMode;
+use berth_proto::cri::{self, NamespaceMode};
 use berth_tests::{
     BUSYBOX, Node, container,
     request::{ContainerRequest, PodRequest},
@@ -65,7 +70,7 @@ fn pods_reach_each_other_and_the_host_over_the_bridge() -> Result<()> {
             .await
             .context("ping the host")?;
         // And the host reaches the pod.
-        let answer = std::process::Command::new("busybox")
+        let answer = Command::new("busybox")
             .args(["wget", "-q", "-O", "-", &format!("http://{of_two}/")])
             .output()?;
         ensure!(
@@ -197,6 +202,84 @@ fn names_resolve_as_the_pod_asks() -> Result<()> {
                     .any(|line| line.contains(&address) && line.contains("dns")),
             "{hosts}"
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn another_program_s_policy_for_forwarded_packets_is_told_with_what_to_do() -> Result<()> {
+    let nft = |line: &str| -> Result<()> {
+        let status = Command::new("nft").args(line.split(' ')).status()?;
+        ensure!(status.success(), "nft {line}");
+        Ok(())
+    };
+    let condition = async |node: &Node| -> Result<cri::RuntimeCondition> {
+        let request = cri::StatusRequest { verbose: false };
+        let status = node.cri.runtime().status(request).await?.into_inner();
+        let mut conditions = status.status.unwrap_or_default().conditions.into_iter();
+        conditions
+            .find(|c| c.r#type == "NetworkReady")
+            .context("no condition NetworkReady")
+    };
+    Node::test(async |node| {
+        let ready = condition(node).await?;
+        ensure!(ready.status && ready.message.is_empty(), "{ready:?}");
+        nft("add table ip filter")?;
+        nft("add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }")?;
+        // At its start, a daemon looks.
+        node.restart().await?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let told = loop {
+            let told = condition(node).await?;
+            if !told.message.is_empty() {
+                break told;
+            }
+            ensure!(Instant::now() < deadline, "nothing is told");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        ensure!(
+            told.status && told.reason == "ForwardingBlocked",
+            "{told:?}"
+        );
+        for word in ["ip filter FORWARD", "policy drop", "oifname berth0 accept"] {
+            ensure!(told.message.contains(word), "{told:?}");
+        }
+        ensure!(fs::read_to_string(&node.daemon.log)?.contains("policy drop"));
+        nft("delete table ip filter")
+    })
+}
+
+#[test]
+fn annotations_for_bandwidth_limit_a_pod_of_the_built_in_network() -> Result<()> {
+    Node::test(async |node| {
+        let pod = node.pod("slow").with(|config| {
+            config.annotations = [
+                (
+                    "kubernetes.io/ingress-bandwidth".to_owned(),
+                    "10M".to_owned(),
+                ),
+                (
+                    "kubernetes.io/egress-bandwidth".to_owned(),
+                    "20M".to_owned(),
+                ),
+            ]
+            .into();
+        });
+        let pod = node.run(pod).await?;
+        let netns = node.daemon.state.join("netns").join(&pod.id);
+        let net = format!("--net={}", netns.display());
+        for (program, arguments, rate) in [
+            ("tc", vec!["qdisc", "show"], "rate 10Mbit"),
+            (
+                "nsenter",
+                vec![net.as_str(), "tc", "qdisc", "show"],
+                "rate 20Mbit",
+            ),
+        ] {
+            let output = Command::new(program).args(arguments).output()?;
+            let queues = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(queues.contains("tbf") && queues.contains(rate), "{queues}");
+        }
         Ok(())
     })
 }

@@ -141,6 +141,14 @@ impl Network {
         }
     }
 
+    /// What is wrong with the network beside it, though pods can be attached, and what to do about it.
+    pub fn warning(&self) -> Option<String> {
+        match self.backend() {
+            "builtin" => self.builtin.muted(),
+            _ => None,
+        }
+    }
+
     /// "cni" or "builtin": what takes the next pod.
     pub fn backend(&self) -> &'static str {
         match self.builtin_on && !self.cni.is_configured() {
@@ -217,6 +225,10 @@ impl Network {
             let kept = match kept {
                 Ok(_) if self.backend() == "builtin" => self.builtin.fill_pool().await,
                 kept => kept.map(drop),
+            };
+            let kept = match self.backend() {
+                "builtin" => kept.and(self.builtin.look_at_firewall().await),
+                _ => kept,
             };
             if let Err(error) = kept {
                 tracing::warn!(%error, "putting the built-in network in order; tried again");

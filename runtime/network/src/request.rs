@@ -4,6 +4,13 @@ use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
+/// A token bucket has room for what passes in this part of a second: a limit with a larger one limits nothing for its first seconds.
+const BURSTS_A_SECOND: u64 = 10;
+/// Smaller buckets than some packets of the largest size stop all traffic. Bits.
+const MIN_BURST_BITS: u64 = 64 * 1024 * 8;
+/// CNI's bandwidth plugin takes no more (32 bits of bytes, less one).
+const MAX_BURST_BITS: u64 = (u32::MAX as u64 - 1) * 8;
+
 /// A pod that is to be attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
@@ -48,6 +55,13 @@ pub struct Bandwidth {
     pub ingress_bits: Option<u64>,
     /// bits/s from the pod
     pub egress_bits: Option<u64>,
+}
+
+impl Bandwidth {
+    /// The token bucket of a limit. Bits.
+    pub fn burst_bits(rate: u64) -> u64 {
+        (rate / BURSTS_A_SECOND).clamp(MIN_BURST_BITS, MAX_BURST_BITS)
+    }
 }
 
 /// The pod's resolver, as its `dns_config` has it.

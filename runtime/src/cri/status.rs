@@ -25,7 +25,11 @@ pub fn version(_: VersionRequest) -> VersionResponse {
 pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse {
     let node = &service.registry.node;
     let network = match node.network.ready().await {
-        Ok(()) => condition("NetworkReady", true, String::new(), String::new()),
+        // Ready all the same: a node that isn't would take no pods at all.
+        Ok(()) => match node.network.warning() {
+            Some(why) => condition("NetworkReady", true, "ForwardingBlocked".into(), why),
+            None => condition("NetworkReady", true, String::new(), String::new()),
+        },
         Err(e) => condition(
             "NetworkReady",
             false,

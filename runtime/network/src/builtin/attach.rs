@@ -19,7 +19,7 @@ use berth_state::Object;
 use nix::libc;
 
 use crate::{
-    Attachment, Error, INTERFACE, PortMapping, Timing,
+    AttachRequest, Attachment, Error, INTERFACE, Timing,
     builtin::{
         Inner,
         bridge::Bridge,
@@ -45,9 +45,9 @@ enum Namespace {
 impl Inner {
     pub fn attach(
         self: &Arc<Self>,
-        pod_id: &str,
-        mappings: &[PortMapping],
+        request: &AttachRequest,
     ) -> Result<(Attachment, Timing), Error> {
+        let (pod_id, mappings) = (request.pod_id.as_str(), &request.port_mappings);
         self.take_over()?;
         // Of the same pod's last time: its link's name is taken until then.
         self.wait_until_left(Some(pod_id));
@@ -69,7 +69,7 @@ impl Inner {
         host_port::check_listeners(&forwards)?;
         self.host_ports.reserve(pod_id, &forwards)?;
         let attaching = self.pool.attaching();
-        let built = self.build(&home, &mut host, pod_id, &forwards);
+        let built = self.build(&home, &mut host, request, &forwards);
         drop(attaching);
         self.fill_pool();
         built.inspect_err(|error| {
@@ -83,10 +83,11 @@ impl Inner {
         &self,
         home: &Home,
         host: &mut Socket,
-        pod_id: &str,
+        request: &AttachRequest,
         forwards: &[Forward],
     ) -> Result<(Attachment, Timing), Error> {
         let start = Instant::now();
+        let pod_id = request.pod_id.as_str();
         let path = self.config.netns_dir.join(pod_id);
         let bridge = self.ensure_bridge(host)?;
         self.intend(pod_id, &Object::Netns(path.clone()))?;
@@ -127,6 +128,9 @@ impl Inner {
             .change(changes)
             .map_err(at("give address and route to"))?;
         berth_failpoint::site!("network.link.addressed").map_err(at("finish"))?;
+        if let Some(bandwidth) = &request.bandwidth {
+            self.shape(host, &host_link, &mut inside.socket, eth0, bandwidth)?;
+        }
         self.open_ports(host, pod_id, &host_link, &addresses)?;
 
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
@@ -442,9 +446,6 @@ impl Inner {
         let mut host = None;
         let mut first_error = None;
         for object in self.network_objects(pod_id)?.into_iter().rev() {
-            if let Object::Link(name) = &object {
-                self.forget_links([name.as_str()])?;
-            }
             // One that can't be removed does not keep the others; it stays in the ledger.
             if let Err(error) = self
                 .remove(&mut host, pod_id, &object)
@@ -468,26 +469,9 @@ impl Inner {
             Object::Netns(path) => netns::unpin(path),
             Object::Lease(address) => self.leases.free(*address, pod_id),
             Object::Link(name) => {
-                let at = |what| {
-                    move |source| Error::Netlink {
-                        what,
-                        link: name.clone(),
-                        source,
-                    }
-                };
-                let host = match host {
-                    Some(host) => host,
-                    None => host.insert(Socket::open().map_err(at("open a netlink socket for"))?),
-                };
-                match Link::find(host, name).map_err(at("look for link"))? {
-                    // The daemon died between writing the name down and finding that somebody else had it.
-                    Some(link) if link.mac != host_mac(pod_id) => {
-                        tracing::warn!(link = name, pod_id, "leaving a link that is not this pod's")
-                    }
-                    Some(link) => Link::delete(host, link.index).map_err(at("remove link"))?,
-                    None => {}
-                }
-                Ok(())
+                self.forget_links([name.as_str()])?;
+                // Else the daemon died between writing the name down and finding that somebody else had it.
+                self.remove_link(host, name, |link| link.mac == host_mac(pod_id))
             }
             _ => Ok(()),
         }

@@ -245,23 +245,15 @@ impl Inner {
     ) -> Result<(), Error> {
         match object {
             Object::Link(name) => {
-                let at = |what| {
-                    move |source| Error::Netlink {
-                        what,
+                // The bridge of another configuration is none that a pod left.
+                self.remove_link(host, name, |link| link.kind == "veth")?;
+                berth_failpoint::site!("network.link.removed").map_err(|source| {
+                    Error::Netlink {
+                        what: "remove link",
                         link: name.clone(),
                         source,
                     }
-                };
-                let host = match host {
-                    Some(host) => host,
-                    None => host.insert(Socket::open().map_err(at("open a netlink socket for"))?),
-                };
-                if let Some(link) = Link::find(host, name).map_err(at("look for link"))?
-                    && link.kind == "veth"
-                {
-                    Link::delete(host, link.index).map_err(at("remove link"))?;
-                }
-                berth_failpoint::site!("network.link.removed").map_err(at("remove link"))?;
+                })?;
             }
             Object::Lease(address) => {
                 self.leases.free(*address, pod_id)?;
@@ -274,6 +266,36 @@ impl Inner {
             _ => return Ok(()),
         }
         self.strike(LEDGER_OWNER, object)
+    }
+
+    /// Removes the link of this name where it is ours; one that is gone is no error. `host` is opened with the first.
+    pub(super) fn remove_link(
+        &self,
+        host: &mut Option<Socket>,
+        name: &str,
+        is_ours: impl Fn(&Link) -> bool,
+    ) -> Result<(), Error> {
+        let at = |what| {
+            move |source| Error::Netlink {
+                what,
+                link: name.to_owned(),
+                source,
+            }
+        };
+        let host = match host {
+            Some(host) => host,
+            None => host.insert(Socket::open().map_err(at("open a netlink socket for"))?),
+        };
+        match Link::find(host, name).map_err(at("look for link"))? {
+            Some(link) if is_ours(&link) => {
+                Link::delete(host, link.index).map_err(at("remove link"))
+            }
+            Some(_) => {
+                tracing::warn!(link = name, "leaving a link that is not ours");
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits until the pod has left; `None`: until all have.

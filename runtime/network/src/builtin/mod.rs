@@ -3,6 +3,7 @@
 mod attach;
 mod bridge;
 mod conntrack;
+mod firewall;
 mod forwarding;
 mod host_port;
 mod lease;
@@ -10,6 +11,7 @@ mod leaving;
 mod nfnetlink;
 mod nftables;
 mod pool;
+mod shaping;
 mod spoofing;
 mod table;
 
@@ -96,6 +98,7 @@ pub(crate) struct Inner {
     /// The pods' ports of the bridge.
     ports: spoofing::Ports,
     leaving: leaving::Leaving,
+    muted: firewall::Muted,
     pool: pool::Pool,
     /// Held while the rules are changed, so that what is added or removed is not undone by a table made anew at the same time.
     table_turn: Mutex<()>,
@@ -197,8 +200,8 @@ impl Builtin {
     /// Ledgered under `pod_id`. A pod that is attached already gets what it has; one that is half attached (the daemon died) is done anew.
     pub async fn attach(&self, request: &AttachRequest) -> Result<(Attachment, Timing), Error> {
         check_pod_id(&request.pod_id)?;
-        let (pod, mappings) = (request.pod_id.clone(), request.port_mappings.clone());
-        self.run(&request.pod_id, move |inner| inner.attach(&pod, &mappings))
+        let asked = request.clone();
+        self.run(&request.pod_id, move |inner| inner.attach(&asked))
             .await
     }
 
@@ -234,6 +237,17 @@ impl Builtin {
     /// firewalls flush what is not theirs (SEC-NET-07). Tells whether anything was amiss.
     pub async fn reconcile(&self) -> Result<bool, Error> {
         self.run(LEDGER_OWNER, |inner| inner.reconcile()).await
+    }
+
+    /// Looks whether other programs' rules keep the pods from the world: to be called when the daemon starts, and now and then.
+    pub async fn look_at_firewall(&self) -> Result<(), Error> {
+        self.run(LEDGER_OWNER, |inner| inner.look_at_firewall())
+            .await
+    }
+
+    /// What [`Builtin::look_at_firewall`] found, and what to do about it.
+    pub fn muted(&self) -> Option<String> {
+        self.inner().muted.get()
     }
 
     /// Begins to fill the pool, where the configuration has one; attaches do so, too. After [`Builtin::remove_bridge_if_unused`] it stays empty.
@@ -373,6 +387,7 @@ impl Inner {
             host_ports: host_port::HostPorts::default(),
             ports: spoofing::Ports::default(),
             leaving: leaving::Leaving::default(),
+            muted: firewall::Muted::default(),
             pool: pool::Pool::default(),
             table_turn: Mutex::default(),
         };

@@ -84,6 +84,12 @@ impl<'a> Parsed<'a> {
         self.bytes(kind).map(Parsed::new).unwrap_or_default()
     }
 
+    /// A name, without its NUL.
+    pub fn text(&self, kind: u16) -> Option<&'a str> {
+        let bytes = self.bytes(kind)?;
+        std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
+    }
+
     pub fn number16(&self, kind: u16) -> Option<u16> {
         Some(u16::from_be_bytes(self.bytes(kind)?.try_into().ok()?))
     }

@@ -3,7 +3,7 @@
 use netlink_packet_core::NLM_F_CREATE;
 use nix::libc;
 
-use super::nfnetlink::{Attributes, Message, NFNL_SUBSYS_NFTABLES};
+use super::nfnetlink::{self, Attributes, Message, NFNL_SUBSYS_NFTABLES, Parsed};
 
 /// One table for both families: NAT in it came with Linux 5.2.
 pub const NFPROTO_INET: u8 = 1;
@@ -328,9 +328,8 @@ pub fn list_elements(table: &str, set: &str) -> Message {
 
 /// The elements in an answer to [`list_elements`].
 pub fn elements(attributes: &[u8]) -> Vec<Element> {
-    use super::nfnetlink::{Parsed, list};
     let all = Parsed::new(attributes);
-    list(all.bytes(NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default())
+    nfnetlink::list(all.bytes(NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default())
         .map(|(_, element)| {
             let element = Parsed::new(element);
             let value = |kind| {
@@ -355,9 +354,68 @@ pub fn list_rules(table: &str) -> Message {
 
 /// Whether an answer to [`list_rules`] is of this table: kernels before 4.7 list those of all.
 pub fn is_rule_of(table: &str, attributes: &[u8]) -> bool {
-    super::nfnetlink::Parsed::new(attributes)
-        .bytes(NFTA_RULE_TABLE)
-        .is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()))
+    Parsed::new(attributes).text(NFTA_RULE_TABLE) == Some(table)
+}
+
+/// Only those of one chain (Linux 4.7; before, all are listed).
+pub fn list_rules_of(table: &str, chain: &str) -> Message {
+    let mut message = list_rules(table);
+    message.attributes = message.attributes.name(NFTA_RULE_CHAIN, chain);
+    message
+}
+
+pub fn is_rule_of_chain(table: &str, chain: &str, attributes: &[u8]) -> bool {
+    is_rule_of(table, attributes) && Parsed::new(attributes).text(NFTA_RULE_CHAIN) == Some(chain)
+}
+
+/// The expressions of a rule, by their names.
+pub fn expressions(rule: &[u8]) -> impl Iterator<Item = (&str, Parsed<'_>)> {
+    let all = Parsed::new(rule).bytes(NFTA_RULE_EXPRESSIONS);
+    nfnetlink::list(all.unwrap_or_default()).filter_map(|(_, expression)| {
+        let expression = Parsed::new(expression);
+        Some((
+            expression.text(NFTA_EXPR_NAME)?,
+            expression.nested(NFTA_EXPR_DATA),
+        ))
+    })
+}
+
+/// What a `cmp` compares with.
+pub fn compared<'a>(cmp: &Parsed<'a>) -> &'a [u8] {
+    const DATA: u16 = 3;
+    cmp.nested(DATA).bytes(NFTA_DATA_VALUE).unwrap_or_default()
+}
+
+/// Whether an `immediate` is the verdict that drops.
+pub fn is_drop(immediate: &Parsed<'_>) -> bool {
+    const DATA: u16 = 2;
+    let verdict = immediate.nested(DATA).nested(NFTA_DATA_VERDICT);
+    verdict.bytes(NFTA_VERDICT_CODE) == Some(&[0; 4])
+}
+
+/// A chain at a hook.
+#[derive(Debug)]
+pub struct BaseChain {
+    pub table: String,
+    pub name: String,
+    pub hook: u32,
+    pub policy: u32,
+}
+
+pub fn list_chains() -> Message {
+    message("list chains", libc::NFT_MSG_GETCHAIN, 0, Attributes::new())
+}
+
+/// An answer to [`list_chains`], where it is a base chain.
+pub fn base_chain(attributes: &[u8]) -> Option<BaseChain> {
+    let chain = Parsed::new(attributes);
+    let number = |of: &Parsed<'_>, kind| Some(u32::from_be_bytes(of.bytes(kind)?.try_into().ok()?));
+    Some(BaseChain {
+        table: chain.text(NFTA_CHAIN_TABLE)?.to_owned(),
+        name: chain.text(NFTA_CHAIN_NAME)?.to_owned(),
+        hook: number(&chain.nested(NFTA_CHAIN_HOOK), NFTA_HOOK_HOOKNUM)?,
+        policy: number(&chain, NFTA_CHAIN_POLICY)?,
+    })
 }
 
 /// A rule: expressions that are evaluated one after the other until one does not match.

@@ -19,18 +19,12 @@ use super::{
     result,
     version::Version,
 };
+use crate::Bandwidth;
 
 /// Plugins that run at the same time for pods that somebody waits for. Most of their time they wait for the kernel's one lock (RTNL).
 const MAX_RUNNING: usize = 16;
 /// VERSION and STATUS answer from what they know, and who asks waits in the middle of something else.
 const QUICK_LIMIT: Duration = Duration::from_secs(5);
-/// A token bucket has room for what passes in this part of a second: a limit with a larger one limits nothing for its first seconds.
-const BURSTS_A_SECOND: u64 = 10;
-/// Smaller buckets than some packets of the largest size stop all traffic. Bits.
-const MIN_BURST_BITS: u64 = 64 * 1024 * 8;
-/// The bandwidth plugin takes no more (32 bits of bytes, less one).
-const MAX_BURST_BITS: u64 = (u32::MAX as u64 - 1) * 8;
-
 /// Runs plugins.
 #[derive(Debug)]
 pub struct Runner {
@@ -438,7 +432,7 @@ fn runtime_config(record: &Record, plugin: &Map<String, Value>) -> Map<String, V
                 ("egress", bandwidth.egress_bits),
             ] {
                 if let Some(rate) = rate {
-                    let burst = (rate / BURSTS_A_SECOND).clamp(MIN_BURST_BITS, MAX_BURST_BITS);
+                    let burst = Bandwidth::burst_bits(rate);
                     limits.insert(format!("{key}Rate"), json!(rate));
                     limits.insert(format!("{key}Burst"), json!(burst));
                 }
@@ -467,7 +461,7 @@ fn runtime_config(record: &Record, plugin: &Map<String, Value>) -> Map<String, V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AttachRequest, Bandwidth, Dns, PortMapping, Protocol};
+    use crate::{AttachRequest, Dns, PortMapping, Protocol};
 
     fn record() -> Record {
         Record {
