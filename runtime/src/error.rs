@@ -139,9 +139,7 @@ fn of_network(error: &berth_network::Error) -> Code {
         Network::Exhausted { .. } => Code::ResourceExhausted,
         Network::Cni(error) => match **error {
             Cni::Argument { .. } => Code::InvalidArgument,
-            Cni::PortTaken { .. } | Cni::None { .. } | Cni::Broken { .. } => {
-                Code::FailedPrecondition
-            }
+            Cni::None { .. } | Cni::Broken { .. } => Code::FailedPrecondition,
             _ => Code::Internal,
         },
         _ => Code::Internal,

@@ -14,7 +14,7 @@ use tonic::Code;
 
 const HOST_PORT: i32 = 18080;
 /// The host's address on a wire to the neighbour, and the neighbour's.
-const HOST: &str = "192.0.2.1";
+pub const HOST: &str = "192.0.2.1";
 const NEIGHBOUR: &str = "192.0.2.2";
 /// The built-in bridge's default address.
 const GATEWAY: &str = "10.88.0.1";
@@ -32,7 +32,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
 }
 
 /// Another machine: a network namespace on a wire, which is the host's way to the world.
-fn neighbour(dir: &Path) -> Result<()> {
+pub fn neighbour(dir: &Path) -> Result<()> {
     let (told, tid) = mpsc::channel();
     thread::spawn(move || {
         let made = unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid());
@@ -86,9 +86,13 @@ fn from_host(to: &str) -> Result<String> {
     run("busybox", &["sh", "-c", &script(to)])
 }
 
+/// Where the neighbour's network namespace is.
+pub fn neighbours_namespace(node: &Node) -> Result<String> {
+    Ok(fs::read_to_string(node.dir.join("neighbour"))?)
+}
+
 fn from_neighbour(node: &Node, to: &str) -> Result<String> {
-    let namespace = fs::read_to_string(node.dir.join("neighbour"))?;
-    let net = format!("--net={namespace}");
+    let net = format!("--net={}", neighbours_namespace(node)?);
     run("nsenter", &[&net, "busybox", "sh", "-c", &script(to)])
 }
 

@@ -89,12 +89,15 @@ impl Network {
         ledger: Ledger,
     ) -> Result<Self, Error> {
         let network = Self {
-            cni: Cni::open(cni, ledger.clone())?,
+            cni: Cni::open(cni, ledger.clone(), &config.netns_dir)?,
             builtin: Builtin::open(config, ledger)?,
             builtin_on,
         };
         if let Err(error) = network.builtin.begin_with_ranges(&network.cni.ranges()) {
             tracing::warn!(%error, "the node's ranges are not the built-in network's");
+        }
+        for (pod_id, mappings) in network.cni.ports() {
+            network.builtin.restore_ports(&pod_id, &mappings);
         }
         Ok(network)
     }
@@ -110,6 +113,7 @@ impl Network {
         let start = Instant::now();
         let netns = self.builtin.ensure_netns(&request.pod_id).await?;
         let made = Instant::now();
+        self.builtin.claim_ports(request).await?;
         let attachment = self.cni.attach(request, &netns).await?;
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
         let timing = Timing {
@@ -124,7 +128,11 @@ impl Network {
     pub async fn detach(&self, pod_id: &str) -> Result<(), Error> {
         check_pod_id(pod_id)?;
         match self.cni.detach(pod_id).await {
-            Detached::Done | Detached::Later => self.builtin.detach(pod_id).await,
+            Detached::Done => {
+                self.builtin.release_ports(pod_id);
+                self.builtin.detach(pod_id).await
+            }
+            Detached::Later => self.builtin.detach(pod_id).await,
             Detached::Not(error) => Err(error),
             Detached::NotWithNetns(error) => {
                 self.builtin.detach(pod_id).await?;

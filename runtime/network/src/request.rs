@@ -1,6 +1,6 @@
 //! What a caller asks of a pod's network: the same for the built-in bridge and for CNI.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,11 @@ pub struct AttachRequest {
     pub dns: Dns,
     /// Further names that a plugin may make known for the pod.
     pub aliases: Vec<String>,
+    /// The pod's cgroup, relative to the root of each hierarchy.
+    #[serde(default)]
+    pub cgroup_path: Option<PathBuf>,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A port of the host that leads to one of the pod.

@@ -32,6 +32,12 @@ pub fn request(pod: &Pod) -> Result<AttachRequest, Error> {
             searches: dns.searches,
             options: dns.options,
         },
+        cgroup_path: Some(pod.cgroup_parent()),
+        annotations: config
+            .annotations
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Looked at are only Berth's own places and names: what is mounted below the two directories, the files of the state directory, shims by
 //! their arguments and working directory, cgroups and links named by a pod or a container, snapshots and unfinished downloads. Each
-//! must be in the ledger, each entry of the ledger must be there, and whoever owns entries must have a record.
+//! must be in the ledger, each entry of the ledger must be there, and whoever owns entries must have a record. A CNI attachment whose DEL has failed, or
+//! whose pod is gone, is told as owed.
 //!
 //! A daemon at work is always between "written down" and "made" somewhere. So a difference counts only if it is still there when one looks
 //! again, several times over [`PAUSES_MS`]. Nothing is changed.
@@ -33,11 +34,13 @@ const PAUSES_MS: [u64; 5] = [50, 150, 400, 800, 1600];
 const LEAKED: &str = "leaked";
 /// The ledger has it, the kernel does not.
 const MISSING: &str = "missing";
+/// Both may have it, and it is to go: what others have to do for that has failed so far.
+const OWED: &str = "owed";
 
 /// One line of the audit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct Finding {
-    /// "leaked" (the kernel has it, the ledger does not) or "missing" (the reverse).
+    /// "leaked" (the kernel has it, the ledger does not), "missing" (the reverse) or "owed" (a CNI DEL that has not succeeded).
     pub difference: &'static str,
     pub kind: String,
     pub name: String,
@@ -158,6 +161,20 @@ fn look(places: &Places) -> io::Result<BTreeSet<Finding>> {
             });
         }
     }
+    for (object, owner) in &books.entries {
+        if let Object::Cni(path) = object
+            && let Some(why) = owed_del(path, books.pods.contains(owner))
+        {
+            findings.insert(Finding {
+                difference: OWED,
+                kind: object.kind().into(),
+                name: shown(object),
+                detail: format!(
+                    "DEL of {owner}: {why}; berthd runs it until it succeeds, and the pod's address stays taken until then"
+                ),
+            });
+        }
+    }
     for (address, pod) in &kernel.leases {
         let lease = Object::Lease(*address);
         match books.entries.get(&lease) {
@@ -225,6 +242,20 @@ fn outlived(books: &Books, object: &Object) -> bool {
             .and_then(|name| name.to_str())
             .is_some_and(|name| books.pods.contains(name)),
         _ => false,
+    }
+}
+
+/// Why the attachment of this record is still to be let go of; `None` where it is not to be, or where there is no record (any more).
+fn owed_del(record: &Path, has_pod: bool) -> Option<String> {
+    let read = match record::read::<serde_json::Value>(record) {
+        Ok(None) => return None,
+        Err(error) => return Some(error.to_string()),
+        Ok(Some(read)) => read,
+    };
+    match read.pointer("/owed/error").and_then(|why| why.as_str()) {
+        Some(why) => Some(why.to_owned()),
+        None if !has_pod => Some("it has not been run, and its pod is gone".to_owned()),
+        None => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ports of the host that lead to pods: who has which.
 //!
-//! A pod's ports stand in the files of its leases (see [`super::lease`]), so that a daemon that starts knows them before anybody asks.
+//! A pod's ports stand in the files of its leases (see [`super::lease`]), so that a daemon that starts knows them before anybody asks; those of a
+//! pod of a CNI network in its record. Plugins lead the latter, but no port is two pods', whoever leads it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -68,6 +69,8 @@ pub struct Target {
 struct Claim {
     forwards: Vec<Forward>,
     addresses: Vec<IpAddr>,
+    /// CNI plugins lead them: they are nobody else's until DEL has succeeded.
+    plugged: bool,
 }
 
 impl Claim {
@@ -104,6 +107,15 @@ impl HostPorts {
 
     /// The ports are the pod's, or another's: then its name is in the error. Of a pod that had some already, these are all from now on.
     pub fn reserve(&self, pod_id: &str, forwards: &[Forward]) -> Result<(), Error> {
+        self.claim(pod_id, forwards, false)
+    }
+
+    /// As [`HostPorts::reserve`], for a pod whose ports plugins lead.
+    pub fn reserve_plugged(&self, pod_id: &str, forwards: &[Forward]) -> Result<(), Error> {
+        self.claim(pod_id, forwards, true)
+    }
+
+    fn claim(&self, pod_id: &str, forwards: &[Forward], plugged: bool) -> Result<(), Error> {
         if forwards.is_empty() {
             return Ok(());
         }
@@ -130,6 +142,7 @@ impl HostPorts {
         let claim = Claim {
             forwards: forwards.to_vec(),
             addresses: Vec::new(),
+            plugged,
         };
         claims.insert(pod_id.to_owned(), claim);
         Ok(())
@@ -138,11 +151,11 @@ impl HostPorts {
     /// Where the pod's ports lead to, now that it has addresses.
     pub fn bind(&self, pod_id: &str, addresses: &[IpAddr]) -> Vec<Target> {
         match self.lock().get_mut(pod_id) {
-            Some(claim) => {
+            Some(claim) if !claim.plugged => {
                 claim.addresses = addresses.to_vec();
                 claim.targets().collect()
             }
-            None => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -158,8 +171,38 @@ impl HostPorts {
         }
     }
 
+    /// Those that plugins lead stay.
     pub fn release(&self, pod_id: &str) {
-        self.lock().remove(pod_id);
+        self.release_where(pod_id, false);
+    }
+
+    pub fn release_plugged(&self, pod_id: &str) {
+        self.release_where(pod_id, true);
+    }
+
+    fn release_where(&self, pod_id: &str, plugged: bool) {
+        let mut claims = self.lock();
+        if claims.get(pod_id).is_some_and(|c| c.plugged == plugged) {
+            claims.remove(pod_id);
+        }
+    }
+
+    /// What the daemon before this one, or these ranges', knew of pods whose ports plugins lead.
+    pub fn restore_plugged(&self, pod_id: &str, forwards: Vec<Forward>) {
+        let claim = Claim {
+            forwards,
+            addresses: Vec::new(),
+            plugged: true,
+        };
+        self.lock().insert(pod_id.to_owned(), claim);
+    }
+
+    pub fn plugged(&self) -> Vec<(String, Vec<Forward>)> {
+        self.lock()
+            .iter()
+            .filter(|(_, claim)| claim.plugged)
+            .map(|(pod, claim)| (pod.clone(), claim.forwards.clone()))
+            .collect()
     }
 
     /// All that lead somewhere, with their pods.
@@ -217,6 +260,25 @@ pub fn forwards(mappings: &[PortMapping], ipv6: bool) -> Result<Vec<Forward>, Er
         }
     }
     Ok(forwards)
+}
+
+/// The ports that a pod of a CNI network takes; what of them can work, its plugins know.
+pub fn plugged_forwards(mappings: &[PortMapping]) -> Vec<Forward> {
+    let unspecified = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let mut forwards: Vec<Forward> = Vec::new();
+    for mapping in mappings {
+        for ip in mapping.host_ip.map_or(unspecified.to_vec(), |ip| vec![ip]) {
+            let forward = Forward {
+                protocol: mapping.protocol,
+                host: SocketAddr::new(ip, mapping.host_port),
+                container_port: mapping.container_port,
+            };
+            if !forwards.contains(&forward) {
+                forwards.push(forward);
+            }
+        }
+    }
+    forwards
 }
 
 /// Refuses ports that a process of the host listens on: the rules would take them from it (a pod with host port 22 would cut off sshd). A
@@ -362,6 +424,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ports_that_plugins_lead_are_nobody_else_s_and_no_rule_of_ours() {
+        let ports = HostPorts::default();
+        let port = mapping(Protocol::Tcp, None, 80);
+        let loopback = mapping(Protocol::Tcp, Some("::1"), 80);
+        let ours = forwards(std::slice::from_ref(&port), true).unwrap();
+        let theirs = plugged_forwards(&[port.clone(), port]);
+        assert_eq!(theirs.len(), 2);
+        ports.reserve_plugged("plugged", &theirs).unwrap();
+        ports.bind("plugged", &["10.0.0.1".parse().unwrap()]);
+        assert!(ports.all().is_empty());
+        for _ in 0..2 {
+            let error = ports.reserve("builtin", &ours).unwrap_err().to_string();
+            assert!(error.contains("plugged"), "{error}");
+            let loopback = plugged_forwards(std::slice::from_ref(&loopback));
+            assert!(ports.reserve_plugged("another", &loopback).is_err());
+            // The end of its namespace is not that of its rules.
+            ports.release("plugged");
+        }
+        let restored = HostPorts::default();
+        for (pod, forwards) in ports.plugged() {
+            restored.restore_plugged(&pod, forwards);
+        }
+        assert!(restored.reserve("builtin", &ours).is_err());
+        ports.release_plugged("plugged");
+        ports.reserve("builtin", &ours).unwrap();
+        ports.release_plugged("builtin");
+        assert!(ports.reserve_plugged("plugged", &theirs).is_err());
+        assert!(ports.plugged().is_empty());
     }
 
     #[test]

@@ -25,8 +25,8 @@ use berth_state::{Ledger, Object};
 use ipnet::IpNet;
 
 use crate::{
-    AttachRequest, Attachment, Error, InterfaceStatistics, LEDGER_OWNER, Timing, check_pod_id,
-    statistics, worker,
+    AttachRequest, Attachment, Error, InterfaceStatistics, LEDGER_OWNER, PortMapping, Timing,
+    check_pod_id, statistics, worker,
 };
 
 /// IFNAMSIZ without its NUL.
@@ -186,6 +186,9 @@ impl Builtin {
             });
         }
         old.close_pool()?;
+        for (pod_id, forwards) in old.host_ports.plugged() {
+            new.host_ports.restore_plugged(&pod_id, forwards);
+        }
         tracing::info!(ranges = ?new.subnets, "the pods' ranges changed");
         let mut inner = self
             .shared
@@ -212,6 +215,35 @@ impl Builtin {
         let pod = pod_id.to_owned();
         self.run(pod_id, move |inner| inner.ensure_bare_netns(&pod))
             .await
+    }
+
+    /// Takes the host ports for a pod whose plugins will lead them: they are no other pod's of either network until [`Builtin::release_ports`].
+    pub(crate) async fn claim_ports(&self, request: &AttachRequest) -> Result<(), Error> {
+        let forwards = host_port::plugged_forwards(&request.port_mappings);
+        if forwards.is_empty() {
+            return Ok(());
+        }
+        let pod = request.pod_id.clone();
+        self.run(&request.pod_id, move |inner| {
+            // Plugins' rules come before who listens, as ours do. There it is said, not refused: what the plugin does is not ours to know.
+            if let Err(error) = host_port::check_listeners(&forwards) {
+                tracing::warn!(pod_id = pod, %error, "the plugin may take it from the one who listens");
+            }
+            inner.host_ports.reserve_plugged(&pod, &forwards)
+        })
+        .await
+    }
+
+    pub(crate) fn release_ports(&self, pod_id: &str) {
+        self.inner().host_ports.release_plugged(pod_id);
+    }
+
+    /// For a daemon that starts: what plugins lead to the pods of the last run.
+    pub(crate) fn restore_ports(&self, pod_id: &str, mappings: &[PortMapping]) {
+        let forwards = host_port::plugged_forwards(mappings);
+        if !forwards.is_empty() {
+            self.inner().host_ports.restore_plugged(pod_id, forwards);
+        }
     }
 
     /// Releases the address, removes link and namespace. Idempotent; works from the ledger alone.

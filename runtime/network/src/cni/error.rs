@@ -1,7 +1,6 @@
 use std::{fmt, io, path::PathBuf, time::Duration};
 
 use super::version::{Version, listed};
-use crate::PortMapping;
 
 /// What went wrong between us and a CNI plugin or its configuration. Nothing of a configuration but names is ever in a message: it may
 /// hold secrets.
@@ -53,8 +52,6 @@ pub enum CniError {
         what: &'static str,
         value: String,
     },
-    #[error("host port {mapping} is taken by pod {by}")]
-    PortTaken { mapping: PortMapping, by: String },
     #[error("make a CNI configuration of the template {template}: {why}")]
     Template { template: PathBuf, why: String },
     #[error("CNI record of pod {pod_id}: {source}")]

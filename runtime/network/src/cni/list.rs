@@ -369,6 +369,7 @@ fn base(conf: &Conf, plugin: &Map<String, Value>, version: Version) -> Map<Strin
         "cniVersions",
         "disableCheck",
         "disableGC",
+        "loadOnlyInlinedPlugins",
     ] {
         told.remove(key);
     }
@@ -455,6 +456,16 @@ fn runtime_config(record: &Record, plugin: &Map<String, Value>) -> Map<String, V
     );
     let aliases = &request.aliases;
     give("aliases", (!aliases.is_empty()).then(|| json!(aliases)));
+    give(
+        "cgroupPath",
+        request.cgroup_path.as_ref().map(|path| json!(path)),
+    );
+    // No convention of CNI's own, but what plugins that know Kubernetes are told by other runtimes, too.
+    let annotations = &request.annotations;
+    give(
+        "io.kubernetes.cri.pod-annotations",
+        (!annotations.is_empty()).then(|| json!(annotations)),
+    );
     all
 }
 
@@ -485,10 +496,13 @@ mod tests {
                     ..Dns::default()
                 },
                 aliases: vec!["web-0".into()],
+                cgroup_path: Some("/kubepods/pod1-2".into()),
+                annotations: [("example.org/color".to_owned(), "blue".to_owned())].into(),
             },
             netns: "/run/netns/a".into(),
             ranges: vec!["10.7.0.0/24".parse().unwrap()],
             networks: vec![],
+            owed: None,
         }
     }
 
@@ -521,7 +535,8 @@ mod tests {
             json!({"type": "p", "mtu": 9, "name": "net", "cniVersion": "1.0.0"})
         );
         let all = told(
-            json!({"type": "p", "capabilities": {"portMappings": true, "bandwidth": true, "ipRanges": true, "dns": true, "aliases": true}}),
+            json!({"type": "p", "capabilities": {"portMappings": true, "bandwidth": true, "ipRanges": true, "dns": true, "aliases": true,
+                "cgroupPath": true, "io.kubernetes.cri.pod-annotations": true}}),
             Some(json!({"cniVersion": "1.0.0"})),
         );
         assert_eq!(
@@ -534,6 +549,8 @@ mod tests {
                     "ipRanges": [[{"subnet": "10.7.0.0/24"}]],
                     "dns": {"servers": ["10.0.0.10"], "searches": [], "options": []},
                     "aliases": ["web-0"],
+                    "cgroupPath": "/kubepods/pod1-2",
+                    "io.kubernetes.cri.pod-annotations": {"example.org/color": "blue"},
                 }
             })
         );

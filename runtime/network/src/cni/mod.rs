@@ -17,7 +17,11 @@
 //! Operations on one pod take turns: the specification forbids two at a time on one container. Those on different pods don't wait for each other, but
 //! for the bound on running plugins.
 
+mod attach;
+mod books;
 mod conf;
+mod detach;
+mod directory;
 mod error;
 mod list;
 mod process;
@@ -42,11 +46,11 @@ use berth_state::{
 use ipnet::IpNet;
 use tokio::sync::Notify;
 
-use conf::{Directory, Loaded, has_capability};
+use directory::{Directory, Loaded};
 use list::Runner;
 use record::{Joined, Record};
 
-use crate::{AttachRequest, Attachment, Error, PortMapping, netns, worker::Workers};
+use crate::{AttachRequest, Attachment, Error, PortMapping, worker::Workers};
 
 pub use error::{CniError, Failure, Phase};
 
@@ -159,7 +163,7 @@ impl Entry {
 
 impl Cni {
     /// Reads the records of the daemons before. Runs nothing.
-    pub fn open(config: CniConfig, ledger: Ledger) -> Result<Self, Error> {
+    pub fn open(config: CniConfig, ledger: Ledger, netns_dir: &Path) -> Result<Self, Error> {
         let dir = &config.record_dir;
         berth_state::dir::ensure_private(dir).map_err(|source| Error::Dir {
             path: dir.clone(),
@@ -187,10 +191,20 @@ impl Cni {
                 continue;
             }
             let loaded = directory.load();
-            if let Some(record) = guessed(&pod_id, &loaded) {
-                record.write(dir).map_err(failed)?;
-                table.insert(pod_id, Entry::of(&record));
-            }
+            let netns = netns_dir.join(&pod_id);
+            let Some(record) = guessed(&pod_id, netns, &loaded) else {
+                tracing::error!(
+                    pod_id,
+                    "a CNI attachment whose record is damaged can't be let go of, since there is no configuration that says how: an address may stay taken"
+                );
+                continue;
+            };
+            tracing::error!(
+                pod_id,
+                "the record of a CNI attachment is damaged: it will be let go of with the configuration of now"
+            );
+            record.write(dir).map_err(failed)?;
+            table.insert(pod_id, Entry::of(&record));
         }
         // A reboot has taken the ledger.
         for pod_id in table.keys() {
@@ -380,6 +394,15 @@ impl Cni {
         }
     }
 
+    /// The host ports of all pods that have a record.
+    pub fn ports(&self) -> Vec<(String, Vec<PortMapping>)> {
+        let table = self.inner.lock();
+        let ports = table
+            .iter()
+            .map(|(id, entry)| (id.clone(), entry.ports.clone()));
+        ports.collect()
+    }
+
     /// Pods that are attached and that nobody has begun to let go of.
     pub fn attached(&self) -> Vec<String> {
         let table = self.inner.lock();
@@ -408,7 +431,7 @@ impl From<CniError> for Error {
 }
 
 /// What is known of a pod whose record is damaged: its id, and what it would join now.
-fn guessed(pod_id: &str, loaded: &Loaded) -> Option<Record> {
+fn guessed(pod_id: &str, netns: PathBuf, loaded: &Loaded) -> Option<Record> {
     if loaded.networks.is_empty() {
         return None;
     }
@@ -423,9 +446,10 @@ fn guessed(pod_id: &str, loaded: &Loaded) -> Option<Record> {
             pod_id: pod_id.to_owned(),
             ..AttachRequest::default()
         },
-        netns: PathBuf::new(),
+        netns,
         ranges: vec![],
         networks: networks.collect(),
+        owed: None,
     })
 }
 
@@ -494,273 +518,4 @@ impl Inner {
         }
         Ok(())
     }
-
-    async fn attach(
-        self: &Arc<Self>,
-        request: &AttachRequest,
-        netns: &Path,
-        loaded: &Loaded,
-    ) -> Result<Attachment, Error> {
-        let mut plans = Vec::with_capacity(loaded.networks.len());
-        let mut networks = Vec::with_capacity(loaded.networks.len());
-        for (n, conf) in loaded.networks.iter().enumerate() {
-            let plan = self.runner.plan(conf).await?;
-            networks.push(Joined {
-                conf: conf.as_ref().clone(),
-                version: plan.version,
-                interface: format!("eth{n}"),
-                result: None,
-            });
-            plans.push(plan);
-        }
-        let mut record = Record {
-            request: request.clone(),
-            netns: netns.to_owned(),
-            ranges: self.ranges(),
-            networks,
-        };
-        list::arguments(&record)?;
-        let takes_ports = |joined: &Joined| {
-            let mut plugins = joined.conf.plugins.iter();
-            plugins.any(|plugin| has_capability(plugin, "portMappings"))
-        };
-        if !request.port_mappings.is_empty() && !record.networks.iter().any(takes_ports) {
-            tracing::warn!(
-                pod_id = request.pod_id,
-                "the pod asks for host ports, and no plugin of the configuration has the capability portMappings: they lead nowhere"
-            );
-        }
-        self.claim(&record)?;
-        self.begin(&record).await?;
-        for (n, plan) in plans.iter().enumerate() {
-            let result = self.runner.add(&record, &record.networks[n], plan).await?;
-            record.networks[n].result = Some(result);
-            // Before it is looked at: DEL gets it, whatever is wrong with it or comes after it.
-            self.complete(&record).await?;
-        }
-        self.attachment(&record, netns)
-    }
-
-    /// Takes the host ports for the pod.
-    fn claim(&self, record: &Record) -> Result<(), CniError> {
-        let mut table = self.lock();
-        for wanted in &record.request.port_mappings {
-            for (pod_id, entry) in table.iter() {
-                if entry.ports.iter().any(|has| overlaps(has, wanted)) {
-                    return Err(CniError::PortTaken {
-                        mapping: wanted.clone(),
-                        by: pod_id.clone(),
-                    });
-                }
-            }
-        }
-        table.insert(record.request.pod_id.clone(), Entry::of(record));
-        Ok(())
-    }
-
-    /// What the results come to for the pod.
-    fn attachment(&self, record: &Record, netns: &Path) -> Result<Attachment, Error> {
-        let pod_id = &record.request.pod_id;
-        let refuse = |joined: &Joined, why: String| CniError::Result {
-            network: joined.conf.name.clone(),
-            plugin: joined
-                .conf
-                .plugins
-                .last()
-                .map(|p| conf::plugin_type(p).to_owned())
-                .unwrap_or_default(),
-            why,
-        };
-        let mut all: Vec<IpAddr> = Vec::new();
-        let mut host_link = None;
-        for (n, joined) in record.networks.iter().enumerate() {
-            let result = joined.result.as_ref().unwrap_or(&serde_json::Value::Null);
-            let outcome = result::outcome(result, joined.version, &joined.interface)
-                .map_err(|why| refuse(joined, why))?;
-            if n > 0 {
-                continue;
-            }
-            if outcome.ips.is_empty() {
-                let why = "it has no address for the pod".into();
-                return Err(refuse(joined, why).into());
-            }
-            let table = self.lock();
-            let twice = table.iter().find_map(|(other, entry)| {
-                if other == pod_id || entry.network != joined.conf.name {
-                    return None;
-                }
-                let ip = outcome.ips.iter().find(|ip| entry.ips.contains(ip))?;
-                Some(format!("{ip} is the address of pod {other} already"))
-            });
-            drop(table);
-            if let Some(why) = twice {
-                return Err(refuse(joined, why).into());
-            }
-            all = outcome.ips;
-            host_link = outcome.host_link;
-        }
-        if let Some(entry) = self.lock().get_mut(pod_id) {
-            entry.ips.clone_from(&all);
-            entry.attached = true;
-        }
-        Ok(Attachment {
-            netns: netns.to_owned(),
-            interface: record.networks[0].interface.clone(),
-            ips: all,
-            host_link: host_link.unwrap_or_default(),
-        })
-    }
-
-    /// DEL of all networks, last first, then the record goes.
-    async fn delete(self: &Arc<Self>, pod_id: &str) -> Result<(), Error> {
-        let deleted = self.try_delete(pod_id).await;
-        let mut table = self.lock();
-        match (&deleted, table.get_mut(pod_id)) {
-            (Ok(()), _) => drop(table.remove(pod_id)),
-            (Err(error), Some(entry)) => {
-                let (first, most) = BACKOFF;
-                let wait = first.saturating_mul(1 << entry.failures.min(16)).min(most);
-                entry.failures += 1;
-                entry.due = Some(Instant::now() + wait);
-                tracing::warn!(pod_id, %error, failures = entry.failures, again_in_s = wait.as_secs(), "CNI DEL");
-                self.failed.notify_one();
-            }
-            (Err(_), None) => {}
-        }
-        deleted
-    }
-
-    async fn try_delete(self: &Arc<Self>, pod_id: &str) -> Result<(), Error> {
-        let Some(record) = self.read(pod_id).await? else {
-            return self.strike(pod_id).await;
-        };
-        let orphaned = self.lock().get(pod_id).is_some_and(|e| e.orphaned);
-        if orphaned {
-            let id = pod_id.to_owned();
-            self.blocking(pod_id, move || {
-                stragglers::kill(&id);
-                Ok(())
-            })
-            .await?;
-            if let Some(entry) = self.lock().get_mut(pod_id) {
-                entry.orphaned = false;
-            }
-        }
-        if let Some(entry) = self.lock().get_mut(pod_id) {
-            // From here on they may be another pod's at any time.
-            entry.ips.clear();
-        }
-        let netns = Some(record.netns.as_path()).filter(|path| netns::is_pinned(path));
-        let mut first = Ok(());
-        for joined in record.networks.iter().rev() {
-            let limit = self.limit(pod_id)?;
-            let done = self.runner.del(&record, joined, netns, limit).await;
-            first = first.and(done);
-        }
-        first?;
-        let (dir, id) = (self.config.record_dir.clone(), pod_id.to_owned());
-        self.blocking(pod_id, move || {
-            let at = |source| failed_at(&dir, &id, source);
-            berth_failpoint::site!("network.cni.deleted").map_err(at)?;
-            Record::remove(&dir, &id)?;
-            berth_failpoint::site!("network.cni.forgotten").map_err(at)
-        })
-        .await?;
-        self.strike(pod_id).await
-    }
-
-    /// Of one execution of DEL.
-    fn limit(&self, pod_id: &str) -> Result<Duration, CniError> {
-        let limit = self.runner.limit();
-        let Some(until) = *self.recovery() else {
-            return Ok(limit);
-        };
-        match until.checked_duration_since(Instant::now()) {
-            Some(left) if !left.is_zero() => Ok(limit.min(left)),
-            _ => Err(CniError::Postponed {
-                pod_id: pod_id.to_owned(),
-                budget: RECOVERY_BUDGET,
-            }),
-        }
-    }
-
-    async fn read(self: &Arc<Self>, pod_id: &str) -> Result<Option<Record>, Error> {
-        let (dir, id) = (self.config.record_dir.clone(), pod_id.to_owned());
-        self.blocking(pod_id, move || Record::read(&dir, &id)).await
-    }
-
-    /// Writes down what is about to be asked of the plugins.
-    async fn begin(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
-        let (inner, record) = (self.clone(), record.clone());
-        let pod_id = record.request.pod_id.clone();
-        self.blocking(&pod_id.clone(), move || {
-            let dir = &inner.config.record_dir;
-            let at = |source| failed_at(dir, &pod_id, source);
-            let object = Object::Cni(record::path(dir, &pod_id));
-            inner.ledger.intend(&pod_id, &object).map_err(at)?;
-            berth_failpoint::site!("network.cni.intended").map_err(at)?;
-            record.write(dir)?;
-            berth_failpoint::site!("network.cni.recorded").map_err(at)
-        })
-        .await
-    }
-
-    /// Writes down what they answered.
-    async fn complete(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
-        let (inner, record) = (self.clone(), record.clone());
-        let pod_id = record.request.pod_id.clone();
-        self.blocking(&pod_id.clone(), move || {
-            let dir = &inner.config.record_dir;
-            let at = |source| failed_at(dir, &pod_id, source);
-            berth_failpoint::site!("network.cni.added").map_err(at)?;
-            record.write(dir)?;
-            berth_failpoint::site!("network.cni.attached").map_err(at)
-        })
-        .await
-    }
-
-    async fn strike(self: &Arc<Self>, pod_id: &str) -> Result<(), Error> {
-        let (inner, id) = (self.clone(), pod_id.to_owned());
-        self.blocking(pod_id, move || {
-            let dir = &inner.config.record_dir;
-            let object = Object::Cni(record::path(dir, &id));
-            inner
-                .ledger
-                .strike(&id, &object)
-                .map_err(|source| failed_at(dir, &id, source))
-        })
-        .await
-    }
-
-    /// Files are synced: not on a thread that answers others.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        pod_id: &str,
-        work: impl FnOnce() -> Result<T, RecordError> + Send + 'static,
-    ) -> Result<T, Error> {
-        let done = tokio::task::spawn_blocking(work).await;
-        let done = done.map_err(|e| Error::Worker {
-            pod_id: pod_id.to_owned(),
-            why: e.to_string(),
-        })?;
-        done.map_err(|source| {
-            let pod_id = pod_id.to_owned();
-            CniError::Record { pod_id, source }.into()
-        })
-    }
-}
-
-fn failed_at(dir: &Path, pod_id: &str, source: std::io::Error) -> RecordError {
-    RecordError::Io {
-        what: "write down",
-        path: record::path(dir, pod_id),
-        source,
-    }
-}
-
-/// Two mappings that can't both be had.
-fn overlaps(a: &PortMapping, b: &PortMapping) -> bool {
-    a.protocol == b.protocol
-        && a.host_port == b.host_port
-        && (a.host_ip == b.host_ip || a.host_ip.is_none() || b.host_ip.is_none())
 }

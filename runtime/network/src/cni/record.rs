@@ -20,6 +20,15 @@ pub struct Record {
     pub ranges: Vec<IpNet>,
     /// In the order of ADD.
     pub networks: Vec<Joined>,
+    /// DEL was tried and failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<Owed>,
+}
+
+/// Why DEL has not succeeded: what `berth audit` tells (it reads these names).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Owed {
+    pub error: String,
 }
 
 /// One network that the pod joins, or has joined.

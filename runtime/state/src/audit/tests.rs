@@ -126,8 +126,9 @@ impl Node {
             Object::Fifo(path) => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
             Object::Cni(path) => {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, "").unwrap()
+                write(path, &"attachment", Durability::PageCache).unwrap();
             }
+            Object::Sysctl(_) => {}
             Object::Snapshot(path) | Object::Dir(path) | Object::Ingest(path) => {
                 fs::create_dir_all(path).unwrap()
             }
@@ -151,6 +152,7 @@ impl Node {
                 fs::remove_file(self.state().join("leases").join(address.to_string())).unwrap()
             }
             Object::Link(name) => ip(&["link", "delete", name]),
+            Object::Sysctl(_) => {}
             Object::Fifo(path) | Object::Cni(path) => fs::remove_file(path).unwrap(),
             Object::Snapshot(path) | Object::Dir(path) | Object::Ingest(path) => {
                 fs::remove_dir_all(path).unwrap()
@@ -311,6 +313,43 @@ fn it_tells_owners_without_a_record_damaged_ledgers_strays_and_leases_of_another
     ];
     expected.sort();
     assert_eq!(node.differences(), expected);
+}
+
+#[test]
+fn a_cni_del_that_has_not_succeeded_is_told_as_owed() {
+    let node = Node::new();
+    let (pod, failing, gone, damaged) = (node.pod(), node.pod(), id(), node.pod());
+    let dir = node.root().join("cni");
+    fs::create_dir(&dir).unwrap();
+    let attach = |id: &String, owed: serde_json::Value| {
+        let path = dir.join(format!("{id}.json"));
+        let record = serde_json::json!({"request": {}, "owed": owed});
+        write(&path, &record, Durability::PageCache).unwrap();
+        node.ledger.intend(id, &Object::Cni(path)).unwrap();
+    };
+    attach(&pod, serde_json::Value::Null);
+    attach(&failing, serde_json::json!({"error": "the agent is away"}));
+    attach(&gone, serde_json::Value::Null);
+    attach(&damaged, serde_json::Value::Null);
+    fs::write(dir.join(format!("{damaged}.json")), "rubbish").unwrap();
+    let mut found: Vec<_> = node
+        .audit()
+        .into_iter()
+        .map(|f| (f.name, f.detail))
+        .collect();
+    let mut expected = [
+        (&failing, "the agent is away"),
+        (&gone, "its pod is gone"),
+        (&damaged, "damaged"),
+    ];
+    expected.sort();
+    found.sort();
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for ((name, detail), (id, why)) in found.iter().zip(expected) {
+        assert!(name.contains(id) && detail.contains(id), "{name}: {detail}");
+        assert!(detail.contains(why) && detail.contains("DEL"), "{detail}");
+    }
+    assert!(node.audit().iter().all(|f| f.difference == OWED));
 }
 
 #[test]
