@@ -325,7 +325,12 @@ fn status_gc_and_check_of_the_newest_specification_are_asked() -> Result<()> {
 /// Fifty at once: no error, no address twice, nothing left.
 #[test]
 fn pods_come_and_go_side_by_side() -> Result<()> {
-    Node::test_with(with_fake(), async |node| {
+    // Fifty shells on a machine under load are slow, and none of them hangs.
+    let setup = Setup {
+        network: "cni_timeout_ms = 20000\ncni_bin_dirs = [\"$DIR/plugins\"]\n".into(),
+        ..with_fake()
+    };
+    Node::test_with(setup, async |node| {
         let fake = Fake::of(node);
         let configs: Vec<PodSandboxConfig> =
             (0..50).map(|n| node.pod(&format!("pod-{n}"))).collect();
