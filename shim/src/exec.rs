@@ -68,7 +68,8 @@ impl Exec {
         self.state.borrow().clone()
     }
 
-    /// Runs it. A command that does not exist is the exec's own failure: it is then exited with 126, 127 or 128.
+    /// Runs it. What can't be run has ended, so that nobody waits for its end: a command that does not exist with 126, 127 or 128, as
+    /// shells have it, anything else with 128.
     pub async fn start(
         self: &Arc<Self>,
         pod: &Arc<Pod>,
@@ -86,6 +87,26 @@ impl Exec {
                 });
             }
         }
+        let begun = self.begin(pod, container).await;
+        if let Err(error) = &begun {
+            let code = match error {
+                Error::Engine(EngineError::Command { exit_code, .. }) => *exit_code,
+                _ => 128,
+            };
+            let exit = Exit {
+                code,
+                at: clock::now_ns(),
+            };
+            self.state.send_replace(State::Exited { pid: 0, exit });
+        }
+        begun
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        container: &Arc<Container>,
+    ) -> Result<i32, Error> {
         must_run(container)?;
         let [stdin, stdout, stderr] = self.fifos.clone();
         let (stdio, plumbing) = Plumbing::lay(Request {
@@ -103,19 +124,7 @@ impl Exec {
             stdio,
             tty: self.tty,
         };
-        let process = match blocking("exec", move || Ok(engine.exec(request)?)).await {
-            Ok(process) => process,
-            Err(error) => {
-                if let Error::Engine(EngineError::Command { exit_code, .. }) = &error {
-                    let exit = Exit {
-                        code: *exit_code,
-                        at: clock::now_ns(),
-                    };
-                    self.state.send_replace(State::Exited { pid: 0, exit });
-                }
-                return Err(error);
-            }
-        };
+        let process = blocking("exec", move || Ok(engine.exec(request)?)).await?;
         let exited = making.register(process.pid);
         let pid = process.pid;
         let io = match plumbing.open(process.console) {
