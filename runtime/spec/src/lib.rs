@@ -45,6 +45,7 @@ pub use cpuset::check_cpuset;
 pub use error::{Error, Kind, quoted};
 pub use host::Host;
 pub use mounts::volume_image;
+pub use security::check_sandbox_modules;
 pub use sysctl::sandbox_sysctls;
 
 /// The OCI version that the spec's fields are of.

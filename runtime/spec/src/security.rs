@@ -159,6 +159,25 @@ pub(crate) fn selinux(
     })
 }
 
+/// Whether the kernel has the security modules that a pod asks for. Its containers would be refused one by one later; a caller should
+/// hear it before anything is made.
+pub fn check_sandbox_modules(config: &cri::PodSandboxConfig, host: &Host) -> Result<(), Error> {
+    let Some(security) = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+    else {
+        return Ok(());
+    };
+    selinux(security.selinux_options.as_ref(), host, security.privileged)?;
+    let of_pod = cri::LinuxContainerSecurityContext {
+        apparmor: security.apparmor.clone(),
+        privileged: security.privileged,
+        ..Default::default()
+    };
+    apparmor(&of_pod, host, &mut Vec::new()).map(drop)
+}
+
 enum AppArmor<'a> {
     RuntimeDefault,
     Unconfined,
@@ -360,6 +379,51 @@ mod tests {
         let mut selinux_host = host();
         selinux_host.selinux = true;
         assert!(selinux(Some(&option("container_t", "s0")), &selinux_host, false).is_err());
+    }
+
+    // SEC-ENG-10
+    #[test]
+    fn a_pod_that_asks_for_what_the_kernel_has_not_is_refused() {
+        type Change = fn(&mut cri::LinuxSandboxSecurityContext);
+        fn profile(kind: ProfileType) -> cri::SecurityProfile {
+            cri::SecurityProfile {
+                profile_type: kind as i32,
+                localhost_ref: "mine".into(),
+            }
+        }
+        let table: [(Change, bool); 4] = [
+            (|_| {}, true),
+            (
+                |security| {
+                    security.selinux_options = Some(cri::SeLinuxOption {
+                        level: "s0:c1,c2".into(),
+                        ..Default::default()
+                    });
+                },
+                false,
+            ),
+            (
+                |security| security.apparmor = Some(profile(ProfileType::Localhost)),
+                false,
+            ),
+            (
+                |security| security.apparmor = Some(profile(ProfileType::RuntimeDefault)),
+                true,
+            ),
+        ];
+        for (row, (change, taken)) in table.into_iter().enumerate() {
+            let mut security = cri::LinuxSandboxSecurityContext::default();
+            change(&mut security);
+            let config = cri::PodSandboxConfig {
+                linux: Some(cri::LinuxPodSandboxConfig {
+                    security_context: Some(security),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let got = check_sandbox_modules(&config, &host());
+            assert_eq!(got.is_ok(), taken, "row {row}: {got:?}");
+        }
     }
 
     #[test]

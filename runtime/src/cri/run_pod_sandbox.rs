@@ -12,11 +12,13 @@ pub async fn run_pod_sandbox(
     let config = request
         .config
         .ok_or_else(|| Error::InvalidArgument("config is missing".into()))?;
-    berth_spec::check_sandbox(&config).map_err(|source| Error::Spec {
-        what: "pod sandbox".into(),
-        source,
-    })?;
     let node = &service.registry.node;
+    berth_spec::check_sandbox(&config)
+        .and_then(|()| berth_spec::check_sandbox_modules(&config, &node.host))
+        .map_err(|source| Error::Spec {
+            what: "pod sandbox".into(),
+            source,
+        })?;
     let handler = node.handler(&request.runtime_handler)?.to_owned();
     let pod_sandbox_id = service.registry.run(config, &handler).await?;
     Ok(RunPodSandboxResponse { pod_sandbox_id })
