@@ -20,5 +20,7 @@ mod runtime_binary;
 mod siblings;
 mod sockets;
 mod state_dirs;
+mod stream_leaks;
+mod stream_tokens;
 mod sysctls;
 mod user_overflow;

@@ -38,6 +38,7 @@ pub mod process;
 pub mod registry;
 pub mod remote;
 pub mod request;
+pub mod spdy;
 pub mod swap;
 pub mod tarball;
 

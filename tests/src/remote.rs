@@ -19,6 +19,8 @@ pub const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const CLOSE: u8 = 255;
 
+const RESIZE: u8 = 4;
+
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -68,6 +70,28 @@ impl Remote {
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let message = [&[STDIN], bytes].concat();
         Ok(self.0.send(Message::binary(message)).await?)
+    }
+
+    /// The size of the client's terminal, in characters.
+    pub async fn resize(&mut self, width: u16, height: u16) -> Result<()> {
+        let size = format!("{{\"Width\":{width},\"Height\":{height}}}");
+        let message = [&[RESIZE], size.as_bytes()].concat();
+        Ok(self.0.send(Message::binary(message)).await?)
+    }
+
+    /// The connection itself, for a client that goes without a word.
+    pub fn into_stream(self) -> TcpStream {
+        self.0.into_inner()
+    }
+
+    /// What can be sent while the rest is received: messages of a byte, the channel, and its data.
+    pub fn split(
+        self,
+    ) -> (
+        impl futures_util::Sink<Message, Error = tokio_tungstenite::tungstenite::Error> + Unpin,
+        impl futures_util::Stream<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin,
+    ) {
+        self.0.split()
     }
 
     /// Ends stdin, and nothing else.
