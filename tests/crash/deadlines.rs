@@ -105,3 +105,49 @@ fn what_is_never_asked_for_again_can_be_removed_rel_04() -> Result<()> {
         Ok(())
     })
 }
+
+/// Which of the two a server does is its own affair; that it does one of them in time is not.
+#[test]
+fn a_changed_request_after_one_that_timed_out_is_taken_or_told_and_holds_no_name_rel_04()
+-> Result<()> {
+    let sites = sites()?;
+    let slow: Vec<(&str, Action)> = sites
+        .keys()
+        .filter(|site| site.starts_with("pod.run."))
+        .map(|site| (site.as_str(), Action::Delay(150)))
+        .collect();
+    let setup = Setup {
+        failpoints: spec(slow),
+        ..Default::default()
+    };
+    Node::test_with(setup, async |node| {
+        for number in 0..3 {
+            let first = node.pod(&format!("changed-{number}"));
+            std::fs::create_dir_all(&first.log_directory)?;
+            let hasty = node.cri.within(Duration::from_millis(100));
+            ensure!(hasty.run_pod(&first).await.is_err(), "nothing was slow");
+            let mut changed = first.clone();
+            changed.annotations.insert("changed".into(), "yes".into());
+            let begin = Instant::now();
+            let answer = node.cri.run_pod(&changed).await;
+            ensure!(
+                begin.elapsed() < Duration::from_secs(20),
+                "{:?}",
+                begin.elapsed()
+            );
+            let made = node.cri.pods(None).await?;
+            ensure!(made.len() == 1, "{made:?}");
+            match answer {
+                Ok(id) => ensure!(made[0].id == id),
+                Err(status) => {
+                    ensure!(status.code() == tonic::Code::AlreadyExists, "{status:?}");
+                    // Its name is free when what has it is gone.
+                    node.remove_all().await?;
+                    node.cri.run_pod(&changed).await?;
+                }
+            }
+            node.remove_all().await?;
+        }
+        Ok(())
+    })
+}

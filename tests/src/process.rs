@@ -176,3 +176,11 @@ pub fn eventually(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// What a process holds in memory now, KiB.
+pub fn resident_kib(pid: i32) -> Result<u64> {
+    let process = Process::read(pid).with_context(|| format!("pid {pid} has ended"))?;
+    let status = process.status()?;
+    let line = status.get("VmRSS").context("no VmRSS")?;
+    Ok(line.trim_end_matches(" kB").trim().parse()?)
+}
