@@ -141,8 +141,19 @@ pub struct Handler {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nri {
-    #[serde(deserialize_with = "absolute")]
+    pub disable: bool,
+    /// Empty: none.
+    #[serde(deserialize_with = "absolute_or_empty")]
     pub socket: PathBuf,
+    #[serde(deserialize_with = "absolute")]
+    pub plugin_dir: PathBuf,
+    #[serde(deserialize_with = "absolute")]
+    pub plugin_config_dir: PathBuf,
+    #[serde(deserialize_with = "from_100_ms_to_1_h")]
+    pub registration_timeout_ms: usize,
+    #[serde(deserialize_with = "from_100_ms_to_1_h")]
+    pub request_timeout_ms: usize,
+    pub default_validator: berth_nri::Validator,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,7 +245,13 @@ impl Default for Runtime {
 impl Default for Nri {
     fn default() -> Self {
         Self {
-            socket: "/run/nri/nri.sock".into(),
+            disable: false,
+            socket: "/var/run/nri/nri.sock".into(),
+            plugin_dir: "/opt/nri/plugins".into(),
+            plugin_config_dir: "/etc/nri/conf.d".into(),
+            registration_timeout_ms: 5000,
+            request_timeout_ms: 2000,
+            default_validator: berth_nri::Validator::default(),
         }
     }
 }

@@ -36,6 +36,16 @@ pub enum Error {
         source: berth_network::Error,
     },
     #[error(transparent)]
+    Nri(#[from] berth_nri::Error),
+    /// What NRI plugins want of a container, and can't have.
+    #[error("NRI plugin {plugins} wants {what}: {why}")]
+    Adjustment {
+        plugins: String,
+        what: String,
+        why: String,
+        code: Code,
+    },
+    #[error(transparent)]
     Stream(#[from] berth_stream::Error),
     #[error(transparent)]
     Record(#[from] berth_state::record::RecordError),
@@ -108,6 +118,9 @@ impl Error {
                 Image::Internal => Code::Internal,
             },
             Self::Shim { code, .. } => *code,
+            Self::Nri(berth_nri::Error::Io { .. } | berth_nri::Error::Lost { .. }) => Code::Internal,
+            Self::Nri(_) => Code::FailedPrecondition,
+            Self::Adjustment { code, .. } => *code,
             Self::Stream(berth_stream::Error::Invalid(_)) => Code::InvalidArgument,
             Self::Stream(_) => Code::Internal,
             Self::Io { source, .. } => match source.kind() {

@@ -15,6 +15,7 @@ mod failpoint;
 mod id;
 mod node;
 mod notify;
+mod nri;
 mod pod;
 mod server;
 mod sessions;
@@ -106,6 +107,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
         .map_err(Error::io("close to others", &parents))?;
     let registry = Registry::new(node);
     recovery::recover(&registry).await?;
+    nri::start(&registry).await?;
 
     let sessions = Arc::new(Sessions {
         registry: registry.clone(),
@@ -125,7 +127,12 @@ async fn daemon(config: Config) -> Result<(), Error> {
         notify::tell("STOPPING=1");
     };
     let node = registry.node.clone();
-    server::serve(listener, Service { registry, streams }, end, grace).await?;
+    let service = Service {
+        registry: registry.clone(),
+        streams,
+    };
+    server::serve(listener, service, end, grace).await?;
+    nri::stop(&registry).await;
     let _ = std::fs::remove_file(&socket);
     // It comes again with the next pod.
     if let Err(e) = node.network.remove_bridge_if_unused().await {
@@ -181,6 +188,7 @@ async fn open(config: Config) -> Result<Node, Error> {
         host: berth_spec::Host::probe().map_err(Error::io("probe", "this machine"))?,
         cgroups: cgroup::Hierarchies::probe().map_err(Error::io("read", "/proc/self/mounts"))?,
         cpu: CpuSamples::default(),
+        nri: nri::Plugins::new(&config),
         config,
     })
 }

@@ -7,7 +7,7 @@ use berth_network::Network;
 use berth_spec::Host;
 use berth_state::Ledger;
 
-use crate::{cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error};
+use crate::{cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, nri::Plugins};
 
 #[derive(Debug)]
 pub struct Node {
@@ -18,6 +18,7 @@ pub struct Node {
     pub host: Host,
     pub cgroups: Hierarchies,
     pub cpu: CpuSamples,
+    pub nri: Plugins,
 }
 
 /// The shim's binary where no handler names another.

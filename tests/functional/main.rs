@@ -28,11 +28,8 @@ mod mounts;
 mod network;
 mod oom;
 mod pod_limits;
-<<<<<<< HEAD
 mod port_forward;
-=======
 mod probes;
->>>>>>> 013448e (Floods, bombs, stuck stops, instant exits and requests that are none: what the CRI does under them is tested (SEC-CRI-09, 11, 12, REL-01, 04, 08 to 10, 15 to 17))
 mod real_images;
 mod resources;
 mod rotation;
@@ -42,10 +39,7 @@ mod sharing;
 mod static_pod;
 mod stats;
 mod streaming;
-<<<<<<< HEAD
 mod terminals;
-=======
 mod stuck_stops;
->>>>>>> 013448e (Floods, bombs, stuck stops, instant exits and requests that are none: what the CRI does under them is tested (SEC-CRI-09, 11, 12, REL-01, 04, 08 to 10, 15 to 17))
 mod under_containerd;
 mod update;

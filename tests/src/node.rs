@@ -59,6 +59,8 @@ pub struct Setup {
     pub config: String,
     /// More lines of the table `[network]`.
     pub network: String,
+    /// More lines of the table `[nri]`, and tables below it.
+    pub nri: String,
     /// What the machine has before the daemon comes; it is given the test's directory.
     pub before: Option<fn(&Path) -> Result<()>>,
 }
@@ -162,11 +164,12 @@ impl Node {
         write_mirrors(&dir.join("certs.d"), &MIRRORED, ADDRESS)?;
         let canary = Canary::plant(&dir.join("canary"))?;
         let config = format!(
-            "[image]\nhosts_dir = \"{0}/certs.d\"\n\n[cgroup]\nparent = \"{1}\"\n\n[network]\ncni_conf_dir = \"{0}/cni\"\nbridge = \"{BRIDGE}\"\n{3}\n\n{2}",
+            "[image]\nhosts_dir = \"{0}/certs.d\"\n\n[cgroup]\nparent = \"{1}\"\n\n[network]\ncni_conf_dir = \"{0}/cni\"\nbridge = \"{BRIDGE}\"\n{3}\n\n[nri]\nsocket = \"{0}/nri/nri.sock\"\nplugin_dir = \"{0}/nri-plugins\"\nplugin_config_dir = \"{0}/nri-conf.d\"\n{4}\n\n{2}",
             dir.display(),
             place.cgroup_parent,
             setup.config.replace("$DIR", &dir.display().to_string()),
             setup.network.replace("$DIR", &dir.display().to_string()),
+            setup.nri,
         );
         if let Some(before) = setup.before {
             before(&dir).context("prepare the machine")?;

@@ -29,8 +29,8 @@ pub struct Created {
     pub adjust: api::ContainerAdjustment,
     /// Other limits for other containers.
     pub updates: Vec<api::ContainerUpdate>,
-    /// The container as the last plugin left it.
-    pub container: api::Container,
+    /// Who asked for what.
+    pub owners: Owners,
 }
 
 fn owner(plugin: &Plugin) -> Owner {
@@ -136,7 +136,7 @@ impl Pass {
         Ok(Created {
             adjust: all.adjust,
             updates: all.updates.list,
-            container: all.container,
+            owners: all.owners,
         })
     }
 

@@ -144,6 +144,19 @@ impl Nri {
         }
     }
 
+    /// [`Self::pass`] where nobody joins just now.
+    pub fn try_pass(&self) -> Option<Pass> {
+        if !self.settings.enable {
+            return Some(Pass::default());
+        }
+        let gate = self.gate.clone().try_read_owned().ok()?;
+        Some(Pass {
+            plugins: self.plugins(),
+            validator: self.validator.clone(),
+            _gate: Some(gate),
+        })
+    }
+
     /// Starts the installed plugins and waits until they are synchronized, or have had their time.
     pub async fn start(self: &Arc<Self>, runtime: Arc<dyn Runtime>) -> Result<(), Error> {
         if self.runtime.set(runtime).is_err() || !self.settings.enable {

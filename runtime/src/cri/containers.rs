@@ -11,6 +11,7 @@ use crate::{
     pod::{
         event::Request,
         stop::{self, grace},
+        update::By,
         view::{ContainerView, PodView},
     },
 };
@@ -70,6 +71,7 @@ pub async fn update(
     let request = |reply| Request::Update {
         id,
         resources,
+        by: By::Caller,
         reply,
     };
     pod.ask(request).await?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use berth_image::Image;
+use berth_nri::Pass;
 use berth_proto::{cri, shim::v1::pod::CreateOptions};
 use berth_state::{
     Object,
@@ -22,7 +23,7 @@ use super::{
     shim::{Shim, namespace_mode},
     teardown, update,
 };
-use crate::{error::Error, failpoint};
+use crate::{error::Error, failpoint, nri};
 
 /// What a new container is made from.
 #[derive(Debug, Clone)]
@@ -35,32 +36,46 @@ pub struct Plan {
 }
 
 /// Makes the container, or leaves nothing of it; where that failed, too, the error is [`Error::Undo`].
-pub async fn create(pod: &Arc<Pod>, shim: &Shim, plan: Plan) -> Result<ContainerRecord, Error> {
+pub async fn create(
+    pod: &Arc<Pod>,
+    shim: &Shim,
+    plan: Plan,
+    pass: &Arc<Pass>,
+) -> Result<ContainerRecord, Error> {
     let began = Instant::now();
     let rooted = {
-        let pod = pod.clone();
+        let (pod, pass) = (pod.clone(), pass.clone());
         // Files, mounts and a spec: short, but blocking.
-        let work = move || Rooted::make(&pod, &plan);
+        let work = move || Rooted::make(&pod, &plan, &pass);
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Panicked("create container"))??
     };
-    rooted.create(pod, shim, began).await
+    rooted.create(pod, shim, began, pass).await
 }
 
 /// Record, snapshot, mounted root and config.json are there.
 struct Rooted {
     record: ContainerRecord,
     options: CreateOptions,
+    adjusted: Option<nri::Adjusted>,
 }
 
 impl Rooted {
-    fn make(pod: &Pod, plan: &Plan) -> Result<Self, Error> {
-        Self::phases(pod, plan)
+    fn make(pod: &Pod, plan: &Plan, pass: &Pass) -> Result<Self, Error> {
+        let mut told = None;
+        Self::phases(pod, plan, pass, &mut told)
+            .inspect_err(|_| nri::uncreated_blocking(pass, pod, told.as_ref()))
             .map_err(|e| after_undo(e, teardown::forget_container(pod, &plan.id)))
     }
 
-    fn phases(pod: &Pod, plan: &Plan) -> Result<Self, Error> {
+    /// `told`: the container as NRI plugins heard of it.
+    fn phases(
+        pod: &Pod,
+        plan: &Plan,
+        pass: &Pass,
+        told: &mut Option<ContainerRecord>,
+    ) -> Result<Self, Error> {
         let (node, id, dir) = (&pod.node, &plan.id, pod.container_dir(&plan.id));
         let cgroup = pod.cgroup_parent().join(id);
         let wrong = |source| Error::Spec {
@@ -81,7 +96,7 @@ impl Rooted {
 
         let since = Instant::now();
         host_paths::ensure(&plan.config)?;
-        let built = berth_spec::container_spec(&berth_spec::Inputs {
+        let mut built = berth_spec::container_spec(&berth_spec::Inputs {
             pod_id: &pod.id,
             container_id: id,
             sandbox: &pod.config,
@@ -104,6 +119,8 @@ impl Rooted {
         let user = built.user();
         record.user = (user.uid, user.gid, user.supplemental_groups);
         record.notes = built.notes;
+        *told = (!pass.is_idle()).then(|| record.clone());
+        let mut adjusted = nri::create(pass, pod, &mut record, &mut built.spec, &cgroup)?;
         let path = dir.join("config.json");
         let json =
             serde_json::to_vec(&built.spec).map_err(|e| Error::io("encode", &path)(e.into()))?;
@@ -112,10 +129,18 @@ impl Rooted {
         record.timeline.took("spec", since);
 
         let since = Instant::now();
+        let cgroup = adjusted.as_mut().map_or(cgroup, |a| std::mem::take(&mut a.cgroup));
         cgroups(pod, id, cgroup)?;
         record.timeline.took("cgroup", since);
-        let options = options(&plan.config, &record.log_path);
-        Ok(Self { record, options })
+        let mut options = options(&plan.config, &record.log_path);
+        if let Some(adjusted) = &adjusted {
+            adjusted.put_into(&mut options);
+        }
+        Ok(Self {
+            record,
+            options,
+            adjusted,
+        })
     }
 
     async fn create(
@@ -123,11 +148,16 @@ impl Rooted {
         pod: &Arc<Pod>,
         shim: &Shim,
         began: Instant,
+        pass: &Pass,
     ) -> Result<ContainerRecord, Error> {
         let id = self.record.id.clone();
         match self.task(pod, shim, began).await {
-            Ok(()) => Ok(self.record),
+            Ok(()) => {
+                nri::created(pass, pod, &self.record).await;
+                Ok(self.record)
+            }
             Err(e) => {
+                nri::uncreated(pass, pod, &self.record).await;
                 let undone = match teardown::end_task(shim, &id).await {
                     Ok(()) => forget(pod, &id).await,
                     // Without a shim there is no task.
@@ -140,6 +170,7 @@ impl Rooted {
     }
 
     async fn task(&mut self, pod: &Pod, shim: &Shim, began: Instant) -> Result<(), Error> {
+        nri::change_others(pod, self.adjusted.as_ref()).await?;
         let since = Instant::now();
         let id = &self.record.id;
         shim.create(id, &pod.container_dir(id), &self.options)

@@ -13,6 +13,7 @@ mod requests;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
+use berth_nri::Pass;
 use berth_proto::{cri, shim::v1::pod as v1};
 use berth_state::record::{self, Durability};
 use tokio::{
@@ -41,7 +42,9 @@ pub struct Driver {
     registry: Arc<Registry>,
     handle: Arc<Handle>,
     events: mpsc::Receiver<Event>,
-    work: JoinSet<Work>,
+    work: JoinSet<(Work, Pass)>,
+    /// Of work that has ended, until what came of it is published.
+    passes: Vec<Pass>,
     pub(super) record: PodRecord,
     pub(super) state: State,
     pub(super) containers: BTreeMap<String, Container>,
@@ -53,6 +56,8 @@ pub struct Driver {
     updating: bool,
     /// Somebody was told this pod's id.
     pub(super) claimed: bool,
+    /// NRI plugins have been told that it stops: a second try is no second stop.
+    told_stop: bool,
 }
 
 #[derive(Debug)]
@@ -69,8 +74,7 @@ pub(super) enum State {
         shim: Option<Shim>,
         watch: Option<Watch>,
         waiters: Vec<Request>,
-        /// Waits until no container is being made, started or removed; then it begins.
-        begun: bool,
+        take_down: TakeDown,
     },
     Stopped {
         clean: bool,
@@ -79,6 +83,17 @@ pub(super) enum State {
         waiters: Vec<Request>,
     },
     Gone,
+}
+
+/// How far the end of a pod has come.
+#[derive(Debug)]
+pub(super) enum TakeDown {
+    /// Until no container is being made, started or removed.
+    Waits,
+    Ending,
+    /// Its containers have ended, and their end is being told.
+    Ended { alive: Option<Shim> },
+    Begun,
 }
 
 #[derive(Debug)]
@@ -91,6 +106,8 @@ pub(super) struct Container {
     pub pid: u32,
     /// An update is under way; the next waits for it.
     pub updating: bool,
+    /// NRI plugins are being told of its end; until then it can't be gone.
+    pub telling: bool,
 }
 
 #[derive(Debug)]
@@ -184,6 +201,7 @@ impl Driver {
             handle,
             events,
             work: JoinSet::new(),
+            passes: vec![],
             record,
             state: State::Creating { waiters: vec![] },
             containers: BTreeMap::new(),
@@ -192,13 +210,19 @@ impl Driver {
             outbox: vec![],
             updating: false,
             claimed: false,
+            told_stop: false,
         }
     }
 
     /// Makes a new pod, then drives it.
     pub async fn create(mut self) {
         let pod = self.pod.clone();
-        self.begin(async move { Work::Ran(run::run(&pod).await.map(Box::new)) });
+        self.begin_with(async move {
+            match run::run(&pod).await {
+                Ok((running, pass)) => (Work::Ran(Ok(Box::new(running))), pass),
+                Err(e) => (Work::Ran(Err(e)), Pass::default()),
+            }
+        });
         self.drive().await;
     }
 
@@ -232,7 +256,10 @@ impl Driver {
         };
         tokio::select! {
             Some(ended) = self.work.join_next() => match ended {
-                Ok(work) => Event::Ended(work),
+                Ok((work, pass)) => {
+                    self.passes.push(pass);
+                    Event::Ended(work)
+                }
                 Err(e) if e.is_panic() => {
                     // A bug left this pod half changed. Recovery brings it in order, and disturbs nothing that runs.
                     tracing::error!(pod = %self.pod.id, "work panicked, berthd ends and is to be started again: {e}");
@@ -287,6 +314,7 @@ impl Driver {
             let before = self.handle.publish(after.clone());
             self.registry.happenings.tell(&before, Some(&after), &after);
         }
+        self.passes.clear();
         for answer in std::mem::take(&mut self.outbox) {
             match answer {
                 Answer::Ran(reply, ran) => self.claimed |= reply.send(Ok(ran)).is_ok(),

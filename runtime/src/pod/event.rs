@@ -10,7 +10,8 @@ use super::{
     record::{ContainerRecord, PodLimits},
     run::Running,
     shim::Shim,
-    stop::Outcome,
+    stop::Ended,
+    update::By,
 };
 use crate::error::{Error, Failure};
 
@@ -60,6 +61,7 @@ pub enum Request {
     Update {
         id: String,
         resources: Box<cri::LinuxContainerResources>,
+        by: By,
         reply: Reply<()>,
     },
     /// Other limits of the whole pod.
@@ -118,7 +120,13 @@ pub enum Work {
         id: String,
         result: Result<(), Error>,
     },
-    Stopped(Outcome),
+    /// NRI plugins have been told that the container has ended.
+    Told {
+        id: String,
+    },
+    /// The pod's containers have ended, and it can be taken down.
+    ContainersEnded(Result<Ended, Error>),
+    Stopped(Result<(), Error>),
     ContainerRemoved {
         id: String,
         result: Result<(), Error>,

@@ -217,14 +217,20 @@ async fn ready(
 /// A pod that is to be taken down, be it that its shim is dead or that this had begun.
 async fn down(driver: &mut Driver, shim: Option<Shim>, containers: Vec<ContainerRecord>) {
     let ids = containers.iter().map(|c| c.id.clone()).collect();
-    let outcome = stop::pod(driver.pod.clone(), shim, ids).await;
+    let ids: Vec<String> = ids;
+    let (last, result) = match stop::end(&driver.pod, shim, ids.clone()).await {
+        Ok(ended) => {
+            let result = stop::take_down(&driver.pod, ended.alive.as_ref(), ids).await;
+            (ended.last, result)
+        }
+        Err(e) => (None, Err(e)),
+    };
     let why = match driver.record.why.as_str() {
         "" => "its pod was stopped".to_owned(),
         why => why.to_owned(),
     };
     for record in containers {
-        let told = outcome
-            .last
+        let told = last
             .iter()
             .flat_map(|said| &said.containers)
             .find(|c| c.id == record.id)
@@ -238,9 +244,9 @@ async fn down(driver: &mut Driver, shim: Option<Shim>, containers: Vec<Container
         }
     }
     driver.state = State::Stopped {
-        clean: outcome.result.is_ok(),
+        clean: result.is_ok(),
     };
-    match outcome.result {
+    match result {
         Ok(()) => driver.record.phase = PodPhase::Stopped,
         Err(e) => {
             tracing::error!(pod = %driver.pod.id, "take down: {e}");
@@ -292,6 +298,7 @@ fn insert(driver: &mut Driver, mut record: ContainerRecord, state: ContainerStat
             state,
             pid: 0,
             updating: false,
+            telling: false,
         },
     );
 }

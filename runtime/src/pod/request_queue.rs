@@ -101,7 +101,8 @@ pub fn admit_pod(stage: PodStage, ask: PodAsk) -> Verdict {
         (A::Remove, S::Removing) => V::Join,
 
         (A::Use, S::Ready) => V::Take,
-        (A::Use, S::Creating) => V::After,
+        // Whoever knows its id has not been told it by us: NRI plugins hear of a pod before it is ready.
+        (A::Use, S::Creating) => V::Refuse("it is still being made"),
         (A::Use, S::Broken) => V::Refuse("its creation failed"),
         (A::Use, S::Stopping) => V::Refuse("it is being stopped"),
         (A::Use, S::Stopped { .. }) => V::Refuse("it is not ready: it has been stopped"),

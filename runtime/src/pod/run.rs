@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use berth_network::Attachment;
+use berth_nri::Pass;
 use berth_proto::shim::v1::pod::SandboxOptions;
 use berth_state::{
     Object,
@@ -15,7 +16,7 @@ use super::{
     shim::{Shim, namespace_mode},
     teardown,
 };
-use crate::{error::Error, failpoint};
+use crate::{error::Error, failpoint, nri};
 
 /// As the kubelet gives it to its own infrastructure.
 const SANDBOX_OOM_SCORE_ADJ: i32 = -998;
@@ -28,7 +29,7 @@ pub struct Running {
 }
 
 /// Makes the pod, or leaves nothing of it; where that failed, too, the error is [`Error::Undo`].
-pub async fn run(pod: &Arc<Pod>) -> Result<Running, Error> {
+pub async fn run(pod: &Arc<Pod>) -> Result<(Running, Pass), Error> {
     let limits = pod_limits::plan(pod, &pod_limits::asked(&pod.config))?;
     let reserved = Reserved::make(pod)?;
     let surrounded = reserved.surround().await?;
@@ -100,6 +101,7 @@ impl<'a> Reserved<'a> {
                 let mut surrounded = Surrounded {
                     reserved: self,
                     shim,
+                    pass: None,
                 };
                 let record = &mut surrounded.reserved.record;
                 record.address = surrounded.shim.address.clone();
@@ -171,16 +173,24 @@ impl<'a> Reserved<'a> {
 struct Surrounded<'a> {
     reserved: Reserved<'a>,
     shim: Shim,
+    /// NRI plugins were told of it.
+    pass: Option<Pass>,
 }
 
 impl Surrounded<'_> {
-    async fn start(mut self, limits: pod_limits::Plan) -> Result<Running, Error> {
+    async fn start(mut self, limits: pod_limits::Plan) -> Result<(Running, Pass), Error> {
         match self.sandbox(limits).await {
-            Ok(()) => Ok(Running {
-                shim: self.shim,
-                record: self.reserved.record,
-            }),
+            Ok(()) => {
+                let running = Running {
+                    shim: self.shim,
+                    record: self.reserved.record,
+                };
+                Ok((running, self.pass.unwrap_or_default()))
+            }
             Err(e) => {
+                if let Some(pass) = &self.pass {
+                    nri::remove_pod(pass, self.reserved.pod).await;
+                }
                 let undone = match teardown::surroundings(self.reserved.pod, Some(&self.shim)).await
                 {
                     Ok(()) => self.reserved.undo(),
@@ -211,6 +221,9 @@ impl Surrounded<'_> {
         self.shim.start_sandbox().await?;
         failpoint::at(|| berth_failpoint::site!("pod.run.sandbox_started"))?;
         timeline.took("start", since);
+        let pass = self.pass.insert(node.nri.pass().await);
+        nri::run_pod(pass, pod, self.reserved.record.attachment.as_ref()).await?;
+        let timeline = &mut self.reserved.record.timeline;
         timeline.took("total", self.reserved.began);
         self.reserved.record.phase = PodPhase::Ready;
         record::write(

@@ -118,41 +118,47 @@ fn by_name(name: &str) -> Option<i32> {
         .then_some(number)
 }
 
+/// Nothing runs in the pod any more.
+#[derive(Debug)]
+pub struct Ended {
+    /// The shim's last word on its containers: how they ended.
+    pub last: Option<v1::InspectResponse>,
+    /// The shim, where it is still there.
+    pub alive: Option<Shim>,
+}
+
 /// What taking a pod down came to.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The shim's last word on its containers: how they ended.
-    pub last: Option<v1::InspectResponse>,
     pub result: Result<(), Error>,
     /// Whether the shim was told to end: then the pod is no longer ready, whatever failed later.
     pub began: bool,
 }
 
-/// Kills what runs, lets go of every container's task and mount, ends the shim, frees the network.
-pub async fn pod(pod: Arc<Pod>, shim: Option<Shim>, containers: Vec<String>) -> Outcome {
-    let mut outcome = Outcome {
-        last: None,
-        result: Ok(()),
-        began: false,
+/// Kills what runs, and lets go of every container's task.
+pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Result<Ended, Error> {
+    let Some(shim) = shim else {
+        return Ok(Ended {
+            last: None,
+            alive: None,
+        });
     };
-    let mut alive = shim;
-    if let Some(shim) = alive.clone() {
-        match end_containers(&pod, &shim, &containers).await {
-            Ok(last) => outcome.last = Some(last),
-            // No shim any more: `delete` does what it would have done.
-            Err(e) if e.code() == tonic::Code::Unavailable => alive = None,
-            Err(e) => {
-                outcome.result = Err(e);
-                return outcome;
-            }
-        }
+    match end_containers(pod, &shim, &containers).await {
+        Ok(last) => Ok(Ended {
+            last: Some(last),
+            alive: Some(shim),
+        }),
+        // No shim any more: `delete` does what it would have done.
+        Err(e) if e.code() == tonic::Code::Unavailable => Ok(Ended {
+            last: None,
+            alive: None,
+        }),
+        Err(e) => Err(e),
     }
-    outcome.began = true;
-    outcome.result = take_down(&pod, alive.as_ref(), containers).await;
-    outcome
 }
 
-async fn take_down(
+/// Lets go of every container's mount, ends the shim, frees the network.
+pub async fn take_down(
     pod: &Arc<Pod>,
     shim: Option<&Shim>,
     containers: Vec<String>,

@@ -2,11 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use berth_nri::Pass;
 use berth_proto::cri;
 use oci_spec::runtime::LinuxResources;
 
-use super::{Pod, driver::Container};
-use crate::error::Error;
+use super::{Pod, record::ContainerRecord, shim::Shim, view::ContainerView};
+use crate::{error::Error, nri};
+
+/// Whose wish it is.
+#[derive(Debug, Clone)]
+pub enum By {
+    /// UpdateContainerResources: NRI plugins have a say in it.
+    Caller,
+    /// An NRI plugin, with what the CRI has no word for. No other is asked.
+    Plugin(Box<LinuxResources>),
+}
 
 /// What is to be done.
 #[derive(Debug)]
@@ -27,12 +37,10 @@ pub fn asked(config: &cri::ContainerConfig) -> cri::LinuxContainerResources {
 
 pub(super) fn plan(
     pod: &Pod,
-    container: &Container,
+    record: &ContainerRecord,
     change: &cri::LinuxContainerResources,
+    by: &By,
 ) -> Result<Limits, Error> {
-    let Some(record) = &container.record else {
-        return Err(Error::PodGone(pod.id.clone()));
-    };
     let wrong = |source| Error::Spec {
         what: format!("container {}", record.id),
         source,
@@ -45,8 +53,11 @@ pub(super) fn plan(
     linux.resources = Some(change.clone());
     let cgroup = pod.cgroup_parent().join(&record.id);
     berth_spec::check_cpuset(&config, &cgroup, &pod.node.host).map_err(wrong)?;
-    let (oci, _) = berth_spec::container_limits(&together(change, &resources), &pod.node.host)
+    let (mut oci, _) = berth_spec::container_limits(&together(change, &resources), &pod.node.host)
         .map_err(wrong)?;
+    if let By::Plugin(beyond) = by {
+        nri::overlay(&mut oci, beyond);
+    }
     for note in notes {
         tracing::warn!(pod = %pod.id, container = %record.id, "{note}");
     }
@@ -73,8 +84,38 @@ fn together(
     whole
 }
 
+/// Changes the limits, as NRI plugins would have it; answers with what the container has then.
+pub(super) async fn carry_out(
+    pod: &Pod,
+    shim: &Shim,
+    view: &ContainerView,
+    limits: Limits,
+    asked: cri::LinuxContainerResources,
+    by: By,
+) -> (Result<Box<cri::LinuxContainerResources>, Error>, Pass) {
+    let id = &view.record.id;
+    if matches!(by, By::Plugin(_)) {
+        let done = shim.update(id, &limits.oci).await;
+        return (done.map(|()| limits.resources), Pass::default());
+    }
+    let pass = pod.node.nri.pass().await;
+    let done = async {
+        let mut limits = limits;
+        let mut change = nri::update(&pass, pod, view, &asked).await?;
+        if let Some(change) = &mut change {
+            let by = By::Plugin(Box::new(std::mem::take(&mut change.beyond)));
+            limits = plan(pod, &view.record, &change.limits, &by)?;
+        }
+        shim.update(id, &limits.oci).await?;
+        nri::updated(&pass, pod, view, &limits.resources, change).await?;
+        Ok(limits.resources)
+    };
+    let done = done.await;
+    (done, pass)
+}
+
 /// `change` over `before`: zero and empty mean "as it is".
-pub(super) fn merged(
+pub fn merged(
     before: cri::LinuxContainerResources,
     change: &cri::LinuxContainerResources,
 ) -> cri::LinuxContainerResources {

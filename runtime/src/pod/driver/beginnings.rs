@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Container, ContainerState, Driver, State, Stop};
+use berth_nri::Pass;
+
+use super::{Container, ContainerState, Driver, State, Stop, TakeDown};
 use crate::{
     error::Error,
+    nri,
     pod::{
         Pod, create,
         event::{Reply, Request, Work},
@@ -21,7 +24,35 @@ use crate::{
 
 impl Driver {
     pub(super) fn begin(&mut self, work: impl Future<Output = Work> + Send + 'static) {
+        self.begin_with(async move { (work.await, Pass::default()) });
+    }
+
+    /// Work that plugins hear of: its pass is held until its end is published.
+    pub(super) fn begin_with(&mut self, work: impl Future<Output = (Work, Pass)> + Send + 'static) {
         self.work.spawn(work);
+    }
+
+    /// A container that ran has ended: whoever wants to hear of it does before it can be removed.
+    pub(super) fn begin_telling(&mut self, id: &str) {
+        let pod = self.pod.clone();
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Some(record) = container.record.clone() else {
+            return;
+        };
+        match pod.node.nri.try_pass() {
+            Some(pass) if pass.is_idle() => self.passes.push(pass),
+            _ => {
+                container.telling = true;
+                let id = id.to_owned();
+                self.begin_with(async move {
+                    let pass = pod.node.nri.pass().await;
+                    nri::stopped(&pass, &pod, &record).await;
+                    (Work::Told { id }, pass)
+                });
+            }
+        }
     }
 
     pub(super) fn begin_create(&mut self, plan: create::Plan, reply: Reply<String>, shim: Shim) {
@@ -53,11 +84,14 @@ impl Driver {
                 timeline: Timeline::default(),
                 pid: 0,
                 updating: false,
+                telling: false,
             },
         );
-        self.begin(async move {
-            let result = create::create(&pod, &shim, plan).await.map(Box::new);
-            Work::Created { id, result }
+        self.begin_with(async move {
+            let pass = Arc::new(pod.node.nri.pass().await);
+            let result = create::create(&pod, &shim, plan, &pass).await.map(Box::new);
+            let pass = Arc::into_inner(pass).unwrap_or_default();
+            (Work::Created { id, result }, pass)
         });
     }
 
@@ -118,15 +152,21 @@ impl Driver {
             waiters: request.into_iter().collect(),
             exit,
         };
-        if let Some(record) = &container.record {
+        let record = container.record.clone();
+        if let Some(record) = &record {
             let mut record = ContainerRecord::clone(record);
             record.phase = ContainerPhase::Removing;
             self.write_container(&record);
         }
         let pod = self.pod.clone();
-        self.begin(async move {
-            let result = stop::remove_container(pod, shim, id.clone()).await;
-            Work::ContainerRemoved { id, result }
+        self.begin_with(async move {
+            let pass = pod.node.nri.pass().await;
+            let last = nri::last_sight(&pass, &pod, record.as_deref());
+            let result = stop::remove_container(pod.clone(), shim, id.clone()).await;
+            if result.is_ok() {
+                nri::removed(&pass, &pod, last).await;
+            }
+            (Work::ContainerRemoved { id, result }, pass)
         });
     }
 
@@ -143,29 +183,45 @@ impl Driver {
             shim,
             watch,
             waiters: request.into_iter().collect(),
-            begun: false,
+            take_down: TakeDown::Waits,
         };
     }
 
-    /// Takes the stopping pod down once nothing else is under way in it.
+    /// Ends what runs in the stopping pod once nothing else is under way in it, and takes it down once that has been told.
     pub(super) fn begin_take_down(&mut self) {
-        if self.containers.values().any(|c| c.state.busy()) {
+        if self.containers.values().any(|c| c.state.busy() || c.telling) {
             return;
         }
         let State::Stopping {
-            shim,
-            begun: begun @ false,
-            ..
+            shim, take_down, ..
         } = &mut self.state
         else {
             return;
         };
-        *begun = true;
         let (pod, shim) = (self.pod.clone(), shim.clone());
         let containers = self.containers.keys().cloned().collect();
-        self.record.phase = PodPhase::Stopping;
-        self.write_pod();
-        self.begin(async move { Work::Stopped(stop::pod(pod, shim, containers).await) });
+        match take_down {
+            TakeDown::Waits => {
+                *take_down = TakeDown::Ending;
+                self.record.phase = PodPhase::Stopping;
+                self.write_pod();
+                self.begin(async move {
+                    Work::ContainersEnded(stop::end(&pod, shim, containers).await)
+                });
+            }
+            TakeDown::Ended { alive } => {
+                let alive = alive.take();
+                *take_down = TakeDown::Begun;
+                let told = std::mem::replace(&mut self.told_stop, true);
+                self.begin(async move {
+                    if !told {
+                        nri::stop_pod(&pod.node.nri.pass().await, &pod).await;
+                    }
+                    Work::Stopped(stop::take_down(&pod, alive.as_ref(), containers).await)
+                });
+            }
+            TakeDown::Ending | TakeDown::Begun => {}
+        }
     }
 
     pub(super) fn begin_removing(&mut self, request: Request) {
@@ -175,16 +231,31 @@ impl Driver {
         self.record.phase = PodPhase::Removing;
         self.write_pod();
         let pod = self.pod.clone();
-        let containers: Vec<String> = self.containers.keys().cloned().collect();
-        self.begin(async move { Work::Removed(remove_stopped(pod, containers).await) });
+        let containers = self.containers.iter();
+        let containers = containers.map(|(id, c)| (id.clone(), c.record.clone()));
+        let containers = containers.collect();
+        self.begin_with(async move {
+            let pass = pod.node.nri.pass().await;
+            let result = remove_stopped(&pod, containers, &pass).await;
+            (Work::Removed(result), pass)
+        });
     }
 }
 
-async fn remove_stopped(pod: Arc<Pod>, containers: Vec<String>) -> Result<(), Error> {
-    for id in containers {
+async fn remove_stopped(
+    pod: &Arc<Pod>,
+    containers: Vec<(String, Option<Arc<ContainerRecord>>)>,
+    pass: &Pass,
+) -> Result<(), Error> {
+    for (id, record) in containers {
+        let last = nri::last_sight(pass, pod, record.as_deref());
         stop::remove_container(pod.clone(), None, id).await?;
+        nri::removed(pass, pod, last).await;
     }
-    tokio::task::spawn_blocking(move || teardown::forget_pod(&pod))
+    let gone = pod.clone();
+    tokio::task::spawn_blocking(move || teardown::forget_pod(&gone))
         .await
-        .map_err(|_| Error::Panicked("remove pod"))?
+        .map_err(|_| Error::Panicked("remove pod"))??;
+    nri::remove_pod(pass, pod).await;
+    Ok(())
 }

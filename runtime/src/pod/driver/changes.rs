@@ -80,11 +80,9 @@ impl Driver {
             let record = record.clone();
             self.write_container(&record);
         }
-        if let ContainerState::Running {
-            stop: Some(stop), ..
-        } = before
-        {
-            for request in stop.waiters {
+        if let ContainerState::Running { stop, .. } = before {
+            self.begin_telling(id);
+            for request in stop.into_iter().flat_map(|stop| stop.waiters) {
                 self.asked(request);
             }
         }

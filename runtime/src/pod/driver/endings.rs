@@ -6,7 +6,7 @@ use berth_proto::{cri, shim::v1::pod as v1};
 use berth_state::record;
 
 use super::{
-    Answer, Container, ContainerState, Driver, State, Watch,
+    Answer, Container, ContainerState, Driver, State, TakeDown, Watch,
     changes::{exit_of, watch},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         record::{ContainerRecord, Exit, PodLimits, PodPhase, now_ns},
         run,
         shim::Shim,
-        stop,
+        stop, update,
     },
 };
 
@@ -47,7 +47,20 @@ impl Driver {
                 reply,
             } => self.pod_updated(*limits, result, reply),
             Work::Signalled { id, result } => self.signalled(&id, result),
-            Work::Stopped(outcome) => self.stopped(outcome),
+            Work::Told { id } => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.telling = false;
+                }
+            }
+            Work::ContainersEnded(Ok(ended)) => self.containers_ended(ended),
+            Work::ContainersEnded(Err(e)) => self.stopped(stop::Outcome {
+                result: Err(e),
+                began: false,
+            }),
+            Work::Stopped(result) => self.stopped(stop::Outcome {
+                result,
+                began: true,
+            }),
             Work::ContainerRemoved { id, result } => self.container_removed(id, result),
             Work::Removed(result) => self.removed(result),
         }
@@ -203,6 +216,7 @@ impl Driver {
             let request = Request::Update {
                 id: id.to_owned(),
                 resources: Box::new(resources),
+                by: update::By::Caller,
                 reply,
             };
             return self.fail(request, error);
@@ -236,17 +250,22 @@ impl Driver {
         }
     }
 
-    pub(super) fn stopped(&mut self, outcome: stop::Outcome) {
-        if let Some(said) = outcome.last {
+    /// Their end can be seen, and is told, before the pod is taken down.
+    fn containers_ended(&mut self, ended: stop::Ended) {
+        if let Some(said) = ended.last {
             self.apply(said);
         }
-        if outcome.began {
-            let why = match self.record.why.as_str() {
-                "" => "its pod was stopped".to_owned(),
-                why => why.to_owned(),
-            };
-            self.bury_containers(&why);
+        let why = match self.record.why.as_str() {
+            "" => "its pod was stopped".to_owned(),
+            why => why.to_owned(),
+        };
+        self.bury_containers(&why);
+        if let State::Stopping { take_down, .. } = &mut self.state {
+            *take_down = TakeDown::Ended { alive: ended.alive };
         }
+    }
+
+    pub(super) fn stopped(&mut self, outcome: stop::Outcome) {
         let State::Stopping {
             shim,
             watch,

@@ -45,7 +45,7 @@ impl Driver {
     }
 }
 
-fn container_view(container: &Container) -> Option<ContainerView> {
+pub(super) fn container_view(container: &Container) -> Option<ContainerView> {
     use cri::ContainerState as Cri;
     let record = container.record.clone()?;
     let (state, started_at, exit) = match &container.state {

@@ -7,6 +7,7 @@ use berth_proto::cri;
 use super::{Answer, Container, ContainerState, Driver, State};
 use crate::{
     error::Error,
+    nri,
     pod::{
         PodKey, create,
         differences::{container_differences, container_key, differences},
@@ -39,8 +40,9 @@ impl Driver {
             Request::Update {
                 id,
                 resources,
+                by,
                 reply,
-            } => self.asked_update(id, resources, reply),
+            } => self.asked_update(id, resources, by, reply),
             Request::UpdatePod { change, reply } => self.asked_update_pod(change, reply),
             request @ Request::StopContainer { .. } => self.asked_stop_container(request),
             request @ Request::RemoveContainer { .. } => self.asked_remove_container(request),
@@ -209,11 +211,17 @@ impl Driver {
                 *state = ContainerState::Starting {
                     waiters: vec![request],
                 };
-                self.begin(async move {
+                let (pod, record) = (self.pod.clone(), container.record.clone());
+                self.begin_with(async move {
                     let since = Instant::now();
-                    let result = match crate::failpoint::at(|| {
-                        berth_failpoint::site!("container.start.begun")
-                    }) {
+                    let pass = pod.node.nri.pass().await;
+                    let begun = match nri::start_container(&pass, &pod, record.as_deref()).await {
+                        Ok(()) => crate::failpoint::at(|| {
+                            berth_failpoint::site!("container.start.begun")
+                        }),
+                        refused => refused,
+                    };
+                    let result = match begun {
                         Ok(()) => shim.start(&id).await,
                         failed => failed,
                     };
@@ -221,12 +229,16 @@ impl Driver {
                         Ok(()) => None,
                         Err(_) => shim.inspect().await.ok(),
                     };
-                    Work::Started {
+                    if result.is_ok() {
+                        nri::started(&pass, &pod, record.as_deref()).await;
+                    }
+                    let started = Work::Started {
                         id,
                         result,
                         said,
                         took: since.elapsed(),
-                    }
+                    };
+                    (started, pass)
                 });
             }
             (Verdict::Join, ContainerState::Starting { waiters }) => waiters.push(request),
@@ -242,11 +254,13 @@ impl Driver {
         &mut self,
         id: String,
         resources: Box<cri::LinuxContainerResources>,
+        by: update::By,
         reply: Reply<()>,
     ) {
         let request = Request::Update {
             id,
             resources,
+            by,
             reply,
         };
         let Some((request, shim)) = self.admitted_by_pod(request) else {
@@ -255,6 +269,7 @@ impl Driver {
         let Request::Update {
             id,
             resources,
+            by,
             reply,
         } = request
         else {
@@ -263,6 +278,7 @@ impl Driver {
         let again = |id, reply| Request::Update {
             id,
             resources: resources.clone(),
+            by: by.clone(),
             reply,
         };
         let pod = self.pod.clone();
@@ -275,19 +291,30 @@ impl Driver {
         };
         match admit_container(container.state.stage(), ContainerAsk::Update) {
             Verdict::Take if !container.updating => {
-                let limits = match update::plan(&pod, container, &resources) {
-                    Ok(limits) => limits,
+                let planned = match (&by, super::publish::container_view(container)) {
+                    (_, None) => Err(Error::PodGone(pod.id.clone())),
+                    (_, Some(view)) => update::plan(&pod, &view.record, &resources, &by)
+                        .map(|limits| (limits, view)),
+                };
+                let (limits, view) = match planned {
+                    Ok(planned) => planned,
                     Err(error) => return self.fail(again(id, reply), error),
                 };
                 container.updating = true;
-                self.begin(async move {
-                    let result = shim.update(&id, &limits.oci).await;
-                    Work::Updated {
+                self.begin_with(async move {
+                    let (done, pass) =
+                        update::carry_out(&pod, &shim, &view, limits, *resources, by).await;
+                    let (resources, result) = match done {
+                        Ok(resources) => (resources, Ok(())),
+                        Err(e) => (Box::default(), Err(e)),
+                    };
+                    let updated = Work::Updated {
                         id,
-                        resources: limits.resources,
+                        resources,
                         result,
                         reply,
-                    }
+                    };
+                    (updated, pass)
                 });
             }
             Verdict::Refuse(why) => {
@@ -316,13 +343,21 @@ impl Driver {
         };
         self.updating = true;
         let pod = self.pod.clone();
-        self.begin(async move {
-            let result = pod_limits::apply(&pod, &shim, plan).await;
-            Work::PodUpdated {
+        self.begin_with(async move {
+            let pass = pod.node.nri.pass().await;
+            let result = match nri::update_pod(&pass, &pod, &limits).await {
+                Ok(()) => pod_limits::apply(&pod, &shim, plan).await,
+                refused => refused,
+            };
+            if result.is_ok() {
+                nri::pod_updated(&pass, &pod).await;
+            }
+            let updated = Work::PodUpdated {
                 limits: Box::new(limits),
                 result,
                 reply,
-            }
+            };
+            (updated, pass)
         });
     }
 
@@ -335,6 +370,7 @@ impl Driver {
             return self.done(request);
         };
         match admit_container(container.state.stage(), ContainerAsk::Stop) {
+            _ if container.telling => self.defer(request),
             Verdict::Take => self.begin_signal(&id, grace, request),
             Verdict::Done => self.done(request),
             _ => self.defer(request),
@@ -351,6 +387,7 @@ impl Driver {
         };
         let verdict = admit_container(container.state.stage(), ContainerAsk::Remove);
         match (verdict, &mut container.state) {
+            _ if container.telling => self.defer(request),
             // The pod takes all of them down, and asks again.
             (Verdict::Take | Verdict::KillFirst, _)
                 if matches!(self.state, State::Stopping { .. } | State::Removing { .. }) =>
