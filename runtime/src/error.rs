@@ -118,7 +118,9 @@ impl Error {
                 Image::Internal => Code::Internal,
             },
             Self::Shim { code, .. } => *code,
-            Self::Nri(berth_nri::Error::Io { .. } | berth_nri::Error::Lost { .. }) => Code::Internal,
+            Self::Nri(berth_nri::Error::Io { .. } | berth_nri::Error::Lost { .. }) => {
+                Code::Internal
+            }
             Self::Nri(_) => Code::FailedPrecondition,
             Self::Adjustment { code, .. } => *code,
             Self::Stream(berth_stream::Error::Invalid(_)) => Code::InvalidArgument,

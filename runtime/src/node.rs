@@ -7,7 +7,9 @@ use berth_network::Network;
 use berth_spec::Host;
 use berth_state::Ledger;
 
-use crate::{cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, nri::Plugins};
+use crate::{
+    cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, nri::Plugins,
+};
 
 #[derive(Debug)]
 pub struct Node {

@@ -70,7 +70,9 @@ fn command(dir: &Path) -> Command {
     let bridge = format!("bt{}", std::process::id());
     fs::write(
         &config,
-        format!("[network]\nbridge = \"{bridge}\"\nsubnet = \"10.77.0.0/24\"\n"),
+        format!(
+            "[network]\nbridge = \"{bridge}\"\nsubnet = \"10.77.0.0/24\"\n[nri]\ndisable = true\n"
+        ),
     )
     .unwrap();
     command

@@ -34,6 +34,7 @@ pub mod image;
 pub mod invariant;
 pub mod machine;
 pub mod node;
+pub mod nri;
 pub mod process;
 pub mod registry;
 pub mod remote;

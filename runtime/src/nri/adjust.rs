@@ -203,7 +203,10 @@ impl Target<'_> {
         let Some(asked) = adjust.hooks.as_ref() else {
             return Ok(());
         };
-        for (kind, hooks) in [("poststart", &asked.poststart), ("poststop", &asked.poststop)] {
+        for (kind, hooks) in [
+            ("poststart", &asked.poststart),
+            ("poststop", &asked.poststop),
+        ] {
             if !hooks.is_empty() {
                 let what = format!("{kind} hooks");
                 return Err(self.unbuilt(Field::OciHooks, &what, "nobody here would run them"));
@@ -258,7 +261,11 @@ impl Target<'_> {
                 continue;
             }
             let texts = [&mount.type_, &mount.source];
-            if texts.into_iter().chain(&mount.options).any(|text| text.contains('\0')) {
+            if texts
+                .into_iter()
+                .chain(&mount.options)
+                .any(|text| text.contains('\0'))
+            {
                 let what = format!("mount at {place:?}");
                 return Err(self.wrong(Field::Mounts, &what, "a NUL is in it"));
             }
@@ -271,7 +278,9 @@ impl Target<'_> {
             let mut made = Mount::default();
             made.set_destination(at.components().collect())
                 .set_typ(Some(mount.type_.clone()).filter(|typ| !typ.is_empty()))
-                .set_source(Some(PathBuf::from(&mount.source)).filter(|s| !s.as_os_str().is_empty()))
+                .set_source(
+                    Some(PathBuf::from(&mount.source)).filter(|s| !s.as_os_str().is_empty()),
+                )
                 .set_options(Some(mount.options.clone()));
             mounts.push(made);
         }
@@ -328,7 +337,13 @@ impl Target<'_> {
                 "b" => LinuxDeviceType::B,
                 "u" => LinuxDeviceType::U,
                 "p" => LinuxDeviceType::P,
-                _ => return Err(self.wrong(Field::Devices, &what, "its type is none of b, c, u, p")),
+                _ => {
+                    return Err(self.wrong(
+                        Field::Devices,
+                        &what,
+                        "its type is none of b, c, u, p",
+                    ));
+                }
             };
             self.drop_device(Path::new(path));
             let mut made = LinuxDevice::default();
@@ -339,7 +354,13 @@ impl Target<'_> {
                 .set_file_mode(device.file_mode.as_ref().map(|mode| mode.value))
                 .set_uid(device.uid.as_ref().map(|id| id.value))
                 .set_gid(device.gid.as_ref().map(|id| id.value));
-            let rule = rule(true, Some(typ), Some(device.major), Some(device.minor), "rwm");
+            let rule = rule(
+                true,
+                Some(typ),
+                Some(device.major),
+                Some(device.minor),
+                "rwm",
+            );
             let Some(linux) = self.spec.linux_mut() else {
                 return Ok(());
             };
@@ -574,8 +595,10 @@ impl Target<'_> {
                     list.retain(|have| have.typ() != typ);
                     if !removed {
                         let mut made = LinuxNamespace::default();
-                        made.set_typ(typ)
-                            .set_path(Some(PathBuf::from(&namespace.path)).filter(|p| !p.as_os_str().is_empty()));
+                        made.set_typ(typ).set_path(
+                            Some(PathBuf::from(&namespace.path))
+                                .filter(|p| !p.as_os_str().is_empty()),
+                        );
                         list.push(made);
                     }
                 }

@@ -5,9 +5,7 @@
 
 use berth_nri::api;
 use berth_proto::cri;
-use oci_spec::runtime::{
-    LinuxMemory, LinuxPidsBuilder, LinuxResources,
-};
+use oci_spec::runtime::{LinuxMemory, LinuxPidsBuilder, LinuxResources};
 use protobuf::MessageField;
 
 /// What a plugin wants.
@@ -149,7 +147,11 @@ pub fn wanted(asked: &api::LinuxResources, v2: bool) -> Result<Wanted, Refusal> 
             }
             beyond.set_swappiness(Some(percent.value));
         }
-        if memory.disable_oom_killer.as_ref().is_some_and(|off| off.value) {
+        if memory
+            .disable_oom_killer
+            .as_ref()
+            .is_some_and(|off| off.value)
+        {
             if v2 {
                 return refuse(Field::MemDisableOomKiller, "cgroup v2 can't");
             }
@@ -189,7 +191,10 @@ pub fn wanted(asked: &api::LinuxResources, v2: bool) -> Result<Wanted, Refusal> 
 }
 
 /// A plugin that sets the memory limit alone means the swap limit, too, where there is one.
-pub fn follow_with_swap(before: &cri::LinuxContainerResources, change: &mut cri::LinuxContainerResources) {
+pub fn follow_with_swap(
+    before: &cri::LinuxContainerResources,
+    change: &mut cri::LinuxContainerResources,
+) {
     if change.memory_limit_in_bytes > 0
         && change.memory_swap_limit_in_bytes == 0
         && before.memory_swap_limit_in_bytes > 0
@@ -203,7 +208,9 @@ pub fn overlay(resources: &mut LinuxResources, beyond: &LinuxResources) {
     if let Some(pids) = beyond.pids() {
         resources.set_pids(Some(*pids));
     }
-    let Some(wanted) = beyond.memory() else { return };
+    let Some(wanted) = beyond.memory() else {
+        return;
+    };
     let mut memory = resources.memory().unwrap_or_default();
     if wanted.reservation().is_some() {
         memory.set_reservation(wanted.reservation());

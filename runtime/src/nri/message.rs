@@ -156,7 +156,10 @@ fn image(record: &ContainerRecord) -> api::Image {
 fn seccomp_profile(config: &cri::ContainerConfig) -> MessageField<api::SecurityProfile> {
     use api::security_profile::ProfileType as Nri;
     use cri::security_profile::ProfileType as Cri;
-    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let security = config
+        .linux
+        .as_ref()
+        .and_then(|l| l.security_context.as_ref());
     let profile = security.and_then(|s| s.seccomp.as_ref());
     let message = profile.map(|profile| api::SecurityProfile {
         profile_type: match profile.profile_type() {

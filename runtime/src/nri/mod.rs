@@ -108,7 +108,10 @@ pub async fn start(registry: &Arc<Registry>) -> Result<(), Error> {
     }
     let listener = server::listen(&of.socket)?;
     tracing::info!(socket = %of.socket.display(), "taking NRI plugins");
-    let _ = node.nri.serving.set(tokio::spawn(nri.serve(listener)).abort_handle());
+    let _ = node
+        .nri
+        .serving
+        .set(tokio::spawn(nri.serve(listener)).abort_handle());
     Ok(())
 }
 
@@ -139,11 +142,7 @@ fn pod_message(pod: &Pod) -> api::PodSandbox {
 }
 
 /// A pod that is ready, but for the word of the plugins.
-pub async fn run_pod(
-    pass: &Pass,
-    pod: &Pod,
-    attachment: Option<&Attachment>,
-) -> Result<(), Error> {
+pub async fn run_pod(pass: &Pass, pod: &Pod, attachment: Option<&Attachment>) -> Result<(), Error> {
     if pass.is_idle() {
         return Ok(());
     }

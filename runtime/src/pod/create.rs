@@ -129,7 +129,9 @@ impl Rooted {
         record.timeline.took("spec", since);
 
         let since = Instant::now();
-        let cgroup = adjusted.as_mut().map_or(cgroup, |a| std::mem::take(&mut a.cgroup));
+        let cgroup = adjusted
+            .as_mut()
+            .map_or(cgroup, |a| std::mem::take(&mut a.cgroup));
         cgroups(pod, id, cgroup)?;
         record.timeline.took("cgroup", since);
         let mut options = options(&plan.config, &record.log_path);

@@ -92,7 +92,9 @@ pub(super) enum TakeDown {
     Waits,
     Ending,
     /// Its containers have ended, and their end is being told.
-    Ended { alive: Option<Shim> },
+    Ended {
+        alive: Option<Shim>,
+    },
     Begun,
 }
 

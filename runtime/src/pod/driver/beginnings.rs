@@ -189,7 +189,11 @@ impl Driver {
 
     /// Ends what runs in the stopping pod once nothing else is under way in it, and takes it down once that has been told.
     pub(super) fn begin_take_down(&mut self) {
-        if self.containers.values().any(|c| c.state.busy() || c.telling) {
+        if self
+            .containers
+            .values()
+            .any(|c| c.state.busy() || c.telling)
+        {
             return;
         }
         let State::Stopping {

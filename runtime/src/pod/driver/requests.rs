@@ -216,9 +216,9 @@ impl Driver {
                     let since = Instant::now();
                     let pass = pod.node.nri.pass().await;
                     let begun = match nri::start_container(&pass, &pod, record.as_deref()).await {
-                        Ok(()) => crate::failpoint::at(|| {
-                            berth_failpoint::site!("container.start.begun")
-                        }),
+                        Ok(()) => {
+                            crate::failpoint::at(|| berth_failpoint::site!("container.start.begun"))
+                        }
                         refused => refused,
                     };
                     let result = match begun {
