@@ -146,7 +146,7 @@ pub fn log_to_stderr(level: LogLevel) {
     let directives = match level {
         LogLevel::Trace => "trace".to_owned(),
         level => format!(
-            "warn,berthd={0},berth_image={0},berth_network={0},berth_spec={0},berth_state={0},berth_stream={0}",
+            "warn,berthd={0},berth_image={0},berth_network={0},berth_nri={0},berth_spec={0},berth_state={0},berth_stream={0}",
             level.as_str()
         ),
     };
