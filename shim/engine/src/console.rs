@@ -46,12 +46,15 @@ pub(crate) fn open(process: &Process) -> Result<(OwnedFd, OwnedFd), Error> {
         };
         tcsetwinsize(&slave, size).map_err(step())?;
     }
-    // The user of the process owns its terminal.
-    let (uid, gid) = (process.user().uid(), process.user().gid());
+    give(&slave, (process.user().uid(), process.user().gid()));
+    Ok((master, slave))
+}
+
+/// The user of a process owns its terminal.
+pub(crate) fn give(slave: &OwnedFd, (uid, gid): (u32, u32)) {
     let _ = rustix::fs::fchown(
-        &slave,
+        slave,
         Some(rustix::fs::Uid::from_raw(uid)),
         Some(rustix::fs::Gid::from_raw(gid)),
     );
-    Ok((master, slave))
 }

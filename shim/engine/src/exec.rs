@@ -17,10 +17,12 @@ use std::{
 use berth_kernel::{
     clone::{Clone, SingleThreaded},
     pidfd,
+    userns::{self, IdMaps},
 };
 use nix::{
     sched::{CloneFlags, setns},
     sys::prctl,
+    unistd::{Gid, Uid, setfsgid, setfsuid},
 };
 use oci_spec::runtime::Process;
 
@@ -29,6 +31,7 @@ use crate::{
     cgroup::{Cgroup, Entrance},
     command, confine, console,
     filter::Filter,
+    idmap,
     init::{self, load_spec, refuse_unbuilt, streams},
     process,
     record::{self, Record},
@@ -54,7 +57,14 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     // Asked of /proc before it is the container's.
     let single_threaded = SingleThreaded::prove().map_err(Error::io("look for threads"))?;
     process::adjust_oom_score(Some(request.pid), &plan.process)?;
-    let namespaces = namespaces_of(request.pid)?;
+    let userns = Userns::of(request.pid)?;
+    let user = plan.process.user();
+    let owner = idmap::on_the_node(
+        &request.id,
+        userns.as_ref().map(|userns| &userns.0),
+        user.uid(),
+        user.gid(),
+    )?;
     // /proc/<pid> above was init's, if init still is now.
     if pidfd::send_signal(init, 0).is_err() {
         return Err(Error::Command {
@@ -62,20 +72,32 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
             message: format!("exec in container {}: it is not running", request.id),
         });
     }
-    setns(init, namespaces).map_err(|e| {
-        Error::io(format!("enter the namespaces of container {}", request.id))(e.into())
-    })?;
+    let enter = |namespaces: CloneFlags| {
+        setns(init, namespaces).map_err(|e| {
+            Error::io(format!("enter the namespaces of container {}", request.id))(e.into())
+        })
+    };
+    if userns.is_some() {
+        process::raise_limits(&plan.process)?;
+    }
+    enter(NAMESPACES)?;
 
     let (terminal, stdio) = if request.tty {
-        let (master, slave) = console::open(&plan.process)?;
+        let (master, slave) = match &userns {
+            None => console::open(&plan.process)?,
+            Some(userns) => userns.open_console(&plan.process)?,
+        };
+        console::give(&slave, owner);
         let again = || slave.try_clone().map_err(Error::io("duplicate a terminal"));
         (Some(master), [again()?, again()?, slave])
     } else {
-        (
-            None,
-            streams(stdio, plan.process.user().uid(), plan.process.user().gid())?,
-        )
+        (None, streams(stdio, owner.0, owner.1)?)
     };
+    // Last: who has entered gives no more files away outside.
+    if userns.is_some() {
+        enter(CloneFlags::CLONE_NEWUSER)?;
+    }
+    let in_userns = userns.is_some();
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Error::errno("make the report pipe"))?;
     let born_in = plan.cgroup.born_in.take();
@@ -85,7 +107,7 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     };
     let child = birth
         .spawn(single_threaded, || {
-            let error = match become_command(plan, init, stdio, request.tty, &told) {
+            let error = match become_command(plan, init, stdio, (request.tty, in_userns), &told) {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -155,23 +177,48 @@ fn plan(request: &ExecRequest) -> Result<Plan, Error> {
     })
 }
 
-/// All that a container can have but the cgroup namespace; of user namespaces only another one than ours (the kernel refuses to enter one's own).
-fn namespaces_of(init: i32) -> Result<CloneFlags, Error> {
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS;
-    let user = |pid: &str| {
-        let path = format!("/proc/{pid}/ns/user");
-        fs::metadata(&path)
-            .map(|m| m.st_ino())
-            .map_err(Error::io(format!("look at {path}")))
-    };
-    if user(&init.to_string())? != user("self")? {
-        flags |= CloneFlags::CLONE_NEWUSER;
+/// All that a container can have but the cgroup namespace and the user namespace.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWPID)
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
+
+/// The maps of a container's own user namespace.
+struct Userns(IdMaps);
+
+impl Userns {
+    /// None: it is in ours, which the kernel refuses to enter again.
+    fn of(init: i32) -> Result<Option<Userns>, Error> {
+        let user = |pid: &str| {
+            let path = format!("/proc/{pid}/ns/user");
+            fs::metadata(&path)
+                .map(|m| m.st_ino())
+                .map_err(Error::io(format!("look at {path}")))
+        };
+        if user(&init.to_string())? == user("self")? {
+            return Ok(None);
+        }
+        IdMaps::of_process(init)
+            .map(|maps| Some(Userns(maps)))
+            .map_err(Error::io("read the maps of the container's user namespace"))
     }
-    Ok(flags)
+
+    /// As the container's root, and with none of the node's power over files: what lies at the path is the container's to say.
+    fn open_console(&self, process: &Process) -> Result<(OwnedFd, OwnedFd), Error> {
+        let step = Error::io("open a terminal in the container's user namespace");
+        let Some((uid, gid)) = self.0.uid(0).zip(self.0.gid(0)) else {
+            return Err(step(std::io::Error::other("it has no root")));
+        };
+        let become_user = |uid: u32, gid: u32| {
+            setfsgid(Gid::from_raw(gid));
+            setfsuid(Uid::from_raw(uid));
+        };
+        become_user(uid, gid);
+        let opened = console::open(process);
+        become_user(0, 0);
+        opened
+    }
 }
 
 /// The exec's process from its first instant to execve.
@@ -179,7 +226,7 @@ fn become_command(
     plan: Plan,
     init: &OwnedFd,
     stdio: [OwnedFd; 3],
-    tty: bool,
+    (tty, in_userns): (bool, bool),
     told: &OwnedFd,
 ) -> Result<std::convert::Infallible, Error> {
     let Plan {
@@ -199,6 +246,10 @@ fn become_command(
     setns(init, CloneFlags::CLONE_NEWCGROUP)
         .map_err(|e| Error::io("enter the container's cgroup namespace")(e.into()))?;
     process::set_apparmor(&process, &proc)?;
+    if in_userns {
+        userns::become_root()
+            .map_err(Error::io("become root of the container's user namespace"))?;
+    }
     prctl::set_name(c"berth-exec").ok();
     // From here on nothing of the node is open: a working directory of /proc/self/fd/7 leads nowhere (CVE-2024-21626). The owners
     // of the rest in this copy of the worker's memory must not close numbers that are gone.

@@ -177,6 +177,28 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
     })
 }
 
+/// libcontainer 0.7 refuses id-mapped mounts, makes device nodes where a user namespace does not allow it, and knows no user namespace that
+/// others share.
+fn refuse_mapped_ids(spec: &Spec, linux: &Linux) -> Result<(), String> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if namespaces.any(|n| n.typ() == oci_spec::runtime::LinuxNamespaceType::User) {
+        return Err("a user namespace".into());
+    }
+    let mapped = |mount: &&oci_spec::runtime::Mount| {
+        let mut options = mount.options().iter().flatten();
+        mount.uid_mappings().is_some()
+            || mount.gid_mappings().is_some()
+            || options.any(|option| option == "idmap" || option == "ridmap")
+    };
+    match spec.mounts().iter().flatten().find(mapped) {
+        Some(mount) => Err(format!(
+            "the id-mapped mount {}",
+            mount.destination().display()
+        )),
+        None => Ok(()),
+    }
+}
+
 fn by_libcontainer(
     request: &CreateRequest,
     prepared: Prepared,
@@ -199,6 +221,11 @@ fn by_libcontainer(
         id: id.clone(),
         reason: reason.to_owned(),
     };
+    refuse_mapped_ids(&spec, &linux).map_err(|what| {
+        refuse(&format!(
+            "has {what}, which only the native engine builds, and what is for libcontainer"
+        ))
+    })?;
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Error::errno("make the report pipe"))?;
     let told = Rc::new(told);

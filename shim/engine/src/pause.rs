@@ -7,11 +7,16 @@ use std::{
     path::PathBuf,
 };
 
-use berth_kernel::{pause, pidfd};
+use berth_kernel::{
+    pause, pidfd,
+    userns::{self, IdMaps},
+};
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::{io::Errno, process::Pid};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Process, Zygote, channel,
+    Error, Process, Zygote, channel, idmap,
     request::{Operation, PauseRequest},
 };
 
@@ -29,6 +34,15 @@ pub struct Pause {
     /// `net.ipv4.ip_forward` → value, written inside the pod's namespaces. Which are allowed is the caller's to check.
     pub sysctls: Vec<(String, String)>,
     pub oom_score_adj: Option<i32>,
+    /// The pod has a user namespace with these maps: the owner of `netns`, else a new one. What is new is its.
+    pub user: Option<UserNamespace>,
+}
+
+/// Maps of a user namespace, as specs have them.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    pub uids: Vec<LinuxIdMapping>,
+    pub gids: Vec<LinuxIdMapping>,
 }
 
 impl Zygote {
@@ -49,12 +63,17 @@ impl Zygote {
             new_pid: pause.new_pid,
             sysctls: pause.sysctls.clone(),
             oom_score_adj: pause.oom_score_adj,
+            user: pause.user.clone(),
         };
         let mut made = self.call(
             Operation::Pause,
             &request,
             [netns.as_ref().map(AsFd::as_fd), None, None, None],
         )?;
+        // Who made it in its user namespace has ended, a child of ours.
+        for helper in made.descriptors.drain(made.descriptors.len().min(1)..) {
+            let _ = pidfd::wait(helper);
+        }
         if made.descriptors.is_empty() {
             return Err(Error::Zygote("answered without a pidfd".into()));
         }
@@ -66,15 +85,19 @@ impl Zygote {
     }
 }
 
-/// In the zygote: the pid or what failed, and the pidfd of what was made, also of a pause that failed half made.
+/// In the zygote: the pid or what failed, and pidfds: of the pause, also of one that failed half made, and of who made it.
 pub(crate) fn make(
     reply: &OwnedFd,
     netns: Option<&OwnedFd>,
     shim: Pid,
-) -> (Result<i32, Error>, Option<OwnedFd>) {
-    let (request, sysctls) = match receive(reply) {
-        Ok(received) => received,
-        Err(error) => return (Err(error), None),
+) -> (Result<i32, Error>, Vec<OwnedFd>) {
+    let prepared = receive(reply).and_then(|(request, sysctls)| {
+        let user = user_namespace(&request, netns)?;
+        Ok((request, sysctls, user))
+    });
+    let (request, sysctls, user) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return (Err(error), Vec::new()),
     };
     let spawned = pause::spawn(&pause::Pause {
         hostname: request.hostname.as_deref(),
@@ -82,26 +105,89 @@ pub(crate) fn make(
         new_ipc: request.new_ipc,
         new_uts: request.new_uts,
         new_pid: request.new_pid,
+        user: user.as_ref().map(|(namespace, maps)| pause::Joined {
+            namespace: namespace.as_fd(),
+            id: nobody(maps),
+        }),
         sysctls: &sysctls,
         oom_score_adj: request.oom_score_adj,
         sibling: true,
     });
     match spawned {
-        Ok(child) => {
+        Ok(pause::Paused { pause, unreaped }) => {
+            let kill = || {
+                let _ = pidfd::send_signal(&pause.pidfd, nix::sys::signal::Signal::SIGKILL as i32);
+            };
             // The shim may have died before the pause's death signal was armed.
             if rustix::process::getppid() != Some(shim) {
-                let _ = pidfd::send_signal(&child.pidfd, nix::sys::signal::Signal::SIGKILL as i32);
+                kill();
             }
-            (Ok(child.pid), Some(child.pidfd))
+            let mapped = match &user {
+                Some((_, maps)) => verify(pause.pid, maps),
+                None => Ok(()),
+            };
+            let made = mapped.map(|()| pause.pid).inspect_err(|_| kill());
+            let pidfds = std::iter::once(pause).chain(unreaped);
+            (made, pidfds.map(|child| child.pidfd).collect())
         }
         Err(failed) => {
             let error = refused_sysctl(&failed, &request).unwrap_or_else(|| Error::Io {
                 step: describe(failed.step, &request),
                 source: failed.error,
             });
-            (Err(error), failed.unreaped.map(|child| child.pidfd))
+            let pidfds = failed.unreaped.into_iter().map(|child| child.pidfd);
+            (Err(error), pidfds.collect())
         }
     }
+}
+
+/// The pod's user namespace, and the maps that it is to have.
+fn user_namespace(
+    request: &PauseRequest,
+    netns: Option<&OwnedFd>,
+) -> Result<Option<(OwnedFd, IdMaps)>, Error> {
+    let Some(asked) = &request.user else {
+        return Ok(None);
+    };
+    let maps = idmap::maps(Some(&asked.uids), Some(&asked.gids));
+    let namespace = match netns {
+        Some(netns) => userns::owner_of(netns).map_err(Error::io(
+            "find the user namespace that owns the pod's network namespace",
+        ))?,
+        None => {
+            let made = userns::make(&maps, false);
+            made.map_err(Error::io("make the pod's user namespace"))?
+                .user
+        }
+    };
+    Ok(Some((namespace, maps)))
+}
+
+/// An id that no account has; the last that there is where that one is not mapped.
+fn nobody(maps: &IdMaps) -> u32 {
+    let last = |mappings: &[userns::Mapping]| {
+        let last = mappings
+            .iter()
+            .map(|m| m.inside.saturating_add(m.count.saturating_sub(1)))
+            .max();
+        last.unwrap_or(0)
+    };
+    match (maps.uid(pause::PAUSE_UID), maps.gid(pause::PAUSE_UID)) {
+        (Some(_), Some(_)) => pause::PAUSE_UID,
+        _ => last(&maps.uids).min(last(&maps.gids)),
+    }
+}
+
+/// No process of the pod comes to be with other maps than were asked for (SEC-ENG-13).
+fn verify(pid: i32, asked: &IdMaps) -> Result<(), Error> {
+    let step = || Error::io("enter the pod's user namespace");
+    let maps = IdMaps::of_process(pid).map_err(step())?;
+    if maps == *asked {
+        return Ok(());
+    }
+    Err(step()(std::io::Error::other(
+        "its maps are not the ones that the pod asks for: whoever made the pod's network namespace made another",
+    )))
 }
 
 type Sysctls = Vec<(CString, Vec<u8>)>;
@@ -147,6 +233,7 @@ fn refused_sysctl(failed: &pause::Failed, request: &PauseRequest) -> Option<Erro
 fn describe(step: pause::Step, request: &PauseRequest) -> String {
     match step {
         pause::Step::Clone => "make the pod's namespaces".into(),
+        pause::Step::JoinUser => "enter the pod's user namespace".into(),
         pause::Step::JoinNetns => "join the pod's network namespace".into(),
         pause::Step::SetHostname => {
             format!(

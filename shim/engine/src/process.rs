@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_kernel::descriptors;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oci_spec::runtime::{PosixRlimitType, Process};
 use rustix::{
     fs::{Mode, OFlags},
@@ -86,6 +86,20 @@ pub(crate) fn take_streams(
     // Their owners must not close numbers that are gone.
     std::mem::forget((stdin, stdout, stderr));
     descriptors::close_all_but(kept).map_err(Error::io("close what is not the container's"))
+}
+
+/// Lifts those limits that are below what a spec asks for, while this process may: root of a user namespace may not. [`settle`] sets
+/// them.
+pub(crate) fn raise_limits(process: &Process) -> Result<(), Error> {
+    for limit in process.rlimits().iter().flatten() {
+        let resource = resource(limit.typ());
+        let step = || Error::io(format!("raise {resource:?} to {}", limit.hard()));
+        let (soft, hard) = getrlimit(resource).map_err(|e| step()(e.into()))?;
+        if hard < limit.hard() {
+            setrlimit(resource, soft, limit.hard()).map_err(|e| step()(e.into()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Limits, umask, working directory and user. The process holds the widened capabilities afterwards.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Maker};
+use crate::{Error, Maker, pause::UserNamespace};
 
 /// First byte of a control datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub(crate) struct PauseRequest {
     pub new_pid: bool,
     pub sysctls: Vec<(String, String)>,
     pub oom_score_adj: Option<i32>,
+    pub user: Option<UserNamespace>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

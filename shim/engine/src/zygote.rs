@@ -272,7 +272,7 @@ fn accept(
         // Not by a worker: the pause's death signal is bound to the life of the process that is its parent, and a sibling of the
         // zygote has the shim's main thread for a parent from its first instant.
         let [netns, ..] = &optional;
-        let (made, child) = crate::pause::make(&reply, netns.as_ref(), shim);
+        let (made, children) = crate::pause::make(&reply, netns.as_ref(), shim);
         let answer = match made {
             Ok(pid) => Answer::Made {
                 pid,
@@ -281,7 +281,7 @@ fn accept(
             },
             Err(error) => Answer::Failed(error.into()),
         };
-        let passed: Vec<_> = child.iter().map(AsFd::as_fd).collect();
+        let passed: Vec<_> = children.iter().map(AsFd::as_fd).collect();
         let _ = channel::send_value(&reply, &answer, &passed);
         let _ = channel::send_value(&reply, &Ended { exit_code: 0 }, &[]);
         return None;

@@ -12,6 +12,7 @@
 //! - [`signals`]: dispositions back to their defaults
 //! - [`seccomp`]: a compiled filter into the kernel
 //! - [`pause`]: the process that holds a pod's namespaces
+//! - [`userns`]: user namespaces and their maps
 
 pub mod bpf;
 pub mod clone;
@@ -22,3 +23,4 @@ pub mod pause;
 pub mod pidfd;
 pub mod seccomp;
 pub mod signals;
+pub mod userns;

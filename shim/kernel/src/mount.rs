@@ -23,12 +23,38 @@ impl Change {
 /// Changes the mount that `mount` is the root of, and with `recursive` every one below it. The mount need not be attached
 /// anywhere (open_tree, fsmount). EINVAL: `mount` is not the root of a mount.
 pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, change: Change) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: change.set,
-        attr_clr: change.clear,
-        propagation: change.propagation,
-        userns_fd: 0,
-    };
+    set(
+        mount,
+        recursive,
+        libc::mount_attr {
+            attr_set: change.set,
+            attr_clr: change.clear,
+            propagation: change.propagation,
+            userns_fd: 0,
+        },
+    )
+}
+
+/// Shows the owners of what is on a mount through the maps of a user namespace: an id-mapped mount (MOUNT_ATTR_IDMAP, Linux 5.12). The
+/// mount must not be attached anywhere yet. EINVAL: its file system can't be mounted so. EPERM: it has a map already.
+pub fn set_id_map(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    user_namespace: BorrowedFd<'_>,
+) -> io::Result<()> {
+    set(
+        mount,
+        recursive,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: user_namespace.as_raw_fd() as u64,
+        },
+    )
+}
+
+fn set(mount: BorrowedFd<'_>, recursive: bool, attributes: libc::mount_attr) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;

@@ -22,11 +22,11 @@ use std::{
 use crate::{
     clone::{Child, Clone},
     descriptors::close_range,
-    pidfd, signals,
+    pidfd, signals, userns,
 };
 
 /// The user and group it runs as: what the usual pause images use, and no account has.
-const PAUSE_UID: u32 = 65535;
+pub const PAUSE_UID: u32 = 65535;
 
 /// The highest capability number there can be (the kernel has 41; EINVAL ends the loop earlier).
 const MAX_CAPABILITY: i32 = 63;
@@ -40,6 +40,8 @@ pub struct Pause<'a> {
     pub new_ipc: bool,
     pub new_uts: bool,
     pub new_pid: bool,
+    /// A user namespace to join; the others, `netns` too, are its own then.
+    pub user: Option<Joined<'a>>,
     /// Absolute paths under `/proc/sys` and what is written there, inside the namespaces.
     pub sysctls: &'a [(CString, Vec<u8>)],
     pub oom_score_adj: Option<i32>,
@@ -47,10 +49,26 @@ pub struct Pause<'a> {
     pub sibling: bool,
 }
 
+/// A user namespace, and whom in it the pause runs as: an id that is mapped there.
+#[derive(Debug, std::clone::Clone, Copy)]
+pub struct Joined<'a> {
+    pub namespace: BorrowedFd<'a>,
+    pub id: u32,
+}
+
+/// A pause that is ready.
+#[derive(Debug)]
+pub struct Paused {
+    pub pause: Child,
+    /// The child that entered the user namespace to make it, and has ended: its parent is to reap it. Only of a sibling.
+    pub unreaped: Option<Child>,
+}
+
 /// What failed, in the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Clone,
+    JoinUser,
     JoinNetns,
     SetHostname,
     /// Index into `Pause::sysctls`.
@@ -68,21 +86,82 @@ pub enum Step {
 pub struct Failed {
     pub step: Step,
     pub error: io::Error,
-    /// A sibling that was made and killed: its parent is to reap it.
-    pub unreaped: Option<Child>,
+    /// Siblings that were made, and have been killed: their parent is to reap them.
+    pub unreaped: Vec<Child>,
 }
 
 /// Makes the pause and returns when it is ready for signals.
-pub fn spawn(pause: &Pause<'_>) -> Result<Child, Failed> {
-    let clone_failed = |error| Failed {
-        step: Step::Clone,
-        error,
-        unreaped: None,
-    };
-    let (report, told) = pipe().map_err(clone_failed)?;
+pub fn spawn(pause: &Pause<'_>) -> Result<Paused, Failed> {
+    let (report, told) = pipe().map_err(not_cloned)?;
     let oom_score_adj = pause
         .oom_score_adj
         .map(|value| CString::new(value.to_string()).expect("digits"));
+    let made = {
+        let (told, oom_score_adj) = (told.as_raw_fd(), oom_score_adj.as_deref());
+        match pause.user {
+            None => spawn_here(pause, oom_score_adj, told),
+            Some(user) => spawn_in(user, pause, oom_score_adj, told),
+        }
+    };
+    drop(told);
+
+    let mut answer = [0u8; Report::BYTES];
+    // The first to speak is the one that has failed, or the pause.
+    let told = match read_all(&report, &mut answer) {
+        Ok(n) if n == answer.len() => Report::decode(answer),
+        Ok(_) => Some((Step::Report, io::ErrorKind::UnexpectedEof.into())),
+        Err(error) => Some((Step::Report, error)),
+    };
+    let (child, helper) = made?;
+    let failed = match (child, told) {
+        (Some(child), None) => {
+            return Ok(Paused {
+                pause: child,
+                unreaped: reaped(helper, pause.sibling).pop(),
+            });
+        }
+        (child, told) => {
+            let told = told.unwrap_or((Step::Report, io::ErrorKind::UnexpectedEof.into()));
+            (child, told)
+        }
+    };
+    let (child, (step, error)) = failed;
+    if let Some(child) = &child {
+        let _ = pidfd::send_signal(&child.pidfd, libc::SIGKILL);
+    }
+    let mut unreaped = reaped(child, pause.sibling);
+    unreaped.extend(reaped(helper, pause.sibling));
+    Err(Failed {
+        step,
+        error,
+        unreaped,
+    })
+}
+
+fn not_cloned(error: io::Error) -> Failed {
+    Failed {
+        step: Step::Clone,
+        error,
+        unreaped: Vec::new(),
+    }
+}
+
+/// Waits for a child that has ended or been killed; a sibling is not ours to reap.
+fn reaped(child: Option<Child>, sibling: bool) -> Vec<Child> {
+    match child {
+        Some(child) if sibling => vec![child],
+        Some(child) => {
+            let _ = pidfd::wait(&child.pidfd);
+            Vec::new()
+        }
+        None => Vec::new(),
+    }
+}
+
+/// The pause, and who made it.
+type Made = (Option<Child>, Option<Child>);
+
+fn namespaces(pause: &Pause<'_>) -> i32 {
     let mut namespaces = 0;
     for (wanted, flag) in [
         (pause.new_ipc, libc::CLONE_NEWIPC),
@@ -93,40 +172,83 @@ pub fn spawn(pause: &Pause<'_>) -> Result<Child, Failed> {
             namespaces |= flag;
         }
     }
+    namespaces
+}
+
+fn spawn_here(
+    pause: &Pause<'_>,
+    oom_score_adj: Option<&CStr>,
+    told: RawFd,
+) -> Result<Made, Failed> {
     let clone = Clone {
-        namespaces,
+        namespaces: namespaces(pause),
         sibling: pause.sibling,
         cgroup: None,
     };
-    let told_fd = told.as_raw_fd();
     // SAFETY: `run` allocates nothing, takes no lock and calls async-signal-safe functions and raw system calls only.
-    let child = unsafe { clone.spawn_unchecked(|| run(pause, oom_score_adj.as_deref(), told_fd)) }
-        .map_err(clone_failed)?;
-    drop(told);
+    let child = unsafe { clone.spawn_unchecked(|| run(pause, oom_score_adj, told)) };
+    Ok((Some(child.map_err(not_cloned)?), None))
+}
 
-    let mut answer = [0u8; Report::BYTES];
-    let problem = match read_all(&report, &mut answer) {
-        Ok(n) if n == answer.len() => match Report::decode(answer) {
-            None => return Ok(child),
-            Some(problem) => problem,
-        },
-        Ok(_) => (Step::Report, io::ErrorKind::UnexpectedEof.into()),
-        Err(error) => (Step::Report, error),
+/// A namespace belongs to the user namespace of who makes it, and nobody comes back from there. So one enters, makes the pause, tells its
+/// pid and ends.
+fn spawn_in(
+    user: Joined<'_>,
+    pause: &Pause<'_>,
+    oom_score_adj: Option<&CStr>,
+    told: RawFd,
+) -> Result<Made, Failed> {
+    let (answer, number) = pipe().map_err(not_cloned)?;
+    let namespaces = namespaces(pause);
+    let enter = || {
+        let entered = (|| {
+            // The file is root's, as long as this is.
+            lower_oom_score(oom_score_adj)?;
+            let errno = |error: io::Error| (Step::JoinUser, error.raw_os_error().unwrap_or(0));
+            userns::join(user.namespace).map_err(errno)?;
+            userns::become_root().map_err(errno)?;
+            let clone = Clone {
+                namespaces,
+                sibling: true,
+                cgroup: None,
+            };
+            // SAFETY: as in `spawn_here`.
+            unsafe { clone.spawn_unchecked(|| run(pause, None, told)) }
+                .map_err(|error| (Step::Clone, error.raw_os_error().unwrap_or(0)))
+        })();
+        match entered {
+            Ok(child) => {
+                let pid = child.pid.to_ne_bytes();
+                // SAFETY: initialised memory of that length.
+                let written =
+                    unsafe { libc::write(number.as_raw_fd(), pid.as_ptr().cast(), pid.len()) };
+                i32::from(written != pid.len() as isize)
+            }
+            Err((step, errno)) => {
+                let message = Report::encode(step, errno);
+                // SAFETY: initialised memory of that length.
+                unsafe { libc::write(told, message.as_ptr().cast(), message.len()) };
+                1
+            }
+        }
     };
-    let _ = pidfd::send_signal(&child.pidfd, libc::SIGKILL);
-    let (step, error) = problem;
-    // A sibling is not ours to reap.
-    let unreaped = if pause.sibling {
-        Some(child)
-    } else {
-        let _ = pidfd::wait(&child.pidfd);
-        None
+    let clone = Clone {
+        sibling: pause.sibling,
+        ..Clone::default()
     };
-    Err(Failed {
-        step,
-        error,
-        unreaped,
-    })
+    // SAFETY: `enter` allocates nothing, takes no lock and calls async-signal-safe functions and raw system calls only.
+    let helper = unsafe { clone.spawn_unchecked(enter) }.map_err(not_cloned)?;
+    drop(number);
+    let mut pid = [0; 4];
+    let child = match read_all(&answer, &mut pid) {
+        Ok(4) => {
+            let pid = i32::from_ne_bytes(pid);
+            // Nobody has reaped it: its parent hears of it after this.
+            pidfd::open(pid).ok().map(|pidfd| Child { pid, pidfd })
+        }
+        _ => None,
+    };
+    Ok((child, Some(helper)))
 }
 
 /// What the child tells: step, index, errno; all zero: ready.
@@ -146,6 +268,7 @@ impl Report {
             Step::Signals => (7, 0),
             Step::Privileges => (8, 0),
             Step::Report => (9, 0),
+            Step::JoinUser => (10, 0),
         };
         let mut bytes = [0; Self::BYTES];
         bytes[..4].copy_from_slice(&code.to_ne_bytes());
@@ -168,6 +291,7 @@ impl Report {
             6 => Step::EmptyRoot,
             7 => Step::Signals,
             8 => Step::Privileges,
+            10 => Step::JoinUser,
             _ => Step::Report,
         };
         Some((step, io::Error::from_raw_os_error(word(8) as i32)))
@@ -214,13 +338,7 @@ fn prepare(
     for (index, (path, value)) in pause.sysctls.iter().enumerate() {
         write_file(path, value).map_err(|errno| (Step::Sysctl(index), errno))?;
     }
-    if let Some(value) = oom_score_adj {
-        match write_file(c"/proc/self/oom_score_adj", value.to_bytes()) {
-            // Below our own without CAP_SYS_RESOURCE: then it stays our own.
-            Ok(()) | Err(libc::EACCES) => {}
-            Err(errno) => return Err((Step::OomScoreAdj, errno)),
-        }
-    }
+    lower_oom_score(oom_score_adj)?;
     // SAFETY: chdir to a C string literal.
     unsafe { libc::chdir(c"/".as_ptr()) };
     if pause.new_pid {
@@ -232,7 +350,15 @@ fn prepare(
     }
     let _ = close_range(told + 1, u32::MAX, 0);
     handle_signals().map_err(|error| (Step::Signals, error.raw_os_error().unwrap_or(0)))?;
-    give_up_privileges()
+    give_up_privileges(pause.user.map_or(PAUSE_UID, |user| user.id))
+}
+
+fn lower_oom_score(value: Option<&CStr>) -> Result<(), (Step, i32)> {
+    match value.map(|value| write_file(c"/proc/self/oom_score_adj", value.to_bytes())) {
+        // Below our own without CAP_SYS_RESOURCE: then it stays our own.
+        None | Some(Ok(()) | Err(libc::EACCES)) => Ok(()),
+        Some(Err(errno)) => Err((Step::OomScoreAdj, errno)),
+    }
 }
 
 /// A mount namespace of its own with nothing in it.
@@ -291,7 +417,7 @@ fn handle_signals() -> io::Result<()> {
     signals::unblock_all()
 }
 
-fn give_up_privileges() -> Result<(), (Step, i32)> {
+fn give_up_privileges(id: u32) -> Result<(), (Step, i32)> {
     const VERSION_3: u32 = 0x2008_0522;
     let failed = Step::Privileges;
     let (header, none) = ([VERSION_3, 0], [0u32; 6]);
@@ -312,11 +438,11 @@ fn give_up_privileges() -> Result<(), (Step, i32)> {
         )?;
         check(
             failed,
-            libc::syscall(libc::SYS_setresgid, PAUSE_UID, PAUSE_UID, PAUSE_UID) as i32,
+            libc::syscall(libc::SYS_setresgid, id, id, id) as i32,
         )?;
         check(
             failed,
-            libc::syscall(libc::SYS_setresuid, PAUSE_UID, PAUSE_UID, PAUSE_UID) as i32,
+            libc::syscall(libc::SYS_setresuid, id, id, id) as i32,
         )?;
         check(
             failed,
@@ -385,6 +511,7 @@ fn read_all(from: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
 mod tests {
     use std::{
         fs,
+        os::{fd::AsFd, unix::fs::MetadataExt},
         time::{Duration, Instant},
     };
 
@@ -399,7 +526,7 @@ mod tests {
 
     /// The test thread outlives its pause, as PDEATHSIG wants.
     fn make(pause: &Pause<'_>) -> Child {
-        spawn(pause).unwrap()
+        spawn(pause).unwrap().pause
     }
 
     #[test]
@@ -480,6 +607,66 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_in_a_user_namespace_owns_its_namespaces_and_is_nobody_there() {
+        let mapping = userns::Mapping {
+            inside: 0,
+            outside: 500_000,
+            count: 1000,
+        };
+        let maps = userns::IdMaps {
+            uids: vec![mapping],
+            gids: vec![mapping],
+        };
+        let made = userns::make(&maps, true).unwrap();
+        let netns = made.network.as_ref().unwrap();
+        let sysctls = [
+            ("kernel/shm_rmid_forced", "1"),
+            ("net/ipv4/ip_unprivileged_port_start", "80"),
+        ]
+        .map(|(name, value)| {
+            let path = CString::new(format!("/proc/sys/{name}")).unwrap();
+            (path, value.as_bytes().to_vec())
+        });
+        for new_pid in [false, true] {
+            let child = make(&Pause {
+                hostname: Some("berth-test-host"),
+                netns: Some(netns.as_fd()),
+                new_ipc: true,
+                new_uts: true,
+                new_pid,
+                user: Some(Joined {
+                    namespace: made.user.as_fd(),
+                    id: 999,
+                }),
+                sysctls: &sysctls,
+                oom_score_adj: Some(500),
+                ..Pause::default()
+            });
+            assert_eq!(userns::IdMaps::of_process(child.pid).unwrap(), maps);
+            for name in ["ipc", "uts", "net"] {
+                let namespace = fs::File::open(format!("/proc/{}/ns/{name}", child.pid)).unwrap();
+                let owner = fs::File::from(userns::owner_of(namespace).unwrap());
+                let link = fs::metadata(format!("/proc/{}/ns/user", child.pid)).unwrap();
+                assert_eq!(owner.metadata().unwrap().ino(), link.ino(), "{name}");
+            }
+            assert!(status(child.pid, "Uid:").starts_with("500999"));
+            assert_eq!(status(child.pid, "CapPrm:"), "0000000000000000");
+            let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.pid)).unwrap();
+            assert_eq!(score.trim(), "500");
+            pidfd::send_signal(&child.pidfd, libc::SIGTERM).unwrap();
+            assert_eq!(pidfd::wait(&child.pidfd).unwrap(), Exit::Code(0));
+        }
+        let refused = spawn(&Pause {
+            user: Some(Joined {
+                namespace: netns.as_fd(),
+                id: 0,
+            }),
+            ..Pause::default()
+        });
+        assert_eq!(refused.unwrap_err().step, Step::JoinUser);
+    }
+
+    #[test]
     fn an_oom_score_adj_that_can_not_be_had_is_no_failure() {
         let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
         let child = make(&Pause {
@@ -515,7 +702,7 @@ mod tests {
             ..Pause::default()
         })
         .unwrap_err();
-        assert!(unreaped.is_none());
+        assert!(unreaped.is_empty());
         assert_eq!(
             (step, error.raw_os_error()),
             (Step::Sysctl(1), Some(libc::ENOENT))

@@ -47,7 +47,14 @@ struct Node<'a> {
 }
 
 /// Makes the nodes of a spec and those that every container has, beneath `root`.
-pub(super) fn make_all(root: BorrowedFd<'_>, devices: &[LinuxDevice]) -> Result<(), Error> {
+///
+/// From outside of the container's user namespace (`outside`) the nodes of a spec keep the owner that they have on the node, as a bind of
+/// the node's own would: whom it shuts out there, root of a container is not to be.
+pub(super) fn make_all(
+    root: BorrowedFd<'_>,
+    devices: &[LinuxDevice],
+    outside: bool,
+) -> Result<(), Error> {
     let step = |path: &Path| Error::io(format!("make device {}", path.display()));
     let dev_path = Path::new("/dev");
     let dev = beneath::ensure(root, dev_path, Kind::Directory, false).map_err(step(dev_path))?;
@@ -78,7 +85,8 @@ pub(super) fn make_all(root: BorrowedFd<'_>, devices: &[LinuxDevice]) -> Result<
             },
             number,
             mode: device.file_mode().unwrap_or(DEFAULT_MODE) & 0o7777,
-            owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
+            owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0)))
+                .filter(|owner| outside || *owner != (0, 0)),
             path: Path::new(name),
         };
         make(parent.as_fd(), &node).map_err(step(path))?;
@@ -105,7 +113,7 @@ fn make(parent: BorrowedFd<'_>, node: &Node<'_>) -> io::Result<()> {
         }
         Err(error) => return Err(error.into()),
     }
-    if let Some((uid, gid)) = node.owner.filter(|owner| *owner != (0, 0)) {
+    if let Some((uid, gid)) = node.owner {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(
             parent,

@@ -16,12 +16,15 @@
 //! One socket goes from init to the shim: how the birth went, then the byte that starts it, then why its command can't be run;
 //! execve closes it. Where the shim ends before the start, so does init.
 //!
+//! In a user namespace the worker builds the root, and enters it before init is born ([`userns`]); init then completes the root.
+//!
 //! What is not built here ([`unsupported`]) is made by libcontainer, the reference.
 
 mod beneath;
 mod device;
 mod mount;
 mod root;
+mod userns;
 
 use std::{
     ffi::CString,
@@ -47,12 +50,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Maker, Stdio,
     cgroup::Entrance,
-    channel, command, confine, console,
+    channel, command, confine, console, idmap,
     init::{self, Prepared, streams},
     process,
     request::{CreateRequest, Failure},
     worker::Made,
 };
+
+use userns::{IdMap, Userns};
 
 /// What starts a container's command.
 const START: &[u8] = b"s";
@@ -75,7 +80,7 @@ pub(crate) fn unsupported(prepared: &Prepared) -> Option<String> {
     } = prepared;
     for namespace in linux.namespaces().iter().flatten() {
         let kind = namespace.typ();
-        let alien = matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time)
+        let alien = kind == LinuxNamespaceType::Time
             || (kind == LinuxNamespaceType::Mount && namespace.path().is_some());
         if alien {
             return Some(format!("the {kind} namespace"));
@@ -114,9 +119,16 @@ pub(crate) fn create(
 ) -> Result<Made, Error> {
     let notes = prepared.notes.clone();
     let user = prepared.process.user();
+    let userns = Userns::of(&request.id, &prepared.linux)?;
+    let (uid, gid) = idmap::on_the_node(
+        &request.id,
+        userns.as_ref().map(|userns| &userns.maps),
+        user.uid(),
+        user.gid(),
+    )?;
     let streams = match request.tty {
         true => None,
-        false => Some(streams(stdio, user.uid(), user.gid())?),
+        false => Some(streams(stdio, uid, gid)?),
     };
     process::adjust_oom_score(None, &prepared.process)?;
     let mut entrance = prepared.cgroup.entrance()?;
@@ -125,7 +137,24 @@ pub(crate) fn create(
     // Asked before /proc could be another pid namespace's.
     let single_threaded = SingleThreaded::prove().map_err(Error::io("look for threads"))?;
     let namespaces = Namespaces::of(&prepared.linux)?;
+    let mounts = prepared.spec.mounts().as_deref().unwrap_or_default();
+    let id_maps = IdMap::of_all(mounts, userns.as_ref())?;
     namespaces.join()?;
+    let mut ground = Ground {
+        userns,
+        id_maps,
+        built: None,
+    };
+    if let Some(userns) = &ground.userns {
+        Userns::begin()?;
+        process::raise_limits(&prepared.process)?;
+        let umask = rustix::process::umask(Mode::empty());
+        let plan = ground.plan(request, &prepared, &namespaces)?;
+        let built = userns.as_root(|| root::build(&plan))?;
+        rustix::process::umask(umask);
+        userns.enter()?;
+        ground.built = Some(built);
+    }
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -144,6 +173,7 @@ pub(crate) fn create(
                 request,
                 prepared,
                 namespaces,
+                ground,
                 streams,
                 entrance,
                 proc,
@@ -226,7 +256,7 @@ impl Namespaces {
                 LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
                 LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
                 LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-                // Refused by [`unsupported`].
+                // [`Userns`]; refused by [`unsupported`].
                 LinuxNamespaceType::User | LinuxNamespaceType::Time => continue,
             };
             match namespace
@@ -266,11 +296,48 @@ impl Namespaces {
     }
 }
 
+/// What the root is built on.
+struct Ground {
+    userns: Option<Userns>,
+    /// One for each mount.
+    id_maps: Vec<Option<IdMap>>,
+    /// By the worker, where there is a user namespace.
+    built: Option<root::Built>,
+}
+
+impl Ground {
+    fn plan<'a>(
+        &'a self,
+        request: &CreateRequest,
+        prepared: &'a Prepared,
+        namespaces: &Namespaces,
+    ) -> Result<root::Plan<'a>, Error> {
+        let given = prepared.spec.root().as_ref().ok_or_else(|| Error::Spec {
+            id: request.id.clone(),
+            reason: "has no root".into(),
+        })?;
+        let mut born = namespaces.new;
+        born.set(CloneFlags::CLONE_NEWCGROUP, namespaces.new_cgroup);
+        Ok(root::Plan {
+            path: request.bundle.join(given.path()),
+            read_only: given.readonly() == Some(true),
+            cwd: prepared.process.cwd(),
+            mounts: prepared.spec.mounts().as_deref().unwrap_or_default(),
+            id_maps: &self.id_maps,
+            linux: &prepared.linux,
+            cgroup: &prepared.cgroup,
+            userns: self.userns.as_ref(),
+            born,
+        })
+    }
+}
+
 /// Init, from its first instant.
 struct Init<'a> {
     request: &'a CreateRequest,
     prepared: Prepared,
     namespaces: Namespaces,
+    ground: Ground,
     /// None: a terminal is to be made.
     streams: Option<[OwnedFd; 3]>,
     entrance: Entrance,
@@ -317,19 +384,9 @@ impl Init<'_> {
     fn become_container(self, socket: &OwnedFd) -> Result<Command, Error> {
         let Init {
             request,
-            prepared:
-                Prepared {
-                    spec,
-                    process,
-                    linux,
-                    cgroup,
-                    filter,
-                    capabilities,
-                    args,
-                    mut env,
-                    ..
-                },
+            prepared,
             namespaces,
+            mut ground,
             streams,
             entrance,
             proc,
@@ -346,49 +403,53 @@ impl Init<'_> {
                 .map_err(|e| Error::io("enter a cgroup namespace")(e.into()))?;
         }
         prctl::set_name(c"berth-init").ok();
+        // While the file is still this user's.
+        process::set_apparmor(&prepared.process, &proc)?;
+        if let Some(userns) = &ground.userns {
+            userns.verify(&proc)?;
+            berth_kernel::userns::become_root()
+                .map_err(Error::io("become root of the container's user namespace"))?;
+        }
         if namespaces.new_uts {
+            let spec = &prepared.spec;
             name_host(spec.hostname().as_deref(), spec.domainname().as_deref())?;
         }
         // Modes are as they are asked for.
         let umask = rustix::process::umask(Mode::empty());
-        let given = spec.root().as_ref();
-        let plan = root::Plan {
-            path: match given {
-                Some(root) => request.bundle.join(root.path()),
-                None => {
-                    return Err(Error::Spec {
-                        id: request.id.clone(),
-                        reason: "has no root".into(),
-                    });
-                }
-            },
-            read_only: given.and_then(|root| root.readonly()) == Some(true),
-            mounts: spec.mounts().as_deref().unwrap_or_default(),
-            linux: &linux,
-            cgroup: &cgroup,
+        let built = ground.built.take();
+        let plan = ground.plan(request, &prepared, &namespaces)?;
+        let root = match built {
+            None => root::build(&plan)?.root,
+            Some(built) => root::complete(&plan, built)?,
         };
-        let root = root::build(&plan)?;
-        for (name, value) in linux.sysctl().iter().flatten() {
+        for (name, value) in prepared.linux.sysctl().iter().flatten() {
             set_sysctl(&proc, name, value)?;
         }
-        process::set_apparmor(&process, &proc)?;
         root::enter(&root)?;
         let (master, streams) = match streams {
             Some(streams) => (None, streams),
             None => {
-                let (master, slave) = console::open(&process)?;
+                let (master, slave) = console::open(&prepared.process)?;
                 device::bind_console(root.as_fd(), &slave)?;
                 let again = || slave.try_clone().map_err(Error::io("duplicate a terminal"));
                 (Some(master), [again()?, again()?, slave])
             }
         };
-        make_working_directory(&root, process.cwd())?;
+        root::make_working_directory(&root, plan.cwd)?;
         root::finish(&root, &plan)?;
         rustix::process::umask(umask);
 
         // From here on nothing of the node is open (SEC-ENG-01). The owners of the rest in this copy of the worker's memory must not
         // close numbers that are gone.
-        std::mem::forget((entrance, namespaces, proc, root));
+        std::mem::forget((entrance, namespaces, ground, proc, root));
+        let Prepared {
+            process,
+            filter,
+            capabilities,
+            args,
+            mut env,
+            ..
+        } = prepared;
         let console: Vec<_> = master.iter().map(AsFd::as_fd).collect();
         let mut kept = console.clone();
         kept.push(socket.as_fd());
@@ -454,24 +515,4 @@ fn set_sysctl(proc: &OwnedFd, name: &str, value: &str) -> Result<(), Error> {
     .map_err(step())?;
     rustix::io::write(&file, value.as_bytes()).map_err(step())?;
     Ok(())
-}
-
-/// As a Dockerfile's WORKDIR, which may lie in a volume: made where it is missing. Beneath the container's root, and through no link of
-/// its /proc: descriptors of the node are still open here.
-fn make_working_directory(root: &OwnedFd, cwd: &Path) -> Result<(), Error> {
-    use rustix::io::Errno;
-    if !cwd.is_absolute() {
-        return Ok(());
-    }
-    let Err(error) = berth_beneath::ensure_directory(root, cwd) else {
-        return Ok(());
-    };
-    match Errno::from_io_error(&error) {
-        // A file system that turns root away, and what is no plain path: entering it, perhaps as the user, tells more.
-        Some(Errno::ACCESS | Errno::PERM | Errno::LOOP | Errno::INVAL) => Ok(()),
-        _ => Err(Error::io(format!(
-            "make working directory {}",
-            cwd.display()
-        ))(error)),
-    }
 }

@@ -9,10 +9,11 @@ use std::{
     path::Path,
 };
 
-use berth_kernel::mount::{Change, set_attributes};
+use berth_kernel::mount::{Change, set_attributes, set_id_map};
 use oci_spec::runtime::Mount;
 use rustix::{
-    fs::CWD,
+    fs::{AtFlags, CWD, Gid, StatxFlags, Uid},
+    io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
         OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -20,7 +21,10 @@ use rustix::{
     },
 };
 
-use super::beneath::{self, Kind};
+use super::{
+    beneath::{self, Kind},
+    userns::{IdMap, Userns},
+};
 use crate::{Error, cgroup::Cgroup};
 
 /// A mount's options, as the runtime specification and mount(8) name them.
@@ -34,6 +38,8 @@ pub(super) struct Options {
     recursive_attributes: Change,
     propagation: u64,
     propagation_recursive: bool,
+    /// Its owners are shown through a map; true: those of what is mounted below it, too.
+    pub(super) id_mapped: Option<bool>,
     /// What the file system itself is told.
     data: Vec<String>,
 }
@@ -114,6 +120,8 @@ impl Options {
             match word {
                 "bind" => options.bind = true,
                 "rbind" => (options.bind, options.recursive) = (true, true),
+                "idmap" => options.id_mapped = Some(false),
+                "ridmap" => options.id_mapped = Some(true),
                 "defaults" | "async" | "nomand" | "loud" => {}
                 _ => {
                     if let Some(change) = attribute(word) {
@@ -153,10 +161,7 @@ impl Options {
 /// What this engine does not build of a mount; the reference engine gets such a container.
 pub(super) fn unsupported(mount: &Mount) -> Option<String> {
     let place = mount.destination().display();
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Some(format!("the id-mapped mount {place}"));
-    }
-    let own = ["tmpcopyup", "remount", "idmap", "ridmap", "copy-symlink"];
+    let own = ["tmpcopyup", "remount", "copy-symlink"];
     let options = mount.options().iter().flatten();
     options
         .into_iter()
@@ -207,8 +212,17 @@ pub(super) fn read_only(tree: &OwnedFd) -> io::Result<()> {
 }
 
 /// A bind's tree, ready to be attached.
-pub(super) fn bind(source: &Path, options: &Options) -> io::Result<OwnedFd> {
+pub(super) fn bind(
+    source: &Path,
+    options: &Options,
+    id_map: Option<&IdMap>,
+) -> io::Result<OwnedFd> {
     let tree = clone_tree(source, options.recursive)?;
+    if let Some(id_map) = id_map {
+        // Never a plain bind instead (SEC-ENG-20).
+        set_id_map(tree.as_fd(), id_map.recursive, id_map.namespace())
+            .map_err(|error| not_mapped(source, options.recursive && id_map.recursive, error))?;
+    }
     let default = u64::from(MountPropagationFlags::PRIVATE.bits());
     let (kind, recursive) = match options.propagation {
         0 => (default, true),
@@ -228,6 +242,45 @@ pub(super) fn bind(source: &Path, options: &Options) -> io::Result<OwnedFd> {
         }
     }
     Ok(tree)
+}
+
+/// Why a source can't be id-mapped, with the file systems that it might be for.
+fn not_mapped(source: &Path, recursive: bool, error: io::Error) -> io::Error {
+    let kinds = file_systems(source, recursive).unwrap_or_default();
+    let why = match Errno::from_io_error(&error) {
+        Some(Errno::INVAL) => "this kernel can't mount that id-mapped".to_owned(),
+        Some(Errno::PERM) => "it is id-mapped already".to_owned(),
+        _ => error.to_string(),
+    };
+    io::Error::new(
+        error.kind(),
+        format!("it lies on {}: {why}", kinds.join(", ")),
+    )
+}
+
+/// The kinds of the file system that a path lies on, and of those mounted below it.
+fn file_systems(path: &Path, below: bool) -> io::Result<Vec<String>> {
+    let path = path.canonicalize()?;
+    let id = rustix::fs::statx(CWD, &path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+    let mountinfo = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let mut kinds = Vec::new();
+    for line in mountinfo.lines() {
+        let (Some((left, right)), mut fields) = (line.split_once(" - "), line.split(' ')) else {
+            continue;
+        };
+        let itself = fields.next().and_then(|id| id.parse().ok()) == Some(id);
+        let inside = below
+            && left
+                .split(' ')
+                .nth(4)
+                .is_some_and(|at| Path::new(at).starts_with(&path));
+        if let (true, Some(kind)) = (itself || inside, right.split(' ').next())
+            && !kinds.iter().any(|known| known == kind)
+        {
+            kinds.push(kind.to_owned());
+        }
+    }
+    Ok(kinds)
 }
 
 /// A file system of its own, ready to be attached.
@@ -250,58 +303,140 @@ pub(super) fn filesystem(
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?)
 }
 
+/// What the mounts of a container have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub cgroup: &'a Cgroup,
+    /// The container's user namespace, where the mount is made from outside of it.
+    pub userns: Option<&'a Userns>,
+}
+
 /// Makes one mount of a spec beneath `root`. `taken`: the tree of a bind that had to be taken before.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     mount: &Mount,
     options: &Options,
     taken: Option<OwnedFd>,
-    cgroup: &Cgroup,
+    ground: Ground<'_>,
 ) -> Result<(), Error> {
     let destination = mount.destination();
     let kind = mount.typ().as_deref().unwrap_or("none");
     let source = mount.source().as_deref();
-    let step = |what: &str| {
-        let source = source.unwrap_or(Path::new("none")).display();
-        Error::io(format!(
-            "{what} mount {} ({kind} {source})",
-            destination.display()
-        ))
-    };
+    let step = step(mount);
     if kind == "cgroup" && !options.bind {
-        return cgroups(root, destination, options, cgroup).map_err(step("make"));
+        return cgroups(root, destination, options, ground.cgroup).map_err(step("make"));
     }
-    let (tree, at_end, links) = if options.bind {
-        let tree = match (taken, source) {
-            (Some(tree), _) => tree,
-            (None, Some(source)) => bind(source, options).map_err(step("take the source of"))?,
-            (None, None) => {
-                return Err(step("take the source of")(rustix::io::Errno::INVAL.into()));
-            }
-        };
-        let kind = match beneath::is_directory(&tree).map_err(step("look at"))? {
-            true => Kind::Directory,
-            false => Kind::File,
-        };
-        (tree, kind, true)
-    } else {
-        let source = source.and_then(Path::to_str).unwrap_or("none");
-        let tree =
-            filesystem(kind, source, &options.data, options.attributes).map_err(step("make"))?;
-        if options.propagation != 0 {
-            let change = Change {
-                propagation: options.propagation,
-                ..Change::default()
-            };
-            set_attributes(tree.as_fd(), options.propagation_recursive, change)
-                .map_err(step("set the propagation of"))?;
+    let tree = match taken {
+        Some(tree) => tree,
+        None if options.bind => {
+            return Err(step("take the source of")(Errno::INVAL.into()));
         }
-        // CVE-2023-27561: what is written to /proc and /sys later must be theirs.
-        (tree, Kind::Directory, !matches!(kind, "proc" | "sysfs"))
+        None => {
+            let source = source.and_then(Path::to_str).unwrap_or("none");
+            let data = data(options, ground.userns).map_err(step("make"))?;
+            let tree = filesystem(kind, source, &data, options.attributes).map_err(step("make"))?;
+            if let (Some(userns), "devpts") = (ground.userns, kind) {
+                own_terminals(&tree, userns).map_err(step("make"))?;
+            }
+            if options.propagation != 0 {
+                let change = Change {
+                    propagation: options.propagation,
+                    ..Change::default()
+                };
+                set_attributes(tree.as_fd(), options.propagation_recursive, change)
+                    .map_err(step("set the propagation of"))?;
+            }
+            tree
+        }
     };
-    let place =
-        beneath::ensure(root, destination, at_end, links).map_err(step("find the place of"))?;
+    let place = place(root, mount, options, Some(&tree))?;
     attach(&tree, &place).map_err(step("attach"))
+}
+
+fn step<'a>(mount: &'a Mount) -> impl Fn(&'a str) -> Box<dyn FnOnce(io::Error) -> Error> + 'a {
+    move |what| {
+        let kind = mount.typ().as_deref().unwrap_or("none");
+        let source = mount.source().as_deref().unwrap_or(Path::new("none"));
+        Box::new(Error::io(format!(
+            "{what} mount {} ({kind} {})",
+            mount.destination().display(),
+            source.display()
+        )))
+    }
+}
+
+/// Takes the tree of a bind.
+pub(super) fn take(
+    mount: &Mount,
+    options: &Options,
+    id_map: Option<&IdMap>,
+) -> Result<OwnedFd, Error> {
+    let step = step(mount);
+    match mount.source().as_deref() {
+        Some(source) => bind(source, options, id_map).map_err(step("take the source of")),
+        None => Err(step("take the source of")(Errno::INVAL.into())),
+    }
+}
+
+/// The place of a mount, made where it is missing. `tree`: what a bind will put there.
+pub(super) fn place(
+    root: BorrowedFd<'_>,
+    mount: &Mount,
+    options: &Options,
+    tree: Option<&OwnedFd>,
+) -> Result<OwnedFd, Error> {
+    let step = step(mount);
+    let directory = match tree {
+        Some(tree) => beneath::is_directory(tree).map_err(step("look at"))?,
+        None => true,
+    };
+    let kind = match directory {
+        true => Kind::Directory,
+        false => Kind::File,
+    };
+    // CVE-2023-27561: what is written to /proc and /sys later must be theirs.
+    let links = options.bind || !matches!(mount.typ().as_deref(), Some("proc" | "sysfs"));
+    beneath::ensure(root, mount.destination(), kind, links).map_err(step("find the place of"))
+}
+
+/// What a file system is told. Users and groups are the container's, and so those of the node that they are mapped to where the file
+/// system is made outside.
+fn data(options: &Options, userns: Option<&Userns>) -> io::Result<Vec<String>> {
+    let Some(Userns { maps, .. }) = userns else {
+        return Ok(options.data.clone());
+    };
+    let mapped = |word: &String| {
+        let (key, id) = match word.split_once('=') {
+            Some((key @ ("uid" | "gid"), id)) => (key, id),
+            _ => return Ok(word.clone()),
+        };
+        let mapped = id.parse().ok().and_then(|id| match key {
+            "uid" => maps.uid(id),
+            _ => maps.gid(id),
+        });
+        mapped
+            .map(|id| format!("{key}={id}"))
+            .ok_or_else(|| io::Error::other(format!("{word} is not mapped in its user namespace")))
+    };
+    options.data.iter().map(mapped).collect()
+}
+
+/// The kernel makes these root's of the namespace that mounts them.
+fn own_terminals(tree: &OwnedFd, userns: &Userns) -> io::Result<()> {
+    let (uid, gid) = userns.root();
+    for (path, flags) in [
+        ("", AtFlags::EMPTY_PATH),
+        ("ptmx", AtFlags::SYMLINK_NOFOLLOW),
+    ] {
+        rustix::fs::chownat(
+            tree,
+            path,
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+            flags,
+        )?;
+    }
+    Ok(())
 }
 
 /// The container's own cgroup: the v2 hierarchy seen from its cgroup namespace, or a tmpfs with a bind for each of v1's.

@@ -5,6 +5,7 @@ mod filesystem;
 mod lifecycle;
 mod limits;
 mod speed;
+mod user_namespaces;
 
 use crate::world::World;
 
@@ -47,5 +48,11 @@ cases! {
     limits::limits_are_in_the_kernel_and_membership_in_every_hierarchy,
     limits::a_spinning_container_is_throttled_and_lives,
     limits::a_container_over_its_memory_limit_is_killed_and_its_neighbour_lives,
+    user_namespaces::a_container_is_root_inside_and_nobody_outside,
+    user_namespaces::containers_join_the_user_namespace_of_their_pod,
+    user_namespaces::maps_that_are_not_taken_make_no_container,
+    user_namespaces::mounts_show_their_owners_through_their_map_or_are_not_made,
+    user_namespaces::a_terminal_in_a_user_namespace_is_its_users,
+    user_namespaces::ambient_capabilities_reach_a_user_in_init_and_exec,
     speed::timings,
 }

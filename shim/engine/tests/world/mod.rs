@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// busybox's commands that cases use.
-const APPLETS: [&str; 22] = [
+const APPLETS: [&str; 24] = [
     "sh", "sleep", "cat", "echo", "id", "ls", "mount", "touch", "true", "hostname", "pwd", "stat",
     "dd", "mkdir", "kill", "readlink", "sysctl", "swapoff", "tail", "tty", "env", "chroot",
+    "umount", "mknod",
 ];
 
 pub struct World {
