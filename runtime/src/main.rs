@@ -189,6 +189,7 @@ async fn open(config: Config) -> Result<Node, Error> {
         cgroups: cgroup::Hierarchies::probe().map_err(Error::io("read", "/proc/self/mounts"))?,
         cpu: CpuSamples::default(),
         nri: nri::Plugins::new(&config),
+        user_namespaces_possible: Default::default(),
         config,
     })
 }

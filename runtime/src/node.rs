@@ -9,6 +9,7 @@ use berth_state::Ledger;
 
 use crate::{
     cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, nri::Plugins,
+    pod::userns::Possible,
 };
 
 #[derive(Debug)]
@@ -21,12 +22,18 @@ pub struct Node {
     pub cgroups: Hierarchies,
     pub cpu: CpuSamples,
     pub nri: Plugins,
+    pub user_namespaces_possible: Possible,
 }
 
 /// The shim's binary where no handler names another.
 const SHIM: &str = "containerd-shim-berth-v2";
 
 impl Node {
+    /// Where layers and snapshots lie.
+    pub fn image_root(&self) -> PathBuf {
+        self.config.root.join("image")
+    }
+
     /// Records of pods outlive a reboot.
     pub fn pod_records(&self) -> PathBuf {
         self.config.root.join("pods")

@@ -32,6 +32,8 @@ pub struct Holders {
     pub pod_ipc: bool,
     pub pod_uts: bool,
     pub pod_pid: bool,
+    /// The pod has a user namespace, which all of its containers join.
+    pub pod_user: bool,
 }
 
 pub fn read(bundle: &Path) -> Result<Value, Error> {
@@ -123,6 +125,11 @@ pub fn fill_namespaces(
     let namespaces = namespaces
         .as_array_mut()
         .ok_or_else(|| Error::invalid("config.json", "linux.namespaces is not a list"))?;
+    namespaces.retain(|one| one["type"] != "user");
+    if holders.pod_user {
+        let path = format!("/proc/{}/ns/user", holders.pause);
+        namespaces.push(json!({ "type": "user", "path": path }));
+    }
     namespaces.retain(|one| kinds.iter().all(|(kind, ..)| one["type"] != *kind));
     for (kind, link, mode, of_pod) in kinds {
         let holder = match mode {
@@ -167,6 +174,7 @@ mod tests {
         pod_ipc: true,
         pod_uts: true,
         pod_pid: false,
+        pod_user: false,
     };
 
     fn modes(
@@ -212,6 +220,27 @@ mod tests {
                 filled(&modes, HOLDERS).unwrap()["linux"]["namespaces"],
                 expected
             );
+        }
+    }
+
+    #[test]
+    fn the_user_namespace_is_the_pods_or_none() {
+        use NamespaceMode::NODE;
+        for (pod_user, expected) in [
+            (false, json!([{ "type": "mount" }])),
+            (
+                true,
+                json!([{ "type": "mount" }, { "type": "user", "path": "/proc/10/ns/user" }]),
+            ),
+        ] {
+            let mut spec =
+                json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user" }] } });
+            let holders = Holders {
+                pod_user,
+                ..HOLDERS
+            };
+            fill_namespaces(&mut spec, &modes(NODE, NODE, NODE, NODE), holders).unwrap();
+            assert_eq!(spec["linux"]["namespaces"], expected);
         }
     }
 

@@ -45,6 +45,7 @@ mod stream;
 mod sysctl;
 mod taps;
 mod task;
+mod user_namespace;
 
 use std::process::ExitCode;
 

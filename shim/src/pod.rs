@@ -48,7 +48,7 @@ use crate::{
     reaper::{Exit, Reaper},
     rootfs, runtime_options,
     stream::{Plumbing, Request},
-    sysctl,
+    sysctl, user_namespace,
 };
 
 /// Containers of a pod; Kubernetes' API would have to send a pod of megabytes to name more.
@@ -310,6 +310,7 @@ impl Pod {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             oom_score_adj: Some(options.oom_score_adj),
+            user: user_namespace::asked(options),
         };
         let making = self.reaper.making();
         let zygote = self.zygote.clone();
@@ -663,6 +664,7 @@ impl Pod {
             pod_ipc: pod(&setup.options.ipc),
             pod_uts: pod(&setup.options.uts),
             pod_pid: pod(&setup.options.pid),
+            pod_user: user_namespace::asked(&setup.options).is_some(),
         })
     }
 

@@ -44,3 +44,4 @@ mod stuck_stops;
 mod terminals;
 mod under_containerd;
 mod update;
+mod user_namespaces;

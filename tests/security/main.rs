@@ -27,4 +27,5 @@ mod state_dirs;
 mod stream_leaks;
 mod stream_tokens;
 mod sysctls;
+mod user_namespaces;
 mod user_overflow;

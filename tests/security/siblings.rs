@@ -2,7 +2,7 @@
 //! get: capabilities, descriptors, the node's memory (CVE-2016-9962).
 
 use anyhow::{Context, Result, ensure};
-use berth_proto::cri::{ContainerConfig, NamespaceMode};
+use berth_proto::cri::{ContainerConfig, IdMapping, NamespaceMode, UserNamespace};
 use berth_tests::{
     Node, c_program, container, debian,
     request::{ContainerRequest, PodRequest, unconfined},
@@ -78,24 +78,51 @@ fn watch(dir: &std::path::Path) -> Result<Vec<u8>> {
     Ok(std::fs::read(out)?)
 }
 
-// FIXME: this holds for whoever lacks CAP_SYS_PTRACE, which no container has that does not ask for it. With it, in the node's user
-// namespace, the kernel lets a container into every process that it sees, dumpable or not (__ptrace_may_access): nothing but a user
-// namespace of the pod's own shuts it out, and pods with user namespaces are not built. That it can't write our binary even so
-// stands in runtime_binary.rs.
+// In the node's user namespace this holds for whoever lacks CAP_SYS_PTRACE, which no container has that does not ask for it: with it the
+// kernel lets a container into every process that it sees, dumpable or not (__ptrace_may_access). That it can't write our binary even so
+// stands in runtime_binary.rs. In a user namespace of the pod's own the capability is none over our processes: their memory is the
+// node's until execve.
 #[test]
 fn a_neighbour_is_kept_out_of_our_processes_until_they_are_the_containers_sec_eng_19() -> Result<()>
 {
+    kept_out(None)
+}
+
+#[test]
+fn a_neighbour_that_may_trace_is_kept_out_in_a_user_namespace_sec_eng_19() -> Result<()> {
+    let mapping = IdMapping {
+        host_id: 400_000,
+        container_id: 0,
+        length: 65_536,
+    };
+    kept_out(Some(UserNamespace {
+        mode: NamespaceMode::Pod.into(),
+        uids: vec![mapping],
+        gids: vec![mapping],
+    }))
+}
+
+/// With CAP_SYS_PTRACE for all where the pod has a user namespace.
+fn kept_out(userns: Option<UserNamespace>) -> Result<()> {
     Node::test(async |node| {
         debian::busybox_image()?
             .plus(&[Entry::file("bin/watch-ours", 0o755, watch(&node.dir)?)])?
             .push(&node.registry, "own/watch", &["1"])?;
-        let config = node
-            .pod("shared")
-            .namespaces(|namespaces| namespaces.pid = NamespaceMode::Pod.into());
+        let config = node.pod("shared").namespaces(|namespaces| {
+            namespaces.pid = NamespaceMode::Pod.into();
+            namespaces.userns_options = userns.clone();
+        });
         let pod = node.run(config).await?;
         let shared = |name: &str, command: &[&str]| -> ContainerConfig {
             container(name, "localhost:5000/own/watch:1", command).security(|security| {
                 security.namespace_options.get_or_insert_default().pid = NamespaceMode::Pod.into();
+                if userns.is_some() {
+                    security
+                        .capabilities
+                        .get_or_insert_default()
+                        .add_capabilities
+                        .push("SYS_PTRACE".into());
+                }
                 // Nothing but the kernel's own rules is to stand in its way.
                 security.seccomp = Some(unconfined());
             })

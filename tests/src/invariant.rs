@@ -88,26 +88,14 @@ pub fn asked_capabilities(config: &ContainerConfig) -> u64 {
         return own;
     }
     let asked = security.capabilities.unwrap_or_default();
-    let mask = |names: &[String]| -> u64 {
-        names.iter().fold(0, |mask, name| {
-            let name = name.to_uppercase();
-            match CAPABILITIES
-                .iter()
-                .position(|known| *known == name.trim_start_matches("CAP_"))
-            {
-                Some(bit) => mask | 1 << bit,
-                None if name == "ALL" => u64::MAX,
-                None => mask,
-            }
-        })
-    };
     let mut set = DEFAULT_CAPABILITIES
         .iter()
         .fold(0u64, |set, bit| set | 1 << bit);
     let (add, drop) = (
-        mask(&asked.add_capabilities),
-        mask(&asked.drop_capabilities),
+        names(&asked.add_capabilities),
+        names(&asked.drop_capabilities),
     );
+    let ambient = names(&asked.add_ambient_capabilities);
     // ALL is the ground that single names then change.
     if add == u64::MAX {
         set = own & !drop;
@@ -116,7 +104,22 @@ pub fn asked_capabilities(config: &ContainerConfig) -> u64 {
     } else {
         set = (set | add) & !drop;
     }
-    set & own
+    (set | ambient) & own
+}
+
+/// Capabilities by name, as bits.
+fn names(names: &[String]) -> u64 {
+    names.iter().fold(0, |mask, name| {
+        let name = name.to_uppercase();
+        match CAPABILITIES
+            .iter()
+            .position(|known| *known == name.trim_start_matches("CAP_"))
+        {
+            Some(bit) => mask | 1 << bit,
+            None if name == "ALL" => u64::MAX,
+            None => mask,
+        }
+    })
 }
 
 /// Whether the file behind an fdinfo is on one of the process's own mounts.
@@ -230,19 +233,19 @@ pub fn credentials_as_asked(process: &Process, config: &ContainerConfig) -> Resu
         .security_context
         .unwrap_or_default();
     let status = process.status()?;
-    ensure!(
-        process.mask("CapInh")? == 0,
-        "pid {pid} ({comm}) has inheritable capabilities"
-    );
     let ambient = security
         .capabilities
         .clone()
         .unwrap_or_default()
         .add_ambient_capabilities;
-    ensure!(
-        process.mask("CapAmb")? == 0 || !ambient.is_empty(),
-        "pid {pid} ({comm}) has ambient capabilities"
-    );
+    let ambient = names(&ambient) & own_bounding_set();
+    for set in ["CapInh", "CapAmb"] {
+        // A process may give them up.
+        ensure!(
+            process.mask(set)? & !ambient == 0,
+            "pid {pid} ({comm}) has in {set} what nobody asked for"
+        );
+    }
     let (has, asked) = (process.mask("CapBnd")?, asked_capabilities(config));
     ensure!(
         has == asked,

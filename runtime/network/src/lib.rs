@@ -24,7 +24,9 @@ mod worker;
 
 use std::{
     collections::HashSet,
+    fs::File,
     net::IpAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -102,16 +104,22 @@ impl Network {
         Ok(network)
     }
 
-    /// Puts the pod into the network.
+    /// Puts the pod into the network: in a new namespace, or in `given`, a new and empty one that belongs to a user namespace of the
+    /// pod's (the owner of a network namespace is who made it). One that has a namespace already keeps that.
     ///
     /// On an error something may have been made, as far as the pod's plugins are concerned: [`Network::detach`] must follow.
-    pub async fn attach(&self, request: &AttachRequest) -> Result<(Attachment, Timing), Error> {
+    pub async fn attach(
+        &self,
+        request: &AttachRequest,
+        given: Option<OwnedFd>,
+    ) -> Result<(Attachment, Timing), Error> {
         check_pod_id(&request.pod_id)?;
+        let given = given.map(File::from);
         if self.builtin_on && !self.cni.is_configured() {
-            return self.builtin.attach(request).await;
+            return self.builtin.attach_in(request, given).await;
         }
         let start = Instant::now();
-        let netns = self.builtin.ensure_netns(&request.pod_id).await?;
+        let netns = self.builtin.ensure_netns(&request.pod_id, given).await?;
         let made = Instant::now();
         self.builtin.claim_ports(request).await?;
         let attachment = self.cni.attach(request, &netns).await?;

@@ -48,8 +48,8 @@ pub struct Made {
     pub socket: Socket,
 }
 
-/// Makes a namespace and pins it at `path`, where nothing may be yet. The thread is back home afterwards; on an error it may not be and must end.
-pub fn make(home: &Home, path: &Path) -> Result<Made, Error> {
+/// Makes a namespace and pins it at `path`, where nothing may be yet; `given`: one that is there already, new and empty. The thread is back home afterwards; on an error it may not be and must end.
+pub fn make(home: &Home, path: &Path, given: Option<File>) -> Result<Made, Error> {
     let at = |what| {
         move |source: io::Error| Error::Netns {
             what,
@@ -64,7 +64,10 @@ pub fn make(home: &Home, path: &Path) -> Result<Made, Error> {
         .open(path)
         .map_err(at("make the file of"))?;
     berth_failpoint::site!("network.netns.file_made").map_err(at("make"))?;
-    let made = make_unpinned(home, path)?;
+    let made = match given {
+        Some(file) => furnish(home, file, path)?,
+        None => make_unpinned(home, path)?,
+    };
     bind(&made.file, path)?;
     berth_failpoint::site!("network.netns.pinned").map_err(at("pin"))?;
     Ok(made)
@@ -81,14 +84,39 @@ pub fn make_unpinned(home: &Home, path: &Path) -> Result<Made, Error> {
         }
     };
     unshare(CloneFlags::CLONE_NEWNET).map_err(|e| at("make")(e.into()))?;
+    let socket = settle(path)?;
+    let file = File::open(OWN).map_err(at("open"))?;
+    home.enter().map_err(at("come back from"))?;
+    Ok(Made { file, socket })
+}
+
+/// The same of one that somebody else has made.
+fn furnish(home: &Home, file: File, path: &Path) -> Result<Made, Error> {
+    let at = |what| {
+        move |source: io::Error| Error::Netns {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| at("enter")(e.into()))?;
+    let socket = settle(path);
+    home.enter().map_err(at("come back from"))?;
+    let socket = socket?;
+    Ok(Made { file, socket })
+}
+
+/// What is done first in a new namespace, by a thread that is in it.
+fn settle(path: &Path) -> Result<Socket, Error> {
     // Before the pod's link is there, so that it never takes a router's word (SEC-NET-04) or waits for duplicates of an address.
     for (key, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
         sysctl_ipv6("default", key, value)?;
     }
-    let socket = Socket::open().map_err(at("open a netlink socket in"))?;
-    let file = File::open(OWN).map_err(at("open"))?;
-    home.enter().map_err(at("come back from"))?;
-    Ok(Made { file, socket })
+    Socket::open().map_err(|source| Error::Netns {
+        what: "open a netlink socket in",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Pins a namespace at `path`, where nothing may be yet.

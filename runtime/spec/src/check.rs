@@ -11,7 +11,7 @@ use berth_proto::cri;
 use crate::{
     capabilities, cdi_devices, devices,
     error::{Error, quoted},
-    mounts, process, resources, seccomp, security, sysctl, user,
+    mounts, process, resources, seccomp, security, sysctl, user, userns,
 };
 
 /// Bytes of a name: a DNS subdomain, the longest that Kubernetes has.
@@ -81,6 +81,7 @@ pub fn check_sandbox(config: &cri::PodSandboxConfig) -> Result<(), Error> {
         user::check_sandbox(security)?;
         if let Some(options) = &security.namespace_options {
             check_namespaces(options, false)?;
+            userns::check(options)?;
         }
         if let Some(profile) = &security.seccomp {
             seccomp::check_profile(profile)?;
@@ -123,7 +124,7 @@ pub fn check_container(
         ));
     }
     process::check(config)?;
-    mounts::check(config)?;
+    mounts::check(sandbox, config)?;
     devices::check(config)?;
     cdi_devices(config)?;
     let Some(linux) = &config.linux else {
@@ -143,6 +144,7 @@ pub fn check_container(
     }
     if let Some(options) = &security.namespace_options {
         check_namespaces(options, true)?;
+        userns::check_container(sandbox, options)?;
     }
     capabilities::check(security)?;
     user::check(security)?;
@@ -399,16 +401,7 @@ fn check_namespaces(options: &cri::NamespaceOption, of_container: bool) -> Resul
             ),
         ));
     }
-    match &options.userns_options {
-        Some(userns) if userns.mode == Pod as i32 => Err(Error::Unimplemented(
-            "a user namespace of the pod (hostUsers: false)".into(),
-        )),
-        Some(userns) if userns.mode != Node as i32 => Err(Error::invalid(
-            "namespace_options.userns_options.mode",
-            format!("{} is neither POD nor NODE", userns.mode),
-        )),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// No `..`, no control characters, not too long. An empty path is plain.
@@ -651,11 +644,17 @@ mod tests {
         options(&mut config).pid = cri::NamespaceMode::Container as i32;
         check_sandbox(&config).unwrap();
 
-        options(&mut config).userns_options.as_mut().unwrap().mode = cri::NamespaceMode::Pod as i32;
-        assert_eq!(
-            check_sandbox(&config).unwrap_err().kind(),
-            Kind::Unimplemented
-        );
+        let userns = options(&mut config).userns_options.as_mut().unwrap();
+        userns.mode = cri::NamespaceMode::Pod as i32;
+        assert_eq!(check_sandbox(&config).unwrap_err().kind(), Kind::Invalid);
+        let userns = options(&mut config).userns_options.as_mut().unwrap();
+        userns.uids = vec![cri::IdMapping {
+            host_id: 65_536,
+            container_id: 0,
+            length: 65_536,
+        }];
+        userns.gids = userns.uids.clone();
+        check_sandbox(&config).unwrap();
     }
 
     // SEC-CRI-04

@@ -22,6 +22,7 @@ mod seccomp;
 mod security;
 mod sysctl;
 mod user;
+mod userns;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,6 +48,7 @@ pub use host::Host;
 pub use mounts::volume_image;
 pub use security::check_sandbox_modules;
 pub use sysctl::sandbox_sysctls;
+pub use userns::user_namespace;
 
 /// The OCI version that the spec's fields are of.
 const OCI_VERSION: &str = "1.2.0";
@@ -60,6 +62,13 @@ mod annotation {
     pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
     pub const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 }
+
+/// The node's user namespace.
+const NODE: cri::UserNamespace = cri::UserNamespace {
+    mode: cri::NamespaceMode::Node as i32,
+    uids: Vec::new(),
+    gids: Vec::new(),
+};
 
 /// What a container's spec is made from.
 #[derive(Debug)]
@@ -131,14 +140,21 @@ pub fn container_limits(
 /// Whether the machine has the CPUs that it asks for is to be asked before anything is made: [`check_cpuset`].
 ///
 /// Namespaces: mount, pid, ipc, uts and network are always listed, and on cgroup v2 cgroup; none carries a path, so each would be
-/// new. The shim gives those that the pod shares their paths, and takes out those that are the node's. Engine-neutral: masks of
+/// new; user is listed where the pod has one. The shim gives those that the pod shares their paths, and takes out those that are the node's. Engine-neutral: masks of
 /// `SCMP_CMP_MASKED_EQ` are in `value`, as the OCI specification has it.
 pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
     check_container(inputs.sandbox, inputs.container)?;
     let mut notes = Vec::new();
     let empty = cri::LinuxContainerConfig::default();
     let linux = inputs.container.linux.as_ref().unwrap_or(&empty);
-    let security = linux.security_context.clone().unwrap_or_default();
+    let mut security = linux.security_context.clone().unwrap_or_default();
+    let userns = userns::user_namespace(inputs.sandbox);
+    // A container that says nothing is where its pod is.
+    security
+        .namespace_options
+        .get_or_insert_default()
+        .userns_options
+        .get_or_insert_with(|| userns.cloned().unwrap_or(NODE));
     let resources = linux.resources.clone().unwrap_or_default();
 
     security::selinux(
@@ -170,6 +186,16 @@ pub fn container_spec(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .readonly_paths(readonly_paths)
         .build()?;
     linux.set_seccomp(seccomp::filter(&security, &bounding)?);
+    if let Some(userns) = userns {
+        let user = LinuxNamespaceBuilder::default()
+            .typ(LinuxNamespaceType::User)
+            .build()?;
+        let namespaces = linux.namespaces().iter().flatten().cloned();
+        linux
+            .set_namespaces(Some(namespaces.chain([user]).collect()))
+            .set_uid_mappings(Some(userns::to_oci(&userns.uids)?))
+            .set_gid_mappings(Some(userns::to_oci(&userns.gids)?));
+    }
 
     let mut spec = SpecBuilder::default()
         .version(OCI_VERSION)
@@ -208,6 +234,9 @@ fn process(
         .and_then(|config| config.user().as_deref())
         .unwrap_or_default();
     let identity = user::resolve(security, image_user, &accounts)?;
+    if let Some(userns) = userns::user_namespace(inputs.sandbox) {
+        identity.check_mapped(userns)?;
+    }
     let hostname = hostname(inputs);
     let arguments = process::arguments(inputs.container, inputs.image)?;
     let environment = process::environment(

@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statfs, statx};
 use crate::{
     Inputs,
     error::{Error, because, quoted},
+    userns,
 };
 
 /// Mounts of one container: the kernel's default for a whole mount namespace is 100,000.
@@ -58,7 +59,10 @@ pub(crate) struct Mounts {
 }
 
 /// The part of the check that looks at no file.
-pub(crate) fn check(container: &cri::ContainerConfig) -> Result<(), Error> {
+pub(crate) fn check(
+    sandbox: &cri::PodSandboxConfig,
+    container: &cri::ContainerConfig,
+) -> Result<(), Error> {
     if container.mounts.len() > MOUNTS_LIMIT {
         return Err(Error::invalid(
             "mounts",
@@ -75,12 +79,12 @@ pub(crate) fn check(container: &cri::ContainerConfig) -> Result<(), Error> {
             return Err(wrong(mount, "container_path", "is the place of two mounts"));
         }
         destinations.push(destination);
-        check_mount(mount)?;
+        check_mount(sandbox, mount)?;
     }
     Ok(())
 }
 
-fn check_mount(mount: &cri::Mount) -> Result<(), Error> {
+fn check_mount(sandbox: &cri::PodSandboxConfig, mount: &cri::Mount) -> Result<(), Error> {
     let place = quoted(&mount.container_path);
     let of_image = volume_image(mount).is_some();
     if of_image {
@@ -88,11 +92,8 @@ fn check_mount(mount: &cri::Mount) -> Result<(), Error> {
     } else if !mount.image_sub_path.is_empty() {
         return Err(wrong(mount, "image_sub_path", "is given, but no image"));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unimplemented(format!(
-            "an id-mapped mount (at {place})"
-        )));
-    }
+    userns::check_mount(sandbox, mount)
+        .map_err(|why| wrong(mount, "uidMappings and gidMappings", why))?;
     if !of_image
         && (!mount.host_path.starts_with('/')
             || mount.host_path.contains('\0')
@@ -105,6 +106,16 @@ fn check_mount(mount: &cri::Mount) -> Result<(), Error> {
         ));
     }
     let propagation = propagation(mount)?;
+    // The kernel lets no mount out of a mount namespace that belongs to a user namespace (mount_namespaces(7)).
+    if propagation == cri::MountPropagation::PropagationBidirectional
+        && userns::user_namespace(sandbox).is_some()
+    {
+        return Err(wrong(
+            mount,
+            "propagation",
+            "PROPAGATION_BIDIRECTIONAL is not possible in a pod with a user namespace",
+        ));
+    }
     if mount.recursive_read_only && !mount.readonly {
         return Err(wrong(mount, "recursive_read_only", "needs readonly"));
     }
@@ -128,10 +139,15 @@ pub(crate) fn build(
     let mut rootfs_propagation = "private";
     for (number, mount) in inputs.container.mounts.iter().enumerate() {
         let (built, propagation) = match volume_image(mount) {
-            None => bind(mount, privileged)?,
+            None => bind(inputs.sandbox, mount, privileged)?,
             Some(_) => {
                 let source = inputs.image_volumes.get(&number);
-                image_volume::bind(mount, source.map(PathBuf::as_path), privileged)?
+                image_volume::bind(
+                    inputs.sandbox,
+                    mount,
+                    source.map(PathBuf::as_path),
+                    privileged,
+                )?
             }
         };
         rootfs_propagation = match (propagation, rootfs_propagation) {
@@ -148,7 +164,7 @@ pub(crate) fn build(
     let whole_sys = taken.iter().any(|path| path == Path::new("/sys"));
     let own_cgroup = taken.iter().any(|path| path == Path::new(CGROUP)) || whole_sys;
 
-    let mut ours = kernel_filesystems(privileged)?;
+    let mut ours = kernel_filesystems(inputs.sandbox, privileged)?;
     let mut readonly_paths = Vec::new();
     if !own_cgroup {
         ours.extend(cgroup(inputs, privileged)?);
@@ -168,7 +184,16 @@ pub(crate) fn build(
     })
 }
 
-fn kernel_filesystems(privileged: bool) -> Result<Vec<Mount>, Error> {
+fn kernel_filesystems(
+    sandbox: &cri::PodSandboxConfig,
+    privileged: bool,
+) -> Result<Vec<Mount>, Error> {
+    // gid 5 is tty on every distribution; without a fixed group grantpt(3) would have to change the owner. A map may be too short
+    // for it.
+    let tty = match userns::user_namespace(sandbox) {
+        Some(userns) if !userns::maps(&userns.gids, 5) => "gid=0",
+        _ => "gid=5",
+    };
     let sys: &[&str] = if privileged {
         &["nosuid", "noexec", "nodev"]
     } else {
@@ -183,7 +208,6 @@ fn kernel_filesystems(privileged: bool) -> Result<Vec<Mount>, Error> {
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         )?,
         mount("sysfs", "sysfs", "/sys", sys)?,
-        // gid 5 is tty on every distribution; without a fixed group grantpt(3) would have to change the owner
         mount(
             "devpts",
             "devpts",
@@ -194,7 +218,7 @@ fn kernel_filesystems(privileged: bool) -> Result<Vec<Mount>, Error> {
                 "newinstance",
                 "ptmxmode=0666",
                 "mode=0620",
-                "gid=5",
+                tty,
             ],
         )?,
         mount(
@@ -275,8 +299,12 @@ fn files_of_the_pod(inputs: &Inputs<'_>, readonly_rootfs: bool) -> Result<Vec<Mo
     ])
 }
 
-fn bind(mount: &cri::Mount, privileged: bool) -> Result<(Mount, cri::MountPropagation), Error> {
-    check_mount(mount)?;
+fn bind(
+    sandbox: &cri::PodSandboxConfig,
+    mount: &cri::Mount,
+    privileged: bool,
+) -> Result<(Mount, cri::MountPropagation), Error> {
+    check_mount(sandbox, mount)?;
     let destination = destination(mount)?;
     let unusable = |why: String| Error::MountSource {
         host_path: mount.host_path.clone().into(),
@@ -309,10 +337,17 @@ fn bind(mount: &cri::Mount, privileged: bool) -> Result<(Mount, cri::MountPropag
     if mount.recursive_read_only {
         options.push("rro");
     }
-    Ok((
-        self::mount("bind", source, destination, &options)?,
-        propagation,
-    ))
+    let id_mapped = !mount.uid_mappings.is_empty();
+    if id_mapped {
+        options.push("ridmap");
+    }
+    let mut built = self::mount("bind", source, destination, &options)?;
+    if id_mapped {
+        built
+            .set_uid_mappings(Some(userns::to_oci(&mount.uid_mappings)?))
+            .set_gid_mappings(Some(userns::to_oci(&mount.gid_mappings)?));
+    }
+    Ok((built, propagation))
 }
 
 /// Places where a mount would change what the engine itself works with while it makes the container.
@@ -485,7 +520,7 @@ mod tests {
             mounts,
             ..fixture.container.clone()
         };
-        check(&container)?;
+        check(&fixture.sandbox, &container)?;
         build(
             &Inputs {
                 container: &container,
@@ -679,7 +714,7 @@ mod tests {
         mapped.uid_mappings = vec![mapping];
         assert_eq!(
             built(&fixture(), vec![mapped], false).unwrap_err().kind(),
-            Kind::Unimplemented
+            Kind::Invalid
         );
         let twice = vec![volume("/tmp", "/v"), volume("/usr", "/v/")];
         assert_eq!(

@@ -6,6 +6,7 @@ use oci_spec::runtime::{User, UserBuilder};
 use crate::{
     accounts::{Account, Accounts, ID_LIMIT},
     error::{Error, quoted},
+    userns,
 };
 
 /// Supplementary groups of one process: the kernel's NGROUPS_MAX.
@@ -32,6 +33,27 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// In a user namespace there are no others than those it maps.
+    pub fn check_mapped(&self, userns: &cri::UserNamespace) -> Result<(), Error> {
+        let wrong = |what: &str, id: u32| {
+            Err(Error::User {
+                user: format!("{}:{}", self.uid, self.gid),
+                why: format!("{what} {id} is not mapped in the pod's user namespace"),
+            })
+        };
+        if !userns::maps(&userns.uids, self.uid) {
+            return wrong("user", self.uid);
+        }
+        match self
+            .groups
+            .iter()
+            .find(|gid| !userns::maps(&userns.gids, **gid))
+        {
+            Some(gid) => wrong("group", *gid),
+            None => Ok(()),
+        }
+    }
+
     pub fn to_oci(&self) -> Result<User, Error> {
         Ok(UserBuilder::default()
             .uid(self.uid)

@@ -142,6 +142,14 @@ pub fn pod_sandbox_status(view: &PodView) -> PodSandboxStatus {
     }
 }
 
+fn user_namespace(userns: &UserNamespace) -> serde_json::Value {
+    let list = |list: &[IdMapping]| -> Vec<_> {
+        let of = |m: &IdMapping| json!({ "containerID": m.container_id, "hostID": m.host_id, "size": m.length });
+        list.iter().map(of).collect()
+    };
+    json!({ "uids": list(&userns.uids), "gids": list(&userns.gids) })
+}
+
 fn info(service: &Service, view: &PodView) -> HashMap<String, String> {
     let pod = &view.pod;
     let info = json!({
@@ -150,6 +158,7 @@ fn info(service: &Service, view: &PodView) -> HashMap<String, String> {
         "why": view.why,
         "hostname": pod.hostname(),
         "netns": view.netns,
+        "userNamespace": berth_spec::user_namespace(&pod.config).map(user_namespace),
         "cgroupParent": pod.cgroup_parent(),
         "resources": resources(&view.limits.resources),
         "overhead": resources(&view.limits.overhead),

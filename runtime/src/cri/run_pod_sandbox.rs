@@ -3,7 +3,7 @@
 use berth_proto::cri::{RunPodSandboxRequest, RunPodSandboxResponse};
 
 use super::Service;
-use crate::error::Error;
+use crate::{error::Error, pod::userns};
 
 pub async fn run_pod_sandbox(
     service: &Service,
@@ -19,6 +19,7 @@ pub async fn run_pod_sandbox(
             what: "pod sandbox".into(),
             source,
         })?;
+    userns::check(node, &config)?;
     let handler = node.handler(&request.runtime_handler)?.to_owned();
     let pod_sandbox_id = service.registry.run(config, &handler).await?;
     Ok(RunPodSandboxResponse { pod_sandbox_id })

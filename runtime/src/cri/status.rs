@@ -38,6 +38,7 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
         ),
     };
     let runtime = condition("RuntimeReady", true, String::new(), String::new());
+    let user_namespaces = node.user_namespaces().is_ok();
     // The default handler is there by its name and by none.
     let names = std::iter::once(String::new()).chain(node.config.runtime.handlers.keys().cloned());
     StatusResponse {
@@ -53,13 +54,13 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
                 name,
                 features: Some(RuntimeHandlerFeatures {
                     recursive_read_only_mounts: true,
-                    user_namespaces: false,
+                    user_namespaces,
                 }),
             })
             .collect(),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: user_namespaces,
         }),
     }
 }
@@ -87,6 +88,7 @@ fn info(service: &Service) -> HashMap<String, String> {
                 "selinux": node.host.selinux,
                 "oomScoreAdj": node.host.oom_score_adj,
                 "network": node.network.backend(),
+                "userNamespaces": node.user_namespaces().map_or_else(str::to_owned, |()| "yes".into()),
                 "pods": service.registry.views().len(),
             })
             .to_string(),

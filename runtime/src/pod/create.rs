@@ -89,7 +89,7 @@ impl Rooted {
         let snapshot = node.images.prepare(id, &plan.image)?;
         failpoint::at(|| berth_failpoint::site!("container.create.snapshot"))?;
         let rootfs = dir.join("rootfs");
-        mounts::overlay(&node.ledger, id, &snapshot, &rootfs)?;
+        mounts::overlay(&node.ledger, id, &snapshot, pod.owners().as_ref(), &rootfs)?;
         failpoint::at(|| berth_failpoint::site!("container.create.mounted"))?;
         let image_volumes = image_volumes::mount(pod, id, &plan.config, &plan.volumes)?;
         record.timeline.took("snapshot", since);

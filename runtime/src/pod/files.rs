@@ -17,6 +17,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// Writes all three into the pod's bundle.
 pub fn write_all(pod: &Pod, ips: &[IpAddr]) -> Result<(), Error> {
     let dir = pod.dir();
+    let write = |path: &Path, text: &str| write(path, text, pod.root());
     write(&dir.join("hostname"), &format!("{}\n", pod.hostname()))?;
     let hosts = match pod.host_network() {
         true => node_file("/etc/hosts")?,
@@ -36,8 +37,9 @@ pub fn write_all(pod: &Pod, ips: &[IpAddr]) -> Result<(), Error> {
     write(&dir.join("resolv.conf"), &resolv_conf)
 }
 
-/// Containers of other users read them, so 0644 whatever the umask; they lie in a directory that only root enters.
-fn write(path: &Path, text: &str) -> Result<(), Error> {
+/// Containers of other users read them, so 0644 whatever the umask; they lie in a directory that only root enters. Root of the pod, whoever that
+/// is on the node, may write them.
+fn write(path: &Path, text: &str, (uid, gid): (u32, u32)) -> Result<(), Error> {
     use std::{io::Write, os::unix::fs::PermissionsExt};
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -48,6 +50,7 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
         .map_err(Error::io("make", path))?;
     file.set_permissions(fs::Permissions::from_mode(0o644))
         .map_err(Error::io("chmod", path))?;
+    std::os::unix::fs::fchown(&file, Some(uid), Some(gid)).map_err(Error::io("chown", path))?;
     file.write_all(text.as_bytes())
         .map_err(Error::io("write", path))
 }

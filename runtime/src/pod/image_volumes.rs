@@ -73,7 +73,13 @@ pub fn mount(
             make_private_dir(&at)?;
             let lowerdirs = pod.node.images.hold(container_id, image)?;
             failpoint::at(|| berth_failpoint::site!("container.create.volume_held"))?;
-            mounts::read_only_overlay(&pod.node.ledger, container_id, &lowerdirs, &at)?;
+            mounts::read_only_overlay(
+                &pod.node.ledger,
+                container_id,
+                &lowerdirs,
+                pod.owners().as_ref(),
+                &at,
+            )?;
             failpoint::at(|| berth_failpoint::site!("container.create.volume_mounted"))?;
         }
         let Some(asked) = config.mounts.get(*mount) else {

@@ -53,6 +53,7 @@ pub mod shim;
 pub mod stop;
 pub mod teardown;
 pub mod update;
+pub mod userns;
 pub mod view;
 
 use std::{

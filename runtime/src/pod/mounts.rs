@@ -3,11 +3,13 @@
 use std::{
     ffi::CString,
     io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use berth_image::Snapshot;
+use berth_kernel::userns::IdMaps;
 use berth_state::{Ledger, Object};
 use rustix::{
     fs::CWD,
@@ -17,6 +19,7 @@ use rustix::{
     },
 };
 
+use super::userns;
 use crate::error::Error;
 
 /// As Docker and containerd have it; pods that need more mount a memory volume.
@@ -25,22 +28,109 @@ const SHM_BYTES: u64 = 64 << 20;
 const BUSY_RETRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
+/// Whose the files of a snapshot are to be.
+#[derive(Debug)]
+pub struct Owners {
+    pub maps: IdMaps,
+    /// The directory that all of it lies below.
+    pub store: PathBuf,
+}
+
 /// Mounts the snapshot's overlay at `rootfs`.
 pub fn overlay(
     ledger: &Ledger,
     owner: &str,
     snapshot: &Snapshot,
+    owners: Option<&Owners>,
     rootfs: &Path,
 ) -> Result<(), Error> {
     ledgered(ledger, owner, rootfs)?;
-    match overlay_by_fsconfig(snapshot, rootfs) {
-        // "lowerdir+" came with Linux 6.5.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            overlay_by_mount(snapshot, rootfs)
+    let mounted = match owners {
+        None => by_either(overlay_by_fsconfig, overlay_by_mount, snapshot, rootfs),
+        Some(owners) => own_upper(snapshot, &owners.maps).and_then(|()| {
+            through_store(owners, rootfs, |at| {
+                let snapshot = Snapshot {
+                    lowerdirs: moved(&snapshot.lowerdirs, &owners.store, at)?,
+                    ..snapshot.clone()
+                };
+                by_either(overlay_by_fsconfig, overlay_by_mount, &snapshot, rootfs)
+            })
+        }),
+    };
+    mounted.map_err(Error::io("mount overlay at", rootfs))
+}
+
+/// By the first way, or by the second where the kernel does not know all of the first: "lowerdir+" came with Linux 6.5.
+fn by_either<T: ?Sized>(
+    first: impl Fn(&T, &Path) -> rustix::io::Result<()>,
+    second: impl Fn(&T, &Path) -> rustix::io::Result<()>,
+    what: &T,
+    at: &Path,
+) -> io::Result<()> {
+    match first(what, at) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => Ok(second(what, at)?),
+        other => Ok(other?),
+    }
+}
+
+/// Mounts an overlay over `place` whose layers are reached through a mount of the store with the pod's maps, at the path that `mount` is
+/// given.
+///
+/// An overlay can't be id-mapped itself (EINVAL up to Linux 6.18), but its layers can (Linux 5.19): by way of one mount, and so shared with
+/// every other pod's, whatever its maps. The upper directory is not: the kernel works in it as the node's root, who is nobody
+/// in such a mount, and would mount the overlay read-only.
+fn through_store(
+    owners: &Owners,
+    place: &Path,
+    mount: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let store = userns::id_mapped(&owners.store, &owners.maps)?;
+    let nowhere = PathBuf::from(format!("/proc/self/fd/{}", store.as_raw_fd()));
+    match mount(&nowhere) {
+        // Layers of a mount that is nowhere are taken from Linux 6.15 on.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => {
+            through_attached(&store, place, mount)
         }
         other => other,
     }
-    .map_err(|e| Error::io("mount overlay at", rootfs)(e.into()))
+}
+
+/// With the store's mount where the overlay is going to be, and hidden below it.
+fn through_attached(
+    store: &OwnedFd,
+    place: &Path,
+    mount: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(store, "", CWD, place, flags)?;
+    mount(place)
+}
+
+/// Layers as they are reached by way of another mount of the store.
+fn moved(lowerdirs: &[PathBuf], store: &Path, at: &Path) -> io::Result<Vec<PathBuf>> {
+    let moved = |path: &PathBuf| match path.strip_prefix(store) {
+        Ok(below) => Ok(at.join(below)),
+        Err(_) => Err(io::Error::other(format!(
+            "{} does not lie in {}",
+            path.display(),
+            store.display()
+        ))),
+    };
+    lowerdirs.iter().map(moved).collect()
+}
+
+/// The root's owner is the one that the topmost layer has.
+fn own_upper(snapshot: &Snapshot, maps: &IdMaps) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(&snapshot.lowerdirs[0])?;
+    let Some((uid, gid)) = maps.uid(meta.uid()).zip(maps.gid(meta.gid())) else {
+        return Err(io::Error::other(format!(
+            "the owner of the image's root, {}:{}, is not mapped",
+            meta.uid(),
+            meta.gid()
+        )));
+    };
+    std::os::unix::fs::chown(&snapshot.upperdir, Some(uid), Some(gid))
 }
 
 /// One string a layer: no colon in a path needs escaping, and 500 layers don't have to fit into one page of options.
@@ -81,16 +171,19 @@ pub fn read_only_overlay(
     ledger: &Ledger,
     owner: &str,
     lowerdirs: &[PathBuf],
+    owners: Option<&Owners>,
     at: &Path,
 ) -> Result<(), Error> {
     ledgered(ledger, owner, at)?;
-    match read_only_by_fsconfig(lowerdirs, at) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            read_only_by_mount(lowerdirs, at)
-        }
-        other => other,
-    }
-    .map_err(|e| Error::io("mount image at", at)(e.into()))
+    let make =
+        |lowerdirs: &[PathBuf]| by_either(read_only_by_fsconfig, read_only_by_mount, lowerdirs, at);
+    let mounted = match owners {
+        None => make(lowerdirs),
+        Some(owners) => through_store(owners, at, |store| {
+            make(&moved(lowerdirs, &owners.store, store)?)
+        }),
+    };
+    mounted.map_err(Error::io("mount image at", at))
 }
 
 fn read_only_by_fsconfig(lowerdirs: &[PathBuf], at: &Path) -> rustix::io::Result<()> {
@@ -141,10 +234,11 @@ fn overlay_by_mount(snapshot: &Snapshot, rootfs: &Path) -> rustix::io::Result<()
 }
 
 /// The /dev/shm that the containers of a pod share.
-pub fn shm(ledger: &Ledger, owner: &str, at: &Path) -> Result<(), Error> {
+pub fn shm(ledger: &Ledger, owner: &str, at: &Path, (uid, gid): (u32, u32)) -> Result<(), Error> {
     std::fs::create_dir_all(at).map_err(Error::io("make", at))?;
     ledgered(ledger, owner, at)?;
-    let options = CString::new(format!("mode=1777,size={SHM_BYTES}")).expect("no NUL in a number");
+    let options = CString::new(format!("mode=1777,size={SHM_BYTES},uid={uid},gid={gid}"))
+        .expect("no NUL in a number");
     mount(
         "shm",
         at,
@@ -226,7 +320,7 @@ mod tests {
             gone(&ledger, "a", &rootfs).unwrap();
             assert!(!rootfs.join("base").exists());
         }
-        overlay(&ledger, "a", &snapshot, &rootfs).unwrap();
+        overlay(&ledger, "a", &snapshot, None, &rootfs).unwrap();
         assert_eq!(ledger.outstanding("a").unwrap().len(), 1);
         fs::write(rootfs.join("new"), "").unwrap();
         assert!(upper.join("new").exists());
@@ -238,11 +332,77 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_of_id_mapped_layers_shows_the_owners_of_the_map() {
+        use berth_kernel::userns::Mapping;
+        let dir = tempfile::tempdir().unwrap();
+        let [upper, work, rootfs] = ["upper", "work", "rootfs"].map(|n| dir.path().join(n));
+        for dir in [&upper, &work, &rootfs] {
+            fs::create_dir(dir).unwrap();
+        }
+        let snapshot = Snapshot {
+            dir: dir.path().to_owned(),
+            upperdir: upper.clone(),
+            workdir: work,
+            lowerdirs: vec![layer(dir.path(), "top"), layer(dir.path(), "base")],
+        };
+        std::os::unix::fs::chown(dir.path().join("base/base"), Some(33), Some(34)).unwrap();
+        let list = vec![Mapping {
+            inside: 0,
+            outside: 700_000,
+            count: 1000,
+        }];
+        let owners = Owners {
+            maps: IdMaps {
+                uids: list.clone(),
+                gids: list,
+            },
+            store: dir.path().to_owned(),
+        };
+        let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+        for attached in [false, true] {
+            if attached {
+                own_upper(&snapshot, &owners.maps).unwrap();
+                let store = userns::id_mapped(&owners.store, &owners.maps).unwrap();
+                let mount = |at: &Path| {
+                    let snapshot = Snapshot {
+                        lowerdirs: moved(&snapshot.lowerdirs, &owners.store, at)?,
+                        ..snapshot.clone()
+                    };
+                    Ok(overlay_by_mount(&snapshot, &rootfs)?)
+                };
+                through_attached(&store, &rootfs, mount).unwrap();
+            } else {
+                overlay(&ledger, "a", &snapshot, Some(&owners), &rootfs).unwrap();
+            }
+            let owner = |path: &Path| {
+                let meta = fs::metadata(path).unwrap();
+                (meta.uid(), meta.gid())
+            };
+            assert_eq!(owner(&rootfs), (700_000, 700_000));
+            assert_eq!(owner(&rootfs.join("base")), (700_033, 700_034));
+            // Copied up, it is whose it was.
+            fs::write(rootfs.join("base"), "more").unwrap();
+            assert_eq!(owner(&upper.join("base")), (700_033, 700_034));
+            assert_eq!(owner(&rootfs.join("base")), (700_033, 700_034));
+            assert_eq!(owner(&dir.path().join("base/base")), (33, 34));
+            fs::remove_file(upper.join("base")).unwrap();
+            gone(&ledger, "a", &rootfs).unwrap();
+            assert!(!rootfs.join("top").exists());
+        }
+        let outside = Owners {
+            store: "/usr".into(),
+            ..owners
+        };
+        assert!(overlay(&ledger, "a", &snapshot, Some(&outside), &rootfs).is_err());
+        let _ = fs::remove_dir_all(dir.path().join("work"));
+    }
+
+    #[test]
     fn shm_can_be_written_by_everybody_and_holds_64_mib() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
         let at = dir.path().join("shm");
-        shm(&ledger, "a", &at).unwrap();
+        shm(&ledger, "a", &at, (0, 0)).unwrap();
         let mode = fs::metadata(&at).unwrap().mode() & 0o7777;
         let size = rustix::fs::statvfs(&at).unwrap();
         gone(&ledger, "a", &at).unwrap();

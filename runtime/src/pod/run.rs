@@ -14,7 +14,7 @@ use super::{
     Pod, files, launch, mounts, network, pod_limits,
     record::{PodPhase, PodRecord, Timeline},
     shim::{Shim, namespace_mode},
-    teardown,
+    teardown, userns,
 };
 use crate::{error::Error, failpoint, nri};
 
@@ -129,7 +129,10 @@ impl<'a> Reserved<'a> {
                     let (attachment, took) = pod
                         .node
                         .network
-                        .attach(&network::request(pod)?)
+                        .attach(
+                            &network::request(pod)?,
+                            userns::network_namespace(pod).await?,
+                        )
                         .await
                         .map_err(|source| Error::Network {
                             pod_id: pod.id.clone(),
@@ -145,7 +148,7 @@ impl<'a> Reserved<'a> {
             files::write_all(pod, ips)?;
             let shm = pod.shm();
             if shm.starts_with(pod.dir()) {
-                mounts::shm(&pod.node.ledger, &pod.id, &shm)?;
+                mounts::shm(&pod.node.ledger, &pod.id, &shm, pod.root())?;
             }
             failpoint::at(|| berth_failpoint::site!("pod.run.mounted"))?;
             Ok((attachment, timeline))
@@ -241,6 +244,7 @@ fn options(pod: &Pod) -> Result<SandboxOptions, Error> {
         what: format!("pod {}", pod.id),
         source,
     })?;
+    let userns = berth_spec::user_namespace(&pod.config);
     Ok(SandboxOptions {
         hostname: pod.hostname(),
         ipc: namespace_mode(namespaces.ipc).into(),
@@ -255,6 +259,8 @@ fn options(pod: &Pod) -> Result<SandboxOptions, Error> {
             // Nothing goes below the daemon's own without CAP_SYS_RESOURCE.
             false => SANDBOX_OOM_SCORE_ADJ.max(pod.node.host.oom_score_adj),
         },
+        uids: userns.map_or_else(Vec::new, |u| userns::for_shim(&u.uids)),
+        gids: userns.map_or_else(Vec::new, |u| userns::for_shim(&u.gids)),
         ..Default::default()
     })
 }

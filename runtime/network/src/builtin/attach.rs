@@ -7,6 +7,7 @@
 //! Each step is in the ledger before it is taken; detach is the ledger read backwards, whatever of it is really there.
 
 use std::{
+    fs::File,
     io,
     net::IpAddr,
     os::fd::AsRawFd,
@@ -46,6 +47,7 @@ impl Inner {
     pub fn attach(
         self: &Arc<Self>,
         request: &AttachRequest,
+        given: Option<File>,
     ) -> Result<(Attachment, Timing), Error> {
         let (pod_id, mappings) = (request.pod_id.as_str(), &request.port_mappings);
         self.take_over()?;
@@ -69,7 +71,7 @@ impl Inner {
         host_port::check_listeners(&forwards)?;
         self.host_ports.reserve(pod_id, &forwards)?;
         let attaching = self.pool.attaching();
-        let built = self.build(&home, &mut host, request, &forwards);
+        let built = self.build(&home, &mut host, request, &forwards, given);
         drop(attaching);
         self.fill_pool();
         built.inspect_err(|error| {
@@ -85,19 +87,24 @@ impl Inner {
         host: &mut Socket,
         request: &AttachRequest,
         forwards: &[Forward],
+        given: Option<File>,
     ) -> Result<(Attachment, Timing), Error> {
         let start = Instant::now();
         let pod_id = request.pod_id.as_str();
         let path = self.config.netns_dir.join(pod_id);
         let bridge = self.ensure_bridge(host)?;
         self.intend(pod_id, &Object::Netns(path.clone()))?;
-        let ready = self.take_member(&bridge);
+        let ready = match given {
+            // Those of the pool belong to the node's user namespace.
+            Some(_) => None,
+            None => self.take_member(&bridge),
+        };
         let namespace = match ready {
             Some(member) => {
                 self.pin(&member, pod_id, &path)?;
                 Namespace::Ready(member)
             }
-            None => Namespace::New(self.make_netns(home, pod_id, &path)?),
+            None => Namespace::New(self.make_netns(home, pod_id, &path, given)?),
         };
         let netns_made = Instant::now();
 
@@ -150,7 +157,7 @@ impl Inner {
     }
 
     /// The pod's namespace with lo up: the one that it has, or a new one.
-    pub fn ensure_bare_netns(&self, pod_id: &str) -> Result<PathBuf, Error> {
+    pub fn ensure_bare_netns(&self, pod_id: &str, given: Option<File>) -> Result<PathBuf, Error> {
         let path = self.config.netns_dir.join(pod_id);
         let object = Object::Netns(path.clone());
         if self.outstanding(pod_id)?.contains(&object) {
@@ -161,7 +168,8 @@ impl Inner {
         }
         self.intend(pod_id, &object)?;
         let home = Home::remember()?;
-        let made = self.make_netns(&home, pod_id, &path).and_then(|mut made| {
+        let made = self.make_netns(&home, pod_id, &path, given);
+        let made = made.and_then(|mut made| {
             made.socket
                 .change(vec![link::up(LO)])
                 .map_err(|source| Error::Netlink {
@@ -231,13 +239,20 @@ impl Inner {
         }
     }
 
-    fn make_netns(&self, home: &Home, pod_id: &str, path: &Path) -> Result<Made, Error> {
+    fn make_netns(
+        &self,
+        home: &Home,
+        pod_id: &str,
+        path: &Path,
+        given: Option<File>,
+    ) -> Result<Made, Error> {
         berth_failpoint::site!("network.netns.intended").map_err(|source| Error::Netns {
             what: "make",
             path: path.to_owned(),
             source,
         })?;
-        netns::make(home, path).inspect_err(|error| self.forget_foreign_pin(pod_id, path, error))
+        netns::make(home, path, given)
+            .inspect_err(|error| self.forget_foreign_pin(pod_id, path, error))
     }
 
     fn make_veth(&self, host: &mut Socket, veth: &mut Veth<'_>, pod_id: &str) -> Result<(), Error> {

@@ -16,6 +16,7 @@ mod spoofing;
 mod table;
 
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -202,18 +203,31 @@ impl Builtin {
     /// A new pinned network namespace with lo up, a veth pair into the bridge, an address and a default route. Undoes its steps on failure.
     /// Ledgered under `pod_id`. A pod that is attached already gets what it has; one that is half attached (the daemon died) is done anew.
     pub async fn attach(&self, request: &AttachRequest) -> Result<(Attachment, Timing), Error> {
+        self.attach_in(request, None).await
+    }
+
+    /// As [`Builtin::attach`], in a namespace that the caller has made for it.
+    pub(crate) async fn attach_in(
+        &self,
+        request: &AttachRequest,
+        given: Option<File>,
+    ) -> Result<(Attachment, Timing), Error> {
         check_pod_id(&request.pod_id)?;
         let asked = request.clone();
-        self.run(&request.pod_id, move |inner| inner.attach(&asked))
+        self.run(&request.pod_id, move |inner| inner.attach(&asked, given))
             .await
     }
 
     /// A pinned network namespace with lo up and nothing else, for a plugin to fill; the one that the pod has, where it has one. In the
     /// ledger under `pod_id`; [`Builtin::detach`] takes it away.
-    pub(crate) async fn ensure_netns(&self, pod_id: &str) -> Result<PathBuf, Error> {
+    pub(crate) async fn ensure_netns(
+        &self,
+        pod_id: &str,
+        given: Option<File>,
+    ) -> Result<PathBuf, Error> {
         check_pod_id(pod_id)?;
         let pod = pod_id.to_owned();
-        self.run(pod_id, move |inner| inner.ensure_bare_netns(&pod))
+        self.run(pod_id, move |inner| inner.ensure_bare_netns(&pod, given))
             .await
     }
 

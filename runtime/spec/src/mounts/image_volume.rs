@@ -44,13 +44,14 @@ pub(super) fn check(mount: &cri::Mount) -> Result<(), Error> {
     Ok(())
 }
 
-/// What berthd has mounted of an image. Nothing is ever mounted below it: it needs no propagation.
+/// What berthd has mounted of an image, with the owners that the pod's user namespace has for it. Nothing is ever mounted below it: it needs no propagation.
 pub(super) fn bind(
+    sandbox: &cri::PodSandboxConfig,
     mount: &cri::Mount,
     source: Option<&Path>,
     privileged: bool,
 ) -> Result<(Mount, cri::MountPropagation), Error> {
-    check_mount(mount)?;
+    check_mount(sandbox, mount)?;
     let destination = super::destination(mount)?;
     let source = source.ok_or_else(|| wrong(mount, "image", "is not mounted"))?;
     check_place(mount, &destination, source, privileged)?;
@@ -83,10 +84,11 @@ mod tests {
     }
 
     fn checked(mount: cri::Mount) -> Result<(), Error> {
-        mounts::check(&cri::ContainerConfig {
+        let container = cri::ContainerConfig {
             mounts: vec![mount],
             ..Default::default()
-        })
+        };
+        mounts::check(&fixture().sandbox, &container)
     }
 
     // SEC-CRI-10

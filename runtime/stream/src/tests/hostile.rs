@@ -270,7 +270,10 @@ async fn websocket_frames_that_are_too_much_end_the_connection_alone() {
                 continuation,
             ],
         ),
-        ("text on an unknown channel", vec![vec![0x81, 0x81, 0, 0, 0, 0, b'x']]),
+        (
+            "text on an unknown channel",
+            vec![vec![0x81, 0x81, 0, 0, 0, 0, b'x']],
+        ),
         ("an unknown channel", vec![vec![0x82, 0x81, 0, 0, 0, 0, 9]]),
         ("no channel", vec![vec![0x82, 0x80, 0, 0, 0, 0]]),
         (
