@@ -14,6 +14,7 @@ use prost_types::FileDescriptorSet;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cri/api.proto");
     println!("cargo:rerun-if-changed=admin/admin.proto");
+    println!("cargo:rerun-if-changed=otlp/trace.proto");
     println!("cargo:rerun-if-changed=shim/pod.proto");
     println!("cargo:rerun-if-changed=nri/nri.proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -40,6 +41,9 @@ fn grpc(out: &Path) -> Result<(), Box<dyn Error>> {
         file.source_code_info = None;
     }
     fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(protox::compile(["otlp/trace.proto"], ["otlp"])?)?;
     Ok(())
 }
 

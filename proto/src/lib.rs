@@ -17,6 +17,13 @@ pub mod admin {
     tonic::include_proto!("berth.admin.v1");
 }
 
+/// OTLP's traces: what berthd sends to a collector.
+#[cfg(feature = "grpc")]
+pub mod otlp {
+    #![allow(clippy::all, missing_debug_implementations)]
+    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+}
+
 #[cfg(feature = "grpc")]
 mod unbuilt;
 #[cfg(feature = "grpc")]

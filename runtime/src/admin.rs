@@ -118,6 +118,7 @@ async fn pull(
     let pulled = node.images.pull(&request.image, auth, Some(sender));
     let mut pulled = std::pin::pin!(pulled);
     let mut telling = true;
+    let since = std::time::Instant::now();
     let last = loop {
         tokio::select! {
             result = &mut pulled => break result,
@@ -131,6 +132,7 @@ async fn pull(
             () = tell.closed() => return,
         }
     };
+    node.metrics.image_pulls.ended(since, &last);
     let last = match last {
         Ok(image) => Ok(PullProgress {
             layers: progress(&changes.borrow()),

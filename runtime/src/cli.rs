@@ -2,14 +2,16 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     os::unix::process::CommandExt,
     path::PathBuf,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::config::{Config, ConfigError, DEFAULT_TEXT, LogLevel};
+use crate::config::{
+    Config, ConfigError, DEFAULT_TEXT, LogFormat, LogLevel, metrics_address, tracing_endpoint,
+};
 
 /// The CRI server of a Berth node: a kubelet's or crictl's runtime endpoint.
 #[derive(Debug, Parser)]
@@ -29,6 +31,14 @@ pub struct Cli {
     listen: Option<String>,
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// Serve the daemon's metrics for Prometheus there, at /metrics [default: not]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address)]
+    metrics_listen: Option<SocketAddr>,
+    /// Send spans of RPCs to this OTLP collector (gRPC) [default: not]
+    #[arg(long, value_name = "HOST:PORT", value_parser = tracing_endpoint)]
+    tracing_endpoint: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -78,8 +88,21 @@ impl ValueEnum for LogLevel {
     }
 }
 
+impl ValueEnum for LogFormat {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }))
+    }
+}
+
 impl LogLevel {
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
             Self::Warn => "warn",
@@ -129,6 +152,15 @@ impl Cli {
         if let Some(level) = self.log_level {
             config.log_level = level;
         }
+        if let Some(format) = self.log_format {
+            config.log_format = format;
+        }
+        if let Some(address) = self.metrics_listen {
+            config.metrics.listen = Some(address);
+        }
+        if let Some(endpoint) = &self.tracing_endpoint {
+            config.tracing.endpoint = endpoint.clone();
+        }
         config.checked()
     }
 }
@@ -139,24 +171,6 @@ pub fn print(text: &[u8]) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
         _ => Ok(()),
     }
-}
-
-/// Our own lines at `level`; the libraries below only where something is wrong, unless everything is asked for.
-pub fn log_to_stderr(level: LogLevel) {
-    let directives = match level {
-        LogLevel::Trace => "trace".to_owned(),
-        level => format!(
-            "warn,berthd={0},berth_image={0},berth_network={0},berth_nri={0},berth_spec={0},berth_state={0},berth_stream={0}",
-            level.as_str()
-        ),
-    };
-    let ansi = io::IsTerminal::is_terminal(&io::stderr());
-    // Somebody set one already: then it is good.
-    let _ = fmt()
-        .with_env_filter(EnvFilter::new(directives))
-        .with_writer(io::stderr)
-        .with_ansi(ansi)
-        .try_init();
 }
 
 /// glibc keeps an arena a thread and memory that was freed. Both are set by the environment of a process that starts, so it starts
@@ -180,7 +194,8 @@ pub fn stay_small() {
         .args(std::env::args_os().skip(1))
         .envs(ALLOCATOR)
         .exec();
-    tracing::warn!("start again with a smaller allocator: {error}");
+    // Before there is a log.
+    eprintln!("berthd: start again with a smaller allocator: {error}");
 }
 
 #[cfg(test)]
@@ -206,6 +221,16 @@ mod tests {
         assert_eq!(config.root, PathBuf::from("/c"));
         assert_eq!(config.state, PathBuf::from("/b"));
         assert_eq!(config.log_level, LogLevel::Debug);
+        let cli = Cli::parse_from([
+            "berthd",
+            "--log-format=json",
+            "--metrics-listen=9478",
+            "--tracing-endpoint=otel:4317",
+        ]);
+        let config = cli.config().unwrap();
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert_eq!(config.metrics.listen, "127.0.0.1:9478".parse().ok());
+        assert_eq!(config.tracing.endpoint, "http://otel:4317");
         let bad = Cli::parse_from(["berthd", "--config", file.to_str().unwrap(), "--state", "x"]);
         assert!(bad.config().unwrap_err().to_string().contains("absolute"));
     }

@@ -35,12 +35,15 @@ pub struct Config {
     #[serde(deserialize_with = "listen")]
     pub listen: String,
     pub log_level: LogLevel,
+    pub log_format: LogFormat,
     pub image: Image,
     pub network: Network,
     pub cgroup: Cgroup,
     pub runtime: Runtime,
     pub nri: Nri,
     pub stream: Stream,
+    pub metrics: Metrics,
+    pub tracing: Tracing,
     pub limits: Limits,
 }
 
@@ -52,6 +55,15 @@ pub enum LogLevel {
     Info,
     Debug,
     Trace,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +176,24 @@ pub struct Stream {
     pub idle_timeout_s: usize,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// `None`, written as an empty string: not served.
+    #[serde(with = "metrics_listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// Empty: nothing is traced.
+    #[serde(deserialize_with = "endpoint")]
+    pub endpoint: String,
+    #[serde(deserialize_with = "from_0_to_1_000_000")]
+    pub sampling_rate_per_million: usize,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -184,12 +214,15 @@ impl Default for Config {
             state: "/run/berth".into(),
             listen: String::new(),
             log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
             image: Image::default(),
             network: Network::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
             nri: Nri::default(),
             stream: Stream::default(),
+            metrics: Metrics::default(),
+            tracing: Tracing::default(),
             limits: Limits::default(),
         }
     }
@@ -261,6 +294,15 @@ impl Default for Stream {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             idle_timeout_s: berth_stream::IDLE_LIMIT.as_secs() as usize,
+        }
+    }
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            sampling_rate_per_million: 1_000_000,
         }
     }
 }
@@ -514,6 +556,63 @@ mod subnet_v6 {
     }
 }
 
+/// Where metrics are served: an address with a port, or a port alone (or `:port`), which is on loopback.
+pub fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse() {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} must be a port (on loopback then) or an address such as \"127.0.0.1:9478\""
+        )
+    })
+}
+
+mod metrics_listen {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(at: &Option<SocketAddr>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&at.map(|at| at.to_string()).unwrap_or_default())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(d)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let address = metrics_address(&text);
+        address
+            .map(Some)
+            .map_err(|why| de::Error::custom(format!("key `listen`: {why}")))
+    }
+}
+
+/// A collector's address as gRPC has it, with the scheme that it may leave out.
+pub fn tracing_endpoint(text: &str) -> Result<String, String> {
+    let at = text.strip_prefix("http://").unwrap_or(text);
+    let (host, port) = at.rsplit_once(':').unwrap_or(("", at));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if host.is_empty() || !host.chars().all(plain) || port.parse::<u16>().is_err() {
+        return Err(format!(
+            "{text:?} must be an OTLP collector's host and gRPC port such as \"127.0.0.1:4317\" (TLS is not built)"
+        ));
+    }
+    Ok(format!("http://{at}"))
+}
+
+fn endpoint<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(text);
+    }
+    tracing_endpoint(&text).map_err(|why| de::Error::custom(format!("key `endpoint`: {why}")))?;
+    Ok(text)
+}
+
+fn from_0_to_1_000_000<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    bounded(d, 0, 1_000_000)
+}
+
 fn mtu<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     match toml::Value::deserialize(d)?.as_integer() {
         Some(0) => Ok(0),
@@ -635,6 +734,19 @@ mod tests {
                 &["line 2", "listen", "address"],
             ),
             (
+                "[metrics]\nlisten = \"there\"",
+                &["line 2", "listen", "127.0.0.1:9478"],
+            ),
+            (
+                "[tracing]\nendpoint = \"https://x:4317\"",
+                &["line 2", "endpoint", "4317", "TLS"],
+            ),
+            (
+                "[tracing]\nsampling_rate_per_million = 1000001",
+                &["line 2", "sampling_rate_per_million", "0 to 1000000"],
+            ),
+            ("log_format = \"xml\"", &["line 1", "log_format", "json"]),
+            (
                 "[runtime]\ndefault_handler = \"runc\"",
                 &["default_handler", "berth"],
             ),
@@ -681,6 +793,32 @@ mod tests {
         ] {
             let error = parse(name, shim).expect_err(shim).to_string();
             assert!(error.contains(says), "{name:?} {shim:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_on_loopback_and_a_collector_may_leave_out_its_scheme() {
+        for (text, address) in [
+            ("9478", Some("127.0.0.1:9478")),
+            (":0", Some("127.0.0.1:0")),
+            ("0.0.0.0:1", Some("0.0.0.0:1")),
+            ("[::1]:80", Some("[::1]:80")),
+            ("70000", None),
+            ("localhost", None),
+        ] {
+            let parsed = metrics_address(text).ok().map(|a| a.to_string());
+            assert_eq!(parsed.as_deref(), address, "{text}");
+        }
+        for (text, endpoint) in [
+            ("127.0.0.1:4317", Some("http://127.0.0.1:4317")),
+            ("http://otel:4317", Some("http://otel:4317")),
+            ("[::1]:4317", Some("http://[::1]:4317")),
+            ("otel", None),
+            ("otel:x", None),
+            ("unix:///x:1", None),
+            ("a b:1", None),
+        ] {
+            assert_eq!(tracing_endpoint(text).ok().as_deref(), endpoint, "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What can go wrong in the daemon, and the one place where that becomes a gRPC code.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -53,6 +53,12 @@ pub enum Error {
     Io {
         act: &'static str,
         path: PathBuf,
+        source: io::Error,
+    },
+    #[error("listen for {what} on {address}: {source}")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
         source: io::Error,
     },
     #[error("start shim {}: {why}", path.display())]
@@ -139,7 +145,7 @@ impl Error {
             Self::Stopping => Code::Unavailable,
             Self::Undo { what, .. } | Self::Shared(what) => what.code(),
             Self::Network { source, .. } => of_network(source),
-            Self::ShimStart { .. } | Self::Panicked(_) => Code::Internal,
+            Self::Listen { .. } | Self::ShimStart { .. } | Self::Panicked(_) => Code::Internal,
         }
     }
 }

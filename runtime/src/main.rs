@@ -13,12 +13,15 @@ mod cri;
 mod error;
 mod failpoint;
 mod id;
+mod metrics;
 mod node;
 mod notify;
 mod nri;
 mod pod;
+mod rpc;
 mod server;
 mod sessions;
+mod trace;
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::ExitCode, sync::Arc};
 
@@ -67,21 +70,21 @@ fn run(cli: &Cli) -> Result<(), Box<dyn std::error::Error>> {
         }
         Action::Serve => {
             let config = cli.config()?;
-            cli::log_to_stderr(config.log_level);
             cli::stay_small();
+            let exporter = trace::setup(&config);
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .max_blocking_threads(BLOCKING_THREADS)
                 .thread_keep_alive(BLOCKING_KEEP_ALIVE)
                 .enable_all()
                 .build()?
-                .block_on(daemon(config))?;
+                .block_on(daemon(config, exporter))?;
         }
     }
     Ok(())
 }
 
-async fn daemon(config: Config) -> Result<(), Error> {
+async fn daemon(config: Config, exporter: Option<trace::Exporter>) -> Result<(), Error> {
     let private = |dir: &Path| ensure_private(dir).map_err(Error::io("prepare", dir));
     private(&config.state)?;
     let lock = config.state.join("berthd.lock");
@@ -92,7 +95,13 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let mut interrupt = on(SignalKind::interrupt())?;
 
     let (socket, grace) = (config.socket(), config.shutdown_grace());
-    let node = Arc::new(open(config).await?);
+    let mut node = open(config).await?;
+    if let Some(exporter) = &exporter {
+        node.metrics.spans_dropped = exporter.dropped.clone();
+        node.metrics.spans_exported = exporter.exported.clone();
+    }
+    let node = Arc::new(node);
+    let exporting = exporter.map(trace::Exporter::run);
     for dir in ["pods", "s"] {
         private(&node.config.state.join(dir))?;
     }
@@ -127,6 +136,15 @@ async fn daemon(config: Config) -> Result<(), Error> {
         notify::tell("STOPPING=1");
     };
     let node = registry.node.clone();
+    let metrics = match node.config.metrics.listen {
+        None => None,
+        Some(address) => {
+            let (listener, address) = metrics::http::listen(address).await?;
+            tracing::info!(%address, "metrics are served at /metrics");
+            let source = metrics::gather::Source::new(registry.clone(), streams.clone());
+            Some(tokio::spawn(metrics::http::serve(listener, source)))
+        }
+    };
     let service = Service {
         registry: registry.clone(),
         streams,
@@ -134,6 +152,12 @@ async fn daemon(config: Config) -> Result<(), Error> {
     server::serve(listener, service, end, grace).await?;
     nri::stop(&registry).await;
     let _ = std::fs::remove_file(&socket);
+    if let Some(serving) = metrics {
+        serving.abort();
+    }
+    if let Some(exporting) = exporting {
+        exporting.end().await;
+    }
     // It comes again with the next pod.
     if let Err(e) = node.network.remove_bridge_if_unused().await {
         tracing::warn!("remove the unused bridge: {e}");
@@ -189,6 +213,7 @@ async fn open(config: Config) -> Result<Node, Error> {
         cgroups: cgroup::Hierarchies::probe().map_err(Error::io("read", "/proc/self/mounts"))?,
         cpu: CpuSamples::default(),
         nri: nri::Plugins::new(&config),
+        metrics: metrics::Metrics::default(),
         user_namespaces_possible: Default::default(),
         config,
     })

@@ -8,8 +8,8 @@ use berth_spec::Host;
 use berth_state::Ledger;
 
 use crate::{
-    cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, nri::Plugins,
-    pod::userns::Possible,
+    cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, metrics::Metrics,
+    nri::Plugins, pod::userns::Possible,
 };
 
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Node {
     pub cgroups: Hierarchies,
     pub cpu: CpuSamples,
     pub nri: Plugins,
+    pub metrics: Metrics,
     pub user_namespaces_possible: Possible,
 }
 

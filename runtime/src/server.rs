@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::{admin::Admin, cri::Service, error::Error};
+use crate::{admin::Admin, cri::Service, error::Error, rpc::Surrounding};
 
 /// The kubelet's own bound on a CRI message.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -64,6 +64,7 @@ pub async fn serve(
     let (begin_drain, drain) = tokio::sync::oneshot::channel::<()>();
     let serving = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .layer(Surrounding(registry.node.clone()))
         .add_service(
             RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
         )

@@ -375,15 +375,26 @@ fn lists_are_filtered_by_id_state_pod_and_labels() -> Result<()> {
 fn the_start_timeline_of_a_pod_is_in_its_verbose_status() -> Result<()> {
     Node::test(async |node| {
         let pod = node.run(node.pod("timeline")).await?;
-        node.start_container(&pod, container("a", BUSYBOX, &["sleep", "1000"]))
+        let began = std::time::Instant::now();
+        let id = node
+            .start_container(&pod, container("a", BUSYBOX, &["sleep", "1000"]))
             .await?;
-        let info = node.cri.pod_status_verbose(&pod.id, true).await?.info;
-        let text = info.values().cloned().collect::<Vec<_>>().join("\n");
-        for phase in ["netns", "network", "shim"] {
-            ensure!(
-                text.contains(phase),
-                "the verbose status does not tell of {phase}: {text}"
-            );
+        let took_ms = began.elapsed().as_secs_f64() * 1e3;
+        let of_pod = node.cri.pod_status_verbose(&pod.id, true).await?.info;
+        let of_container = node.cri.status_verbose(&id, true).await?.info;
+        let pod_phases = &["netns", "network", "shim", "create", "start", "total"][..];
+        let container_phases = &["snapshot", "spec", "create", "create_total", "start"];
+        for (info, phases) in [(of_pod, pod_phases), (of_container, container_phases)] {
+            let text = info.get("timeline").cloned().unwrap_or_default();
+            let timeline: serde_json::Value = serde_json::from_str(&text)?;
+            for phase in phases {
+                let ms = timeline[phase].as_f64().unwrap_or(-1.0);
+                ensure!(ms > 0.0, "{phase} took {ms} ms: {text}");
+            }
+            if let Some(total) = timeline["create_total"].as_f64() {
+                let start = timeline["start"].as_f64().unwrap_or(0.0);
+                ensure!(total + start < took_ms, "{text} within {took_ms} ms");
+            }
         }
         ensure!(
             node.cri

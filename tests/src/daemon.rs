@@ -44,6 +44,8 @@ pub struct Daemon {
     pub trace: Option<PathBuf>,
     /// Descriptors that the next start inherits, as a careless parent's would be.
     pub inherited: Vec<OwnedFd>,
+    /// More flags of each start.
+    pub arguments: Vec<String>,
 }
 
 impl Daemon {
@@ -58,6 +60,7 @@ impl Daemon {
             failpoints: String::new(),
             trace: None,
             inherited: Vec::new(),
+            arguments: Vec::new(),
         };
         fs::write(&daemon.config, config)?;
         Ok(daemon)
@@ -94,6 +97,7 @@ impl Daemon {
             .arg(&self.state);
         command
             .args(["--log-level", "debug"])
+            .args(&self.arguments)
             .env("PATH", path)
             .env("RUST_BACKTRACE", "1")
             .env_remove("FAILPOINTS");

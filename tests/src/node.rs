@@ -53,6 +53,8 @@ pub struct Setup {
     pub umask_zero: bool,
     /// Descriptors that the daemon inherits.
     pub inherited: Vec<OwnedFd>,
+    /// More flags of the daemon.
+    pub arguments: Vec<String>,
     /// No kill -9 and second check at the end: for tests that do so all the time.
     pub no_restart: bool,
     /// More lines of configuration, whole tables; `$DIR` is the test's directory.
@@ -178,6 +180,7 @@ impl Node {
         let mut daemon = Daemon::new(&dir, &config)?;
         daemon.failpoints = std::mem::take(&mut setup.failpoints);
         daemon.inherited = std::mem::take(&mut setup.inherited);
+        daemon.arguments = std::mem::take(&mut setup.arguments);
         let umask = setup
             .umask_zero
             .then(|| nix::sys::stat::umask(nix::sys::stat::Mode::empty()));

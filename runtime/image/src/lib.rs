@@ -113,6 +113,11 @@ pub struct LayerProgress {
     pub stall: String,
 }
 
+/// Bytes of layers that came from registries since this process began, those of pulls that failed included.
+pub fn downloaded_bytes() -> u64 {
+    progress::downloaded_bytes()
+}
+
 /// The node's images. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {

@@ -1,13 +1,27 @@
 //! How far a pull is, for whoever watches.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
 use crate::LayerProgress;
+
+/// Of all pulls of this process, for [`crate::downloaded_bytes`].
+static DOWNLOADED: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn downloaded(bytes: usize) {
+    DOWNLOADED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+pub(crate) fn downloaded_bytes() -> u64 {
+    DOWNLOADED.load(Ordering::Relaxed)
+}
 
 /// Watchers are told at most this often.
 const INTERVAL: Duration = Duration::from_millis(100);

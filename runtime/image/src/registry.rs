@@ -252,6 +252,7 @@ impl Session {
                 });
             }
             *offset += chunk.len() as u64;
+            crate::progress::downloaded(chunk.len());
             report.came(*offset);
             if sink.send(Ok(chunk)).await.is_err() {
                 // The unpacking side gave up and says why.

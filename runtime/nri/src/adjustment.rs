@@ -135,7 +135,7 @@ impl Adjustments {
             });
         }
         for evict in &answer.evict {
-            tracing::warn!(plugin = %owner.name, container = %evict.container_id.escape_debug(), "NRI plugin asks for an eviction: Berth ends no container for a plugin");
+            tracing::warn!(plugin = %owner.name, container_id = %evict.container_id.escape_debug(), "NRI plugin asks for an eviction: Berth ends no container for a plugin");
         }
         self.updates.take(answer.update, owner, &mut self.owners)
     }

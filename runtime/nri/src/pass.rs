@@ -227,7 +227,7 @@ impl Pass {
                 Answer::Gone => continue,
             };
             for evict in &answer.evict {
-                tracing::warn!(plugin = %plugin.name(), container = %evict.container_id.escape_debug(), "NRI plugin asks for an eviction: Berth ends no container for a plugin");
+                tracing::warn!(plugin = %plugin.name(), container_id = %evict.container_id.escape_debug(), "NRI plugin asks for an eviction: Berth ends no container for a plugin");
             }
             updates.take(answer.update, &owner(plugin), &mut owners)?;
             if let Some(own) = updates

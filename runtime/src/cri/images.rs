@@ -1,6 +1,6 @@
 //! ImageService: the image store in the CRI's words.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use berth_image::{Auth, Image as Stored, Usage};
 use berth_proto::cri::{image_service_server::ImageService, *};
@@ -8,7 +8,11 @@ use serde_json::json;
 use tonic::{Request, Response};
 
 use super::{Answer, Service, Streamed, answer, stream_lists::parts, streamed};
-use crate::{error::Error, pod::record::now_ns};
+use crate::{
+    error::Error,
+    pod::record::now_ns,
+    trace::{phase, step},
+};
 
 #[tonic::async_trait]
 impl ImageService for Service {
@@ -94,7 +98,12 @@ impl Service {
             identity_token: auth.identity_token,
             registry_token: auth.registry_token,
         });
-        let image = self.registry.node.images.pull(&name, auth, None).await?;
+        let node = &self.registry.node;
+        let since = Instant::now();
+        let pulling = node.images.pull(&name, auth, None);
+        let pulled = phase(step!("image pull"), pulling).await;
+        node.metrics.image_pulls.ended(since, &pulled);
+        let image = pulled?;
         Ok(PullImageResponse {
             image_ref: image.id.clone(),
         })

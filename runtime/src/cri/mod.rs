@@ -50,7 +50,13 @@ fn answer<T>(rpc: &'static str, result: Result<T, Error>) -> Answer<T> {
     match result {
         Ok(message) => Ok(Response::new(message)),
         Err(error) => {
-            tracing::debug!(rpc, code = ?error.code(), "{error}");
+            match &error {
+                // Its words are the client's, and may be secrets.
+                Error::CommandTimedOut { timeout, .. } => {
+                    tracing::debug!(rpc, code = ?error.code(), "a command timed out after {timeout:?}");
+                }
+                error => tracing::debug!(rpc, code = ?error.code(), "{error}"),
+            }
             Err(error.into())
         }
     }

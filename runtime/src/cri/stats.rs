@@ -122,7 +122,7 @@ pub(super) async fn figures(
         return v1::StatsResponse::default();
     }
     shim.stats(request).await.unwrap_or_else(|e| {
-        tracing::warn!(pod = %pod.pod.id, "stats: {e}");
+        tracing::warn!(pod_id = %pod.pod.id, "stats: {e}");
         v1::StatsResponse::default()
     })
 }
@@ -170,7 +170,7 @@ fn one(
             inodes_used: value(usage.inodes),
         }),
         Err(e) => {
-            tracing::debug!(container = %record.id, "writable layer: {e}");
+            tracing::debug!(container_id = %record.id, "writable layer: {e}");
             None
         }
     };
@@ -324,7 +324,7 @@ pub(super) async fn interfaces(
         return None;
     }
     let counted = node.network.statistics(&pod.pod.id).await;
-    let counted = counted.inspect_err(|e| tracing::debug!(pod = %pod.pod.id, "{e}"));
+    let counted = counted.inspect_err(|e| tracing::debug!(pod_id = %pod.pod.id, "{e}"));
     counted.ok()
 }
 

@@ -247,7 +247,7 @@ pub fn create(
     }
     .apply(&created.adjust)?;
     for note in &adjusted.notes {
-        tracing::warn!(pod = %pod.id, container = %record.id, "{note}");
+        tracing::warn!(pod_id = %pod.id, container_id = %record.id, "{note}");
     }
     record.notes.extend(adjusted.notes);
     record.resources = adjusted.resources;
@@ -275,7 +275,7 @@ async fn others(pod: &Pod, updates: Vec<api::ContainerUpdate>) -> Result<(), Err
     };
     for update in &updates {
         if let Err(e) = change(&registry, update).await {
-            tracing::warn!(container = %update.container_id.escape_debug(), "limits that an NRI plugin wants: {e}");
+            tracing::warn!(container_id = %update.container_id.escape_debug(), "limits that an NRI plugin wants: {e}");
             if !update.ignore_failure {
                 return Err(e);
             }
@@ -542,7 +542,7 @@ impl Runtime for Link {
         let mut failed = vec![];
         for update in updates {
             if let Err(e) = change(&registry, &update).await {
-                tracing::warn!(%plugin, container = %update.container_id.escape_debug(), "limits that an NRI plugin wants: {e}");
+                tracing::warn!(%plugin, container_id = %update.container_id.escape_debug(), "limits that an NRI plugin wants: {e}");
                 failed.push(update);
             }
         }

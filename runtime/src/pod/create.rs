@@ -14,6 +14,8 @@ use berth_state::{
     record::{self, Durability},
 };
 
+use tracing::Span;
+
 use super::{
     Pod, host_paths,
     image_volumes::{self, Volume},
@@ -23,7 +25,11 @@ use super::{
     shim::{Shim, namespace_mode},
     teardown, update,
 };
-use crate::{error::Error, failpoint, nri};
+use crate::{
+    error::Error,
+    failpoint, nri,
+    trace::{phase_now, step},
+};
 
 /// What a new container is made from.
 #[derive(Debug, Clone)]
@@ -46,7 +52,8 @@ pub async fn create(
     let rooted = {
         let (pod, pass) = (pod.clone(), pass.clone());
         // Files, mounts and a spec: short, but blocking.
-        let work = move || Rooted::make(&pod, &plan, &pass);
+        let here = Span::current();
+        let work = move || here.in_scope(|| Rooted::make(&pod, &plan, &pass));
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Panicked("create container"))??
@@ -86,10 +93,12 @@ impl Rooted {
         let mut record = reserve(pod, plan, &dir)?;
 
         let since = Instant::now();
-        let snapshot = node.images.prepare(id, &plan.image)?;
-        failpoint::at(|| berth_failpoint::site!("container.create.snapshot"))?;
         let rootfs = dir.join("rootfs");
-        mounts::overlay(&node.ledger, id, &snapshot, pod.owners().as_ref(), &rootfs)?;
+        phase_now(step!("image mount"), || {
+            let snapshot = node.images.prepare(id, &plan.image)?;
+            failpoint::at(|| berth_failpoint::site!("container.create.snapshot"))?;
+            mounts::overlay(&node.ledger, id, &snapshot, pod.owners().as_ref(), &rootfs)
+        })?;
         failpoint::at(|| berth_failpoint::site!("container.create.mounted"))?;
         let image_volumes = image_volumes::mount(pod, id, &plan.config, &plan.volumes)?;
         record.timeline.took("snapshot", since);
@@ -114,7 +123,7 @@ impl Rooted {
         })
         .map_err(wrong)?;
         for note in &built.notes {
-            tracing::warn!(pod = %pod.id, container = %id, "{note}");
+            tracing::warn!(pod_id = %pod.id, container_id = %id, "{note}");
         }
         let user = built.user();
         record.user = (user.uid, user.gid, user.supplemental_groups);

@@ -20,6 +20,7 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
+use tracing::Span;
 
 use super::{
     Pod,
@@ -42,15 +43,19 @@ pub struct Driver {
     registry: Arc<Registry>,
     handle: Arc<Handle>,
     events: mpsc::Receiver<Event>,
-    work: JoinSet<(Work, Pass)>,
+    work: JoinSet<(Work, Pass, Span)>,
     /// Of work that has ended, until what came of it is published.
     passes: Vec<Pass>,
+    /// The span of whoever caused what is being done now: of an RPC, or of nobody.
+    cause: Span,
+    /// Of who asked the pod to stop, while that can't begin yet.
+    stop_cause: Span,
     pub(super) record: PodRecord,
     pub(super) state: State,
     pub(super) containers: BTreeMap<String, Container>,
     /// The shim's last word.
     said: v1::InspectResponse,
-    deferred: Vec<Request>,
+    deferred: Vec<(Request, Span)>,
     outbox: Vec<Answer>,
     /// Its limits are being changed; the next change waits.
     updating: bool,
@@ -204,6 +209,8 @@ impl Driver {
             events,
             work: JoinSet::new(),
             passes: vec![],
+            cause: Span::current(),
+            stop_cause: Span::none(),
             record,
             state: State::Creating { waiters: vec![] },
             containers: BTreeMap::new(),
@@ -232,23 +239,29 @@ impl Driver {
     pub async fn drive(mut self) {
         self.settle();
         while !matches!(self.state, State::Gone) {
-            let event = self.next().await;
-            self.handle(event);
-            self.settle();
+            // A span is over when nobody holds it any more.
+            self.cause = Span::none();
+            let (event, cause) = self.next().await;
+            self.cause = cause.clone();
+            cause.in_scope(|| {
+                self.handle(event);
+                self.settle();
+            });
         }
         // What arrived too late.
         self.events.close();
-        for request in std::mem::take(&mut self.deferred) {
+        for (request, _) in std::mem::take(&mut self.deferred) {
             request.gone(&self.pod.id);
         }
         while let Some(event) = self.events.recv().await {
-            if let Event::Asked(request) = event {
+            if let Event::Asked(request, _) = event {
                 request.gone(&self.pod.id);
             }
         }
     }
 
-    async fn next(&mut self) -> Event {
+    /// What happens next, and by whose cause.
+    async fn next(&mut self) -> (Event, Span) {
         let wake = self.wake_at();
         let passed = async {
             match wake {
@@ -258,26 +271,32 @@ impl Driver {
         };
         tokio::select! {
             Some(ended) = self.work.join_next() => match ended {
-                Ok((work, pass)) => {
+                Ok((work, pass, cause)) => {
                     self.passes.push(pass);
-                    Event::Ended(work)
+                    (Event::Ended(work), cause)
                 }
                 Err(e) if e.is_panic() => {
                     // A bug left this pod half changed. Recovery brings it in order, and disturbs nothing that runs.
-                    tracing::error!(pod = %self.pod.id, "work panicked, berthd ends and is to be started again: {e}");
+                    tracing::error!(pod_id = %self.pod.id, "work panicked, berthd ends and is to be started again: {e}");
                     std::process::abort();
                 }
                 // The daemon is ending, and this task with it.
                 Err(_) => std::future::pending().await,
             },
-            Some(event) = self.events.recv() => event,
-            () = passed => Event::Passed,
+            Some(event) = self.events.recv() => match event {
+                Event::Asked(_, ref span) => {
+                    let span = span.clone();
+                    (event, span)
+                }
+                event => (event, Span::none()),
+            },
+            () = passed => (Event::Passed, Span::none()),
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Asked(request) => self.asked(request),
+            Event::Asked(request, _) => self.asked(request),
             Event::Said(said) => self.apply(said),
             Event::Reconnected(new) => match &mut self.state {
                 State::Ready { shim, .. } => *shim = new,
@@ -289,13 +308,14 @@ impl Driver {
             },
             Event::Lost(why) => {
                 if matches!(self.state, State::Ready { .. }) {
-                    tracing::error!(pod = %self.pod.id, "shim is gone: {why}");
+                    tracing::error!(pod_id = %self.pod.id, "shim is gone: {why}");
                     self.begin_stopping(format!("its shim is gone: {why}"), None);
                 }
             }
             Event::Ended(work) => {
                 self.ended(work);
-                for request in std::mem::take(&mut self.deferred) {
+                for (request, span) in std::mem::take(&mut self.deferred) {
+                    self.cause = span;
                     self.asked(request);
                 }
             }
@@ -349,7 +369,7 @@ impl Driver {
 
     fn defer(&mut self, request: Request) {
         if self.deferred.len() < MAX_DEFERRED {
-            return self.deferred.push(request);
+            return self.deferred.push((request, self.cause.clone()));
         }
         self.fail(
             request,
@@ -390,14 +410,14 @@ impl Driver {
     pub(super) fn write_pod(&self) {
         let path = self.pod.node.pod_record(&self.pod.id);
         if let Err(e) = record::write(&path, &self.record, Durability::PageCache) {
-            tracing::error!(pod = %self.pod.id, "{e}");
+            tracing::error!(pod_id = %self.pod.id, "{e}");
         }
     }
 
     pub(super) fn write_container(&self, record: &ContainerRecord) {
         let path = self.pod.node.container_record(&record.id);
         if let Err(e) = record::write(&path, record, Durability::PageCache) {
-            tracing::error!(pod = %self.pod.id, container = %record.id, "{e}");
+            tracing::error!(pod_id = %self.pod.id, container_id = %record.id, "{e}");
         }
     }
 }

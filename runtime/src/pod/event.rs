@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use berth_proto::{cri, shim::v1::pod as v1};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::{
     create::Plan,
@@ -19,8 +20,8 @@ pub type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 
 #[derive(Debug)]
 pub enum Event {
-    /// An RPC handler asks.
-    Asked(Request),
+    /// An RPC handler asks, in this span.
+    Asked(Request, Span),
     /// The shim's word on the pod as it is now.
     Said(v1::InspectResponse),
     /// The connection to the shim broke, and there is a new one.
@@ -132,6 +133,25 @@ pub enum Work {
         result: Result<(), Error>,
     },
     Removed(Result<(), Error>),
+}
+
+impl Work {
+    /// What it was, and how it failed, for its span.
+    pub fn outcome(&self) -> (&'static str, Option<&Error>) {
+        match self {
+            Self::Ran(result) => ("run pod", result.as_ref().err()),
+            Self::Created { result, .. } => ("create container", result.as_ref().err()),
+            Self::Started { result, .. } => ("start container", result.as_ref().err()),
+            Self::Updated { result, .. } => ("update container", result.as_ref().err()),
+            Self::PodUpdated { result, .. } => ("update pod", result.as_ref().err()),
+            Self::Signalled { result, .. } => ("signal container", result.as_ref().err()),
+            Self::Told { .. } => ("tell plugins", None),
+            Self::ContainersEnded(result) => ("stop pod", result.as_ref().err()),
+            Self::Stopped(result) => ("teardown", result.as_ref().err()),
+            Self::ContainerRemoved { result, .. } => ("remove container", result.as_ref().err()),
+            Self::Removed(result) => ("remove pod", result.as_ref().err()),
+        }
+    }
 }
 
 impl Request {

@@ -10,11 +10,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use berth_proto::cri::{ContainerEventType as Type, ContainerState};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{record::now_ns, view::PodView};
 
@@ -37,11 +40,18 @@ pub struct Happening<P = Arc<PodView>> {
 
 /// The subscribers.
 #[derive(Debug)]
-pub struct Happenings<P = Arc<PodView>>(Mutex<Vec<mpsc::Sender<Happening<P>>>>);
+pub struct Happenings<P = Arc<PodView>> {
+    subscribers: Mutex<Vec<mpsc::Sender<Happening<P>>>>,
+    /// How many were let go because they did not read.
+    lagged: AtomicU64,
+}
 
 impl<P> Default for Happenings<P> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self {
+            subscribers: Mutex::default(),
+            lagged: AtomicU64::new(0),
+        }
     }
 }
 
@@ -56,6 +66,17 @@ impl<P: Clone> Happenings<P> {
         let (sender, receiver) = mpsc::channel(MAX_BEHIND);
         subscribers.push(sender);
         Some(receiver)
+    }
+
+    /// How many listen.
+    pub fn subscribers(&self) -> usize {
+        let subscribers = self.lock();
+        subscribers.iter().filter(|s| !s.is_closed()).count()
+    }
+
+    /// How many were let go because they did not keep up.
+    pub fn lagged(&self) -> u64 {
+        self.lagged.load(Ordering::Relaxed)
     }
 
     /// Ends every subscription.
@@ -77,12 +98,20 @@ impl<P: Clone> Happenings<P> {
                 at,
                 pod: pod.clone(),
             };
-            subscribers.retain(|subscriber| subscriber.try_send(happening.clone()).is_ok());
+            subscribers.retain(|subscriber| {
+                let sent = subscriber.try_send(happening.clone());
+                if matches!(sent, Err(TrySendError::Full(_))) {
+                    self.lagged.fetch_add(1, Ordering::Relaxed);
+                }
+                sent.is_ok()
+            });
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Happening<P>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -273,6 +302,7 @@ mod tests {
             heard += 1;
         }
         assert_eq!(heard, MAX_BEHIND);
+        assert_eq!((happenings.lagged(), happenings.subscribers()), (1, 0));
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub async fn end(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
         };
         match told {
             Ok(()) => ended = refuses(&pod.id, &shim.address).await,
-            Err(e) => tracing::warn!(pod = %pod.id, "shim does not end by itself: {e}"),
+            Err(e) => tracing::warn!(pod_id = %pod.id, "shim does not end by itself: {e}"),
         }
     }
     if !ended {

@@ -61,7 +61,7 @@ pub fn plan(pod: &Pod, limits: &PodLimits) -> Result<Plan, Error> {
     }
     let cgroup = pod.cgroup_parent();
     if !is_ours(pod)? {
-        tracing::debug!(pod = %pod.id, cgroup = %cgroup.display(), "the cgroup is the caller's: its limits stay");
+        tracing::debug!(pod_id = %pod.id, cgroup = %cgroup.display(), "the cgroup is the caller's: its limits stay");
         return Ok(Plan(None));
     }
     let together = sum(limits);
@@ -75,7 +75,7 @@ pub fn plan(pod: &Pod, limits: &PodLimits) -> Result<Plan, Error> {
     };
     berth_spec::check_cpuset(&config, &cgroup, host).map_err(wrong)?;
     for note in notes {
-        tracing::warn!(pod = %pod.id, "{note}");
+        tracing::warn!(pod_id = %pod.id, "{note}");
     }
     Ok(Plan((oci != LinuxResources::default()).then_some(oci)))
 }

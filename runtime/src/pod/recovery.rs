@@ -60,7 +60,7 @@ pub async fn recover(registry: &Arc<Registry>) -> Result<(), Error> {
     while work.join_next().await.is_some() {}
     for (pod_id, orphans) in containers {
         for container in orphans {
-            tracing::warn!(pod = %pod_id, container = %container.id, "its pod is not known: removed");
+            tracing::warn!(pod_id = %pod_id, container_id = %container.id, "its pod is not known: removed");
             let _ = record::remove(&node.container_record(&container.id));
         }
     }
@@ -133,7 +133,7 @@ async fn pod_again(
         }
         Ok(false) => {}
         Err(e) => {
-            tracing::error!(pod = %driver.pod.id, "can't be brought in order, remove it: {e}");
+            tracing::error!(pod_id = %driver.pod.id, "can't be brought in order, remove it: {e}");
             driver.record.why = e.to_string();
             driver.state = State::Broken;
             for container in containers {
@@ -208,7 +208,7 @@ async fn ready(
     // A task without a record: the daemon died between the two.
     for stranger in said.containers.iter().filter(|c| !known.contains(&c.id)) {
         if let Err(e) = teardown::end_task(&shim, &stranger.id).await {
-            tracing::error!(pod = %driver.pod.id, container = %stranger.id, "unknown, and can't be ended: {e}");
+            tracing::error!(pod_id = %driver.pod.id, container_id = %stranger.id, "unknown, and can't be ended: {e}");
         }
     }
     driver.become_ready(shim);
@@ -249,7 +249,7 @@ async fn down(driver: &mut Driver, shim: Option<Shim>, containers: Vec<Container
     match result {
         Ok(()) => driver.record.phase = PodPhase::Stopped,
         Err(e) => {
-            tracing::error!(pod = %driver.pod.id, "take down: {e}");
+            tracing::error!(pod_id = %driver.pod.id, "take down: {e}");
             driver.record.phase = PodPhase::Stopping;
         }
     }
@@ -273,7 +273,7 @@ async fn settle_ended(driver: &mut Driver, record: ContainerRecord, why: &str) {
 }
 
 fn broken(driver: &mut Driver, record: ContainerRecord, e: &Error) {
-    tracing::error!(pod = %driver.pod.id, container = %record.id, "can't be brought in order: {e}");
+    tracing::error!(pod_id = %driver.pod.id, container_id = %record.id, "can't be brought in order: {e}");
     insert(
         driver,
         record,

@@ -11,6 +11,7 @@ use std::{
 
 use berth_proto::cri;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::{
     Pod, PodKey,
@@ -49,6 +50,16 @@ impl Handle {
         std::mem::replace(&mut *place, view)
     }
 
+    /// The RPC that this is called in is about this pod: its log lines and its span say so.
+    fn name_in_span(&self) {
+        let span = Span::current();
+        span.record("pod_id", &self.pod.id);
+        if let Some(metadata) = &self.pod.config.metadata {
+            span.record("namespace", &metadata.namespace);
+            span.record("name", &metadata.name);
+        }
+    }
+
     /// Enqueues an event. Fails when the pod is gone.
     pub(super) async fn tell(&self, event: Event) -> Result<(), Error> {
         let gone = |_| Error::PodGone(self.pod.id.clone());
@@ -58,7 +69,8 @@ impl Handle {
     /// Enqueues a request and waits for its answer.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Event::Asked(request(reply))).await?;
+        self.tell(Event::Asked(request(reply), Span::current()))
+            .await?;
         match answer.await {
             Ok(result) => result.map_err(Error::from),
             Err(_) => Err(Error::PodGone(self.pod.id.clone())),
@@ -103,6 +115,7 @@ impl Registry {
         let key = PodKey::of(&config);
         for _ in 0..MAX_RUN_ROUNDS {
             let handle = self.find_or_make(&key, &config, handler)?;
+            handle.name_in_span();
             let request = |reply| Request::Run {
                 config: Box::new(config.clone()),
                 handler: handler.to_owned(),
@@ -212,6 +225,7 @@ impl Registry {
         let inner = self.lock();
         let whole = resolve("pod sandbox", &inner.pods, id)?;
         let handle = &inner.pods[&whole];
+        handle.name_in_span();
         Ok(handle.clone())
     }
 
@@ -220,7 +234,11 @@ impl Registry {
         let inner = self.lock();
         let whole = resolve("container", &inner.containers, id)?;
         match inner.pods.get(&inner.containers[&whole]) {
-            Some(handle) => Ok((whole, handle.clone())),
+            Some(handle) => {
+                handle.name_in_span();
+                Span::current().record("container_id", &whole);
+                Ok((whole, handle.clone()))
+            }
             None => Err(not_found("container", id)),
         }
     }
@@ -240,12 +258,15 @@ impl Registry {
 
     /// All that may be seen, by id.
     pub fn views(&self) -> Vec<Arc<PodView>> {
+        let mut views = self.every_view();
+        views.retain(|view| view.listed);
+        views
+    }
+
+    /// Those that are being made, too.
+    pub fn every_view(&self) -> Vec<Arc<PodView>> {
         let handles: Vec<Arc<Handle>> = self.lock().pods.values().cloned().collect();
-        handles
-            .iter()
-            .map(|handle| handle.view())
-            .filter(|view| view.listed)
-            .collect()
+        handles.iter().map(|handle| handle.view()).collect()
     }
 }
 

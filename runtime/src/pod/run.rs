@@ -16,7 +16,11 @@ use super::{
     shim::{Shim, namespace_mode},
     teardown, userns,
 };
-use crate::{error::Error, failpoint, nri};
+use crate::{
+    error::Error,
+    failpoint, nri,
+    trace::{phase, step},
+};
 
 /// As the kubelet gives it to its own infrastructure.
 const SANDBOX_OOM_SCORE_ADJ: i32 = -998;
@@ -126,18 +130,16 @@ impl<'a> Reserved<'a> {
             let attachment = match pod.host_network() {
                 true => None,
                 false => {
-                    let (attachment, took) = pod
-                        .node
-                        .network
-                        .attach(
-                            &network::request(pod)?,
-                            userns::network_namespace(pod).await?,
-                        )
-                        .await
-                        .map_err(|source| Error::Network {
-                            pod_id: pod.id.clone(),
-                            source,
-                        })?;
+                    let request = network::request(pod)?;
+                    let namespace = userns::network_namespace(pod).await?;
+                    let since = Instant::now();
+                    let attaching = pod.node.network.attach(&request, namespace);
+                    let attached = phase(step!("network attach"), attaching).await;
+                    pod.node.metrics.network_attaches.ended(since, &attached);
+                    let (attachment, took) = attached.map_err(|source| Error::Network {
+                        pod_id: pod.id.clone(),
+                        source,
+                    })?;
                     timeline.set_ms("netns", took.netns_ms);
                     timeline.set_ms("network", took.network_ms);
                     Some(attachment)
@@ -155,7 +157,9 @@ impl<'a> Reserved<'a> {
         };
         let shim = async {
             let since = Instant::now();
-            let shim = launch::start(pod).await?;
+            let started = phase(step!("shim launch"), launch::start(pod)).await;
+            pod.node.metrics.shim_starts.ended(since, &started);
+            let shim = started?;
             failpoint::at(|| berth_failpoint::site!("pod.run.shim_started"))?;
             let mut timeline = Timeline::default();
             timeline.took("shim", since);

@@ -13,9 +13,10 @@ use berth_proto::{
 };
 use protobuf::{Message, MessageField, well_known_types::any::Any};
 use tonic::Code;
+use tracing::{field::Empty, info_span};
 use ttrpc::context::{self, Context};
 
-use crate::{error::Error, id};
+use crate::{error::Error, id, trace::phase};
 
 /// connect(2) to a unix socket answers at once, or the listener's queue is full of calls that nobody takes.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -72,7 +73,12 @@ impl Shim {
         deadline: Duration,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, Error> {
-        within(&self.pod_id, call, deadline, answer).await
+        let span = info_span!(
+            "shim",
+            otel.name = format_args!("shim/{call}"),
+            otel.error = Empty
+        );
+        phase(span, within(&self.pod_id, call, deadline, answer)).await
     }
 
     pub async fn create_sandbox(

@@ -10,7 +10,10 @@ use nix::sys::signal::Signal;
 use oci_spec::image::ImageConfiguration;
 
 use super::{Pod, create, shim::Shim, teardown};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    trace::{phase, step},
+};
 
 /// After SIGKILL the kernel needs no permission of the process. One that is still there then hangs in the kernel (a dead NFS
 /// server, a frozen cgroup), and its callers are told so instead of being kept.
@@ -143,7 +146,12 @@ pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Resu
             alive: None,
         });
     };
-    match end_containers(pod, &shim, &containers).await {
+    match phase(
+        step!("end containers"),
+        end_containers(pod, &shim, &containers),
+    )
+    .await
+    {
         Ok(last) => Ok(Ended {
             last: Some(last),
             alive: Some(shim),

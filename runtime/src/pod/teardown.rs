@@ -5,14 +5,19 @@ use std::{
     io,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use berth_state::{Object, record};
 use tonic::Code;
 
 use super::{Pod, image_volumes, launch, mounts, shim::Shim};
-use crate::{error::Error, failpoint, node::Node};
+use crate::{
+    error::Error,
+    failpoint,
+    node::Node,
+    trace::{phase, step},
+};
 
 /// A container that was just killed is reaped in well under a millisecond, unless the machine is very busy or it hangs in the kernel.
 const REAP_PATIENCE: Duration = Duration::from_secs(10);
@@ -21,21 +26,23 @@ const SIGKILL: i32 = nix::libc::SIGKILL;
 
 /// Ends the shim, frees the network, unmounts /dev/shm. What remains of the pod is its directories and records.
 pub async fn surroundings(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
-    launch::end(pod, shim).await?;
+    phase(step!("shim end"), launch::end(pod, shim)).await?;
     failpoint::at(|| berth_failpoint::site!("pod.stop.shim_ended"))?;
     let shm = pod.dir().join("shm");
     if shm.exists() {
         mounts::gone(&pod.node.ledger, &pod.id, &shm)?;
     }
     failpoint::at(|| berth_failpoint::site!("pod.stop.unmounted"))?;
-    pod.node
-        .network
-        .detach(&pod.id)
-        .await
-        .map_err(|source| Error::Network {
-            pod_id: pod.id.clone(),
-            source,
-        })?;
+    let since = Instant::now();
+    let detaching = pod.node.network.detach(&pod.id);
+    let detached = phase(step!("network detach"), detaching).await;
+    if !pod.host_network() {
+        pod.node.metrics.network_detaches.ended(since, &detached);
+    }
+    detached.map_err(|source| Error::Network {
+        pod_id: pod.id.clone(),
+        source,
+    })?;
     failpoint::at(|| berth_failpoint::site!("pod.stop.detached"))?;
     // A parent that the caller named may serve other pods, too.
     let own = pod.node.config.cgroup.parent.join(&pod.id);

@@ -59,7 +59,7 @@ pub(super) fn plan(
         nri::overlay(&mut oci, beyond);
     }
     for note in notes {
-        tracing::warn!(pod = %pod.id, container = %record.id, "{note}");
+        tracing::warn!(pod_id = %pod.id, container_id = %record.id, "{note}");
     }
     Ok(Limits {
         oci,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use berth_nri::Pass;
+use tracing::{Instrument, Span, field::Empty, info_span};
 
 use super::{Container, ContainerState, Driver, State, Stop, TakeDown};
 use crate::{
@@ -29,7 +30,34 @@ impl Driver {
 
     /// Work that plugins hear of: its pass is held until its end is published.
     pub(super) fn begin_with(&mut self, work: impl Future<Output = (Work, Pass)> + Send + 'static) {
-        self.work.spawn(work);
+        self.begin_on("", work);
+    }
+
+    /// [`Self::begin_with`], of work on this container.
+    pub(super) fn begin_on(
+        &mut self,
+        container_id: &str,
+        work: impl Future<Output = (Work, Pass)> + Send + 'static,
+    ) {
+        let cause = self.cause.clone();
+        let metadata = self.pod.config.metadata.as_ref();
+        let span = info_span!(
+            parent: &cause,
+            "work",
+            pod_id = self.pod.id,
+            container_id = Some(container_id).filter(|id| !id.is_empty()),
+            namespace = metadata.map(|m| m.namespace.as_str()),
+            name = metadata.map(|m| m.name.as_str()),
+            otel.name = Empty,
+            otel.error = Empty,
+        );
+        self.work.spawn(async move {
+            let (work, pass) = work.instrument(span.clone()).await;
+            let (what, error) = work.outcome();
+            span.record("otel.name", what);
+            span.record("otel.error", error.map(tracing::field::display));
+            (work, pass, cause)
+        });
     }
 
     /// A container that ran has ended: whoever wants to hear of it does before it can be removed.
@@ -46,7 +74,7 @@ impl Driver {
             _ => {
                 container.telling = true;
                 let id = id.to_owned();
-                self.begin_with(async move {
+                self.begin_on(&id.clone(), async move {
                     let pass = pod.node.nri.pass().await;
                     nri::stopped(&pass, &pod, &record).await;
                     (Work::Told { id }, pass)
@@ -87,7 +115,7 @@ impl Driver {
                 telling: false,
             },
         );
-        self.begin_with(async move {
+        self.begin_on(&id.clone(), async move {
             let pass = Arc::new(pod.node.nri.pass().await);
             let result = create::create(&pod, &shim, plan, &pass).await.map(Box::new);
             let pass = Arc::into_inner(pass).unwrap_or_default();
@@ -133,9 +161,9 @@ impl Driver {
 
     pub(super) fn kill(&mut self, id: String, signal: i32, shim: Shim) {
         let all = signal == nix::libc::SIGKILL;
-        self.begin(async move {
+        self.begin_on(&id.clone(), async move {
             let result = shim.kill(&id, signal, all).await;
-            Work::Signalled { id, result }
+            (Work::Signalled { id, result }, Pass::default())
         });
     }
 
@@ -159,7 +187,7 @@ impl Driver {
             self.write_container(&record);
         }
         let pod = self.pod.clone();
-        self.begin_with(async move {
+        self.begin_on(&id.clone(), async move {
             let pass = pod.node.nri.pass().await;
             let last = nri::last_sight(&pass, &pod, record.as_deref());
             let result = stop::remove_container(pod.clone(), shim, id.clone()).await;
@@ -179,6 +207,7 @@ impl Driver {
         if lost {
             self.record.why = why;
         }
+        self.stop_cause = self.cause.clone();
         self.state = State::Stopping {
             shim,
             watch,
@@ -207,6 +236,7 @@ impl Driver {
         match take_down {
             TakeDown::Waits => {
                 *take_down = TakeDown::Ending;
+                self.cause = std::mem::replace(&mut self.stop_cause, Span::none());
                 self.record.phase = PodPhase::Stopping;
                 self.write_pod();
                 self.begin(async move {

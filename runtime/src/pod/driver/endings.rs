@@ -101,7 +101,7 @@ impl Driver {
                     self.state = State::Broken;
                     self.write_pod();
                 }
-                tracing::warn!(pod = %self.pod.id, "run: {e}");
+                tracing::warn!(pod_id = %self.pod.id, "run: {e}");
                 self.fail_all(waiters, e);
             }
         }
@@ -135,7 +135,7 @@ impl Driver {
                 }
             }
             Err(e) => {
-                tracing::warn!(pod = %self.pod.id, container = %id, "create: {e}");
+                tracing::warn!(pod_id = %self.pod.id, container_id = %id, "create: {e}");
                 let left = record::read::<ContainerRecord>(&self.pod.node.container_record(&id));
                 match (matches!(e, Error::Undo { .. }), left) {
                     (true, Ok(Some(record))) => {
@@ -181,7 +181,7 @@ impl Driver {
                 }
             }
             Err(e) => {
-                tracing::warn!(pod = %self.pod.id, container = %id, "start: {e}");
+                tracing::warn!(pod_id = %self.pod.id, container_id = %id, "start: {e}");
                 let said = said.unwrap_or_default();
                 let told = said.containers.iter().find(|c| c.id == id).map(|c| {
                     (c.state.enum_value_or_default() == v1::TaskState::EXITED).then(|| exit_of(c))
@@ -286,7 +286,7 @@ impl Driver {
                 }
             }
             Err(e) => {
-                tracing::warn!(pod = %self.pod.id, "stop: {e}");
+                tracing::warn!(pod_id = %self.pod.id, "stop: {e}");
                 self.state = match (outcome.began, shim, watch) {
                     (false, Some(shim), Some(_watch)) => State::Ready { shim, _watch },
                     _ => State::Stopped { clean: false },
@@ -334,7 +334,7 @@ impl Driver {
                 }
             }
             Err(e) => {
-                tracing::warn!(pod = %self.pod.id, container = %id, "remove: {e}");
+                tracing::warn!(pod_id = %self.pod.id, container_id = %id, "remove: {e}");
                 container.state = match exit {
                     Some(exit) => ContainerState::Exited(exit),
                     None => ContainerState::Broken { why: e.to_string() },
@@ -360,7 +360,7 @@ impl Driver {
                 self.outbox.extend(waiters.into_iter().map(Answer::Gone));
             }
             Err(e) => {
-                tracing::warn!(pod = %self.pod.id, "remove: {e}");
+                tracing::warn!(pod_id = %self.pod.id, "remove: {e}");
                 let node = self.pod.node.clone();
                 let gone: Vec<String> = self
                     .containers

@@ -212,7 +212,7 @@ impl Driver {
                     waiters: vec![request],
                 };
                 let (pod, record) = (self.pod.clone(), container.record.clone());
-                self.begin_with(async move {
+                self.begin_on(&id.clone(), async move {
                     let since = Instant::now();
                     let pass = pod.node.nri.pass().await;
                     let begun = match nri::start_container(&pass, &pod, record.as_deref()).await {
@@ -301,7 +301,7 @@ impl Driver {
                     Err(error) => return self.fail(again(id, reply), error),
                 };
                 container.updating = true;
-                self.begin_with(async move {
+                self.begin_on(&id.clone(), async move {
                     let (done, pass) =
                         update::carry_out(&pod, &shim, &view, limits, *resources, by).await;
                     let (resources, result) = match done {
