@@ -139,6 +139,12 @@ pub struct Plugin {
     _server: Server,
 }
 
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plugin({:?})", self.script)
+    }
+}
+
 impl Drop for Plugin {
     fn drop(&mut self) {
         self.carrier.abort();

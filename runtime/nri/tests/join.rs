@@ -192,7 +192,7 @@ async fn a_thousand_pods_are_told_each_once_in_messages_that_fit() {
         .unwrap();
     assert_eq!(plugin.seen.lock().unwrap().told, ["new"]);
     drop(pass);
-    drop(plugin.carrier.abort_handle().abort());
+    plugin.carrier.abort();
     until("it is gone", || nri.names().is_empty()).await;
 }
 

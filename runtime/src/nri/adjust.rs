@@ -52,12 +52,17 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn error(&self, code: Code, field: Field, what: &str, why: &str) -> Error {
+    /// Who wants something of the field.
+    fn names(&self, field: Field) -> String {
         let by = self.owners.of(self.container_id, field);
         let mut names: Vec<String> = by.into_iter().map(|(_, name)| name).collect();
         names.dedup();
+        names.join(", ")
+    }
+
+    fn error(&self, code: Code, field: Field, what: &str, why: &str) -> Error {
         Error::Adjustment {
-            plugins: names.join(", "),
+            plugins: self.names(field),
             what: what.chars().take(200).collect(),
             why: why.to_owned(),
             code,
@@ -537,8 +542,16 @@ impl Target<'_> {
             .map_err(|(field, why)| self.unbuilt(field, &format!("{field:?}"), &why))?;
         limits::follow_with_swap(&before, &mut change);
         let merged = update::merged(before, &change);
+        let by = berth_nri::resources::fields(asked);
+        let by = by.into_iter().map(|(field, _)| self.names(field));
+        let by: std::collections::BTreeSet<String> = by.collect();
+        let by: Vec<String> = by.into_iter().collect();
         let wrong = |source| Error::Spec {
-            what: format!("container {}, as NRI plugins want it", self.container_id),
+            what: format!(
+                "container {}, as NRI plugins want it ({})",
+                self.container_id,
+                by.join(", ")
+            ),
             source,
         };
         let mut config = self.config.clone();

@@ -420,7 +420,9 @@ pub async fn update(
     let (mut limits, beyond) = wanted_of(pod, &view.record.id, &wanted)?;
     // What plugins have no word for stays as it was asked.
     limits.oom_score_adj = asked.oom_score_adj;
-    limits::follow_with_swap(&view.record.resources, &mut limits);
+    if limits.memory_limit_in_bytes != asked.memory_limit_in_bytes {
+        limits::follow_with_swap(&view.record.resources, &mut limits);
+    }
     Ok(Some(Change {
         limits,
         beyond,
