@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{
-    self, ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState,
+    ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState,
     PortMapping, Protocol, UpdatePodSandboxResourcesRequest,
 };
 use berth_tests::{

@@ -85,7 +85,6 @@ pub(crate) fn check(
 }
 
 fn check_mount(sandbox: &cri::PodSandboxConfig, mount: &cri::Mount) -> Result<(), Error> {
-    let place = quoted(&mount.container_path);
     let of_image = volume_image(mount).is_some();
     if of_image {
         image_volume::check(mount)?;

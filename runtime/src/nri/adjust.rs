@@ -86,6 +86,7 @@ impl Target<'_> {
         self.env(&adjust.env)?;
         self.args(&adjust.args)?;
         self.hooks(adjust)?;
+        self.cdi(&adjust.CDI_devices)?;
         self.mounts(&adjust.mounts)?;
         self.rlimits(&adjust.rlimits)?;
         self.devices(&linux.devices)?;
@@ -108,10 +109,6 @@ impl Target<'_> {
         adjust: &api::ContainerAdjustment,
         linux: &api::LinuxContainerAdjustment,
     ) -> Result<(), Error> {
-        if let Some(device) = adjust.CDI_devices.first() {
-            let what = format!("CDI device {:?}", device.name);
-            return Err(self.unbuilt(Field::CdiDevices, &what, "CDI for plugins is not built"));
-        }
         if let Some(device) = linux.net_devices.keys().next() {
             let what = format!("network device {device:?}");
             return Err(self.unbuilt(Field::LinuxNetDevices, &what, "they are not built"));
@@ -245,6 +242,33 @@ impl Target<'_> {
         if any {
             self.spec.set_hooks(Some(hooks));
         }
+        Ok(())
+    }
+
+    /// Beside those that the container asks for itself.
+    fn cdi(&mut self, adjust: &[api::CDIDevice]) -> Result<(), Error> {
+        if adjust.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = adjust.iter().map(|device| device.name.as_str()).collect();
+        let what = format!("CDI devices {names:?}");
+        let asked = cri::ContainerConfig {
+            cdi_devices: names
+                .iter()
+                .map(|name| cri::CdiDevice {
+                    name: name.to_string(),
+                })
+                .collect(),
+            ..Default::default()
+        };
+        let wrong = |e: berth_spec::Error| self.wrong(Field::CdiDevices, &what, &e.to_string());
+        let mut names = berth_spec::cdi_devices(&asked).map_err(wrong)?;
+        let have = berth_spec::cdi_devices(self.config).map_err(wrong)?;
+        names.retain(|name| !have.contains(name));
+        let dirs = &self.pod.node.config.runtime.cdi_spec_dirs;
+        let mut spec = self.spec.clone();
+        berth_spec::inject_cdi(&mut spec, &names, dirs).map_err(wrong)?;
+        *self.spec = spec;
         Ok(())
     }
 

@@ -27,7 +27,19 @@ fn resources(adjust: &mut api::ContainerAdjustment) -> &mut api::LinuxResources 
 
 #[test]
 fn what_plugins_want_of_a_container_it_has() -> Result<()> {
-    Node::test(async |node| {
+    let setup = Setup {
+        config: "[runtime]\ncdi_spec_dirs = [\"$DIR/cdi\"]\n".into(),
+        before: Some(|dir| {
+            std::fs::create_dir(dir.join("cdi"))?;
+            let device = "{\"name\": \"d\", \"containerEdits\": {\"env\": [\"BY_CDI=yes\"]}}";
+            let file = format!(
+                "{{\"cdiVersion\": \"0.6.0\", \"kind\": \"v.x/c\", \"devices\": [{device}]}}"
+            );
+            Ok(std::fs::write(dir.join("cdi/v.json"), file)?)
+        }),
+        ..Default::default()
+    };
+    Node::test_with(setup, async |node| {
         let plugin = joined(node, "20", "adjuster").await?;
         let volume = node.volume("of-the-plugin")?;
         std::fs::write(volume.join("file"), "from the plugin")?;
@@ -48,6 +60,10 @@ fn what_plugins_want_of_a_container_it_has() -> Result<()> {
                 type_: "bind".into(),
                 source: source.clone(),
                 options: ["rbind", "ro"].map(str::to_owned).to_vec(),
+                ..Default::default()
+            });
+            adjust.CDI_devices.push(api::CDIDevice {
+                name: "v.x/c=d".into(),
                 ..Default::default()
             });
             adjust.rlimits.push(api::POSIXRlimit {
@@ -78,7 +94,7 @@ fn what_plugins_want_of_a_container_it_has() -> Result<()> {
             });
         });
         let pod = node.run(node.pod("adjusted")).await?;
-        let script = "echo \"$ADDED,$CHANGED,${REMOVED-gone}\"; cat /plugin/file; echo; ulimit -Sn; ulimit -Hn; \
+        let script = "echo \"$ADDED,$CHANGED,${REMOVED-gone},$BY_CDI\"; cat /plugin/file; echo; ulimit -Sn; ulimit -Hn; \
             cat /proc/sys/net/ipv4/ip_unprivileged_port_start; head -c 3 /dev/of-the-plugin | wc -c; \
             touch /plugin/x 2>/dev/null || echo read-only";
         let config = container("c", BUSYBOX, &sh(script))
@@ -89,7 +105,7 @@ fn what_plugins_want_of_a_container_it_has() -> Result<()> {
             (code, out.as_str())
                 == (
                     0,
-                    "by plugin,by plugin,gone\nfrom the plugin\n444\n555\n321\n3\nread-only\n"
+                    "by plugin,by plugin,gone,yes\nfrom the plugin\n444\n555\n321\n3\nread-only\n"
                 ),
             "{code}: {out}"
         );
@@ -172,7 +188,7 @@ fn what_can_not_be_had_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
                         ..Default::default()
                     })
                 },
-                Code::Unimplemented,
+                Code::InvalidArgument,
                 "v.x/c=d",
             ),
             (
