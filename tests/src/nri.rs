@@ -165,7 +165,7 @@ impl Plugin {
         Ok(plugin)
     }
 
-    /// [`Self::connect`], and waits until it is synchronized.
+    /// [`Self::connect`], and waits until it is being synchronized.
     pub async fn joined(
         socket: &Path,
         index: &str,
@@ -173,9 +173,8 @@ impl Plugin {
         script: Arc<Script>,
     ) -> Result<Self> {
         let plugin = Self::connect(socket, index, name, script).await?;
+        // From before Synchronize until it takes part nothing else begins: whatever is asked for after this is told to it.
         plugin.script.wait_for("Synchronize", "").await?;
-        // The answer is on its way to the daemon, which takes the plugin in then: a request of ours is answered after that.
-        tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(plugin)
     }
 
