@@ -75,9 +75,9 @@ impl Inner {
         let bridge = &self.config.bridge;
         // Our own link's, which go with it. From a port of 127.0.0.1 packets leave through the bridge with a loopback address; the guard in the
         // table keeps others' out.
-        set(&format!("/proc/sys/net/ipv4/conf/{bridge}/forwarding"), "1")?;
+        set(format!("/proc/sys/net/ipv4/conf/{bridge}/forwarding"), "1")?;
         set(
-            &format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
+            format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
             "1",
         )?;
         if self.config.subnet_v6.is_some() {

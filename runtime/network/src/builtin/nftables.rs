@@ -549,12 +549,12 @@ impl Rule {
     }
 
     /// Matches where the set has the key.
-    pub fn is_in(self, set: &str, key: Register) -> Self {
+    pub fn when_in(self, set: &str, key: Register) -> Self {
         self.member(set, key, 0)
     }
 
     /// Matches where the set does not have the key.
-    pub fn is_not_in(self, set: &str, key: Register) -> Self {
+    pub fn unless_in(self, set: &str, key: Register) -> Self {
         const F_INV: u32 = 1;
         self.member(set, key, F_INV)
     }

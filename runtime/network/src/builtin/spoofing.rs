@@ -163,14 +163,14 @@ pub fn rules(table: &str) -> Vec<Message> {
     let rules = [
         Rule::new()
             .load_meta(Meta::InterfaceIn, Register(0))
-            .is_in(PORTS, Register(0))
+            .when_in(PORTS, Register(0))
             .verdict(Verdict::Jump(FROM_PODS))
             .add_to(table, "prerouting"),
         own(Rule::new()
             .frame_of(libc::ETH_P_IP)
             .sender()
             .load_payload(Header::Network, 12, 4, ADDRESS)
-            .is_in(PORTS_V4, Register(0))
+            .when_in(PORTS_V4, Register(0))
             .verdict(Verdict::Return)),
         // Ethernet and IPv4; the sender of the frame is the one that the message says it is of (RFC 826).
         own(Rule::new()
@@ -179,16 +179,16 @@ pub fn rules(table: &str) -> Vec<Message> {
             .compare(Register(0), Comparison::Equal, &[0, 1, 8, 0, 6, 4])
             .sender()
             .load_payload(Header::Network, 14, 4, ADDRESS)
-            .is_in(PORTS_V4, Register(0))
+            .when_in(PORTS_V4, Register(0))
             .load_payload(Header::Network, 8, 6, Register(4))
-            .is_in(PORTS_V4, Register(0))
+            .when_in(PORTS_V4, Register(0))
             .verdict(Verdict::Return)),
         own(icmp(ROUTER_ADVERT).verdict(Verdict::Drop)),
         own(icmp(REDIRECT).verdict(Verdict::Drop)),
         own(icmp(NEIGHBOUR_ADVERT)
             .sender()
             .load_payload(Header::Transport, 8, 16, ADDRESS)
-            .is_not_in(PORTS_V6, Register(0))
+            .unless_in(PORTS_V6, Register(0))
             .verdict(Verdict::Drop)),
         // Whether its own address is another's, too: the one thing that is asked from no address (RFC 4862, 5.4.2).
         own(icmp(NEIGHBOUR_SOLICITATION)
@@ -196,13 +196,13 @@ pub fn rules(table: &str) -> Vec<Message> {
             .compare(ADDRESS, Comparison::Equal, &Ipv6Addr::UNSPECIFIED.octets())
             .sender()
             .load_payload(Header::Transport, 8, 16, ADDRESS)
-            .is_in(PORTS_V6, Register(0))
+            .when_in(PORTS_V6, Register(0))
             .verdict(Verdict::Return)),
         own(Rule::new()
             .frame_of(libc::ETH_P_IPV6)
             .sender()
             .load_payload(Header::Network, 8, 16, ADDRESS)
-            .is_in(PORTS_V6, Register(0))
+            .when_in(PORTS_V6, Register(0))
             .verdict(Verdict::Return)),
         own(Rule::new().verdict(Verdict::Drop)),
     ];
