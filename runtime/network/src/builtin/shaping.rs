@@ -2,11 +2,15 @@
 //! end; what the pod sends, by its own. So packets wait before they are lost, and both buckets go with the pair. The price: a container with NET_ADMIN can
 //! take away the one at its own end. (CNI's plugin has a link more a pod for it, on the host.)
 
+use std::io;
+
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcHandle, TcMessage, TcOption},
 };
+
+use nix::libc;
 
 use super::Inner;
 use crate::{Bandwidth, Error, INTERFACE, link::Link, netlink::Socket};
@@ -40,18 +44,30 @@ impl Inner {
                 source,
             }
         };
+        let limit = |socket: &mut Socket, index, name: &str, bits| {
+            match socket.change(vec![token_bucket(index, bits)]) {
+                // No such kind of discipline: a pod that came up without its limit before is not refused for it now.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) =>
+                {
+                    tracing::warn!(
+                        link = name,
+                        "this kernel has no token buckets (CONFIG_NET_SCH_TBF): the pod's bandwidth is not limited"
+                    );
+                    Ok(())
+                }
+                result => result.map_err(at(name)),
+            }
+        };
         if let Some(bits) = bandwidth.ingress_bits {
-            let gone = || std::io::Error::from_raw_os_error(nix::libc::ENODEV);
+            let gone = || io::Error::from_raw_os_error(libc::ENODEV);
             let link = Link::find(host, host_link)
                 .and_then(|link| link.ok_or_else(gone))
                 .map_err(at(host_link))?;
-            host.change(vec![token_bucket(link.index, bits)])
-                .map_err(at(host_link))?;
+            limit(host, link.index, host_link, bits)?;
         }
         if let Some(bits) = bandwidth.egress_bits {
-            inside
-                .change(vec![token_bucket(eth0, bits)])
-                .map_err(at(INTERFACE))?;
+            limit(inside, eth0, INTERFACE, bits)?;
         }
         Ok(())
     }
