@@ -11,6 +11,7 @@ mod berth_cli;
 mod cdi;
 mod cni;
 mod copies;
+mod devices;
 mod ending;
 mod events;
 mod exec;
