@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{self, ContainerEventType as Type, GetEventsRequest};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Case, cases, scene::Scene};
 use crate::sh;
@@ -15,35 +16,66 @@ pub const CASES: &[Case] = cases![
     GetContainerEvents: [who_has_gone_holds_up_nobody],
 ];
 
-struct Events(tonic::Streaming<cri::ContainerEventResponse>);
+/// One who listens. Some servers answer the call with the first event: it is listened for beside the case.
+struct Events(
+    mpsc::Receiver<Result<cri::ContainerEventResponse, tonic::Status>>,
+    AbortOnDrop,
+);
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Events that a case has not looked at yet: those of all others are among them.
+const HEARD: usize = 4096;
+/// Until a server has taken up who listens, where it doesn't say so.
+const TAKEN_UP: Duration = Duration::from_secs(1);
 
 impl Events {
     async fn subscribe(s: &Scene) -> Result<Self> {
         let mut client = s.cri.runtime();
-        // Some servers answer the call with the first event.
-        let answer = tokio::time::timeout(
-            Duration::from_secs(5),
-            client.get_container_events(GetEventsRequest {}),
-        );
-        Ok(Self(
-            answer
-                .await
-                .context("the stream does not begin")??
-                .into_inner(),
-        ))
+        let (sender, receiver) = mpsc::channel(HEARD);
+        let (begun, begins) = oneshot::channel();
+        let listening = tokio::spawn(async move {
+            let mut stream = match client.get_container_events(GetEventsRequest {}).await {
+                Ok(answer) => {
+                    let _ = begun.send(Ok(()));
+                    answer.into_inner()
+                }
+                Err(status) => {
+                    let _ = begun.send(Err(status));
+                    return;
+                }
+            };
+            while let Some(event) = stream.message().await.transpose() {
+                let last = event.is_err();
+                if sender.send(event).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let events = Self(receiver, AbortOnDrop(listening));
+        if let Ok(begun) = tokio::time::timeout(TAKEN_UP, begins).await {
+            begun.context("the call ended")??;
+        }
+        Ok(events)
     }
 
     /// Those of `id`, until it is gone.
     async fn of(&mut self, id: &str) -> Result<Vec<cri::ContainerEventResponse>> {
         let mut told = vec![];
         loop {
-            let next = tokio::time::timeout(Duration::from_secs(20), self.0.message()).await;
+            let next = tokio::time::timeout(Duration::from_secs(20), self.0.recv()).await;
             let kinds: Vec<Type> = told
                 .iter()
                 .map(cri::ContainerEventResponse::container_event_type)
                 .collect();
-            let next = next.with_context(|| format!("no more events after {kinds:?}"))??;
-            let event = next.context("the stream ended")?;
+            let next = next.with_context(|| format!("no more events after {kinds:?}"))?;
+            let event = next.context("the stream ended")??;
             if event.container_id != id {
                 continue;
             }
@@ -127,7 +159,7 @@ async fn an_event_has_a_time_its_pod_and_its_container(s: &Scene) -> Result<()> 
 }
 
 async fn who_has_gone_holds_up_nobody(s: &Scene) -> Result<()> {
-    for _ in 0..20 {
+    for _ in 0..5 {
         drop(Events::subscribe(s).await?);
     }
     let mut events = Events::subscribe(s).await?;
