@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
-/// MiB of the file, where BERTH_TEST_COPY_MIB says nothing else.
-const COPY_MIB: usize = 256;
+/// MiB of the file, where BERTH_TEST_COPY_MIB says nothing else: many times what all buffers hold.
+const COPY_MIB: usize = 64;
 /// What a client writes at once.
 const PIECE: usize = 32 << 10;
 /// What a copy may add to the memory of the daemon and of the shim, KiB: buffers, whatever the file's length.

@@ -143,8 +143,8 @@ fn terminals_of_a_missing_command_leave_nothing_sec_cri_02() -> Result<()> {
 fn attached_clients_that_vanish_leave_nothing_and_the_log_is_whole_sec_cri_02() -> Result<()> {
     Node::test(async |node| {
         let pod = node.run(node.pod("vanish")).await?;
-        // A number a line, as fast as it can until it is told to end.
-        let script = "i=0; while [ ! -e /end ]; do i=$((i+1)); echo $i; done; echo end $i";
+        // A number a line, in bursts that fill every pipe, until it is told to end.
+        let script = "i=0; while [ ! -e /end ]; do sleep 0.1; for n in $(seq 2000); do i=$((i+1)); echo $i; done; done; echo end $i";
         let mut config = container("c", BUSYBOX, &sh(script));
         config.stdin = true;
         let id = node.start_container(&pod, config.clone()).await?;

@@ -251,10 +251,13 @@ pub fn credentials_as_asked(process: &Process, config: &ContainerConfig) -> Resu
         has == asked,
         "pid {pid} ({comm}) has the bounding set {has:x}, asked was {asked:x}"
     );
-    let seccomp = match &security.seccomp {
+    #[allow(deprecated)]
+    let old_field = security.seccomp_profile_path.as_str();
+    let seccomp = match (&security.seccomp, old_field) {
         _ if security.privileged => "0",
-        Some(profile) if profile.profile_type() != ProfileType::Unconfined => "2",
-        _ => "0",
+        (Some(profile), _) if profile.profile_type() == ProfileType::Unconfined => "0",
+        (None, "" | "unconfined") => "0",
+        _ => "2",
     };
     ensure!(
         status.get("Seccomp").is_some_and(|mode| mode == seccomp),
