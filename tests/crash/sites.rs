@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{
-    ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState,
-    PortMapping, Protocol, UpdatePodSandboxResourcesRequest,
+    ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState, PortMapping,
+    Protocol, UpdatePodSandboxResourcesRequest,
 };
 use berth_tests::{
     BUSYBOX, Cri, Node, Setup, cni, container,

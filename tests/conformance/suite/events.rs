@@ -17,10 +17,10 @@ pub const CASES: &[Case] = cases![
 ];
 
 /// One who listens. Some servers answer the call with the first event: it is listened for beside the case.
-struct Events(
-    mpsc::Receiver<Result<cri::ContainerEventResponse, tonic::Status>>,
-    AbortOnDrop,
-);
+struct Events {
+    heard: mpsc::Receiver<Result<cri::ContainerEventResponse, tonic::Status>>,
+    _listening: AbortOnDrop,
+}
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
@@ -58,7 +58,10 @@ impl Events {
                 }
             }
         });
-        let events = Self(receiver, AbortOnDrop(listening));
+        let events = Self {
+            heard: receiver,
+            _listening: AbortOnDrop(listening),
+        };
         if let Ok(begun) = tokio::time::timeout(TAKEN_UP, begins).await {
             begun.context("the call ended")??;
         }
@@ -69,7 +72,7 @@ impl Events {
     async fn of(&mut self, id: &str) -> Result<Vec<cri::ContainerEventResponse>> {
         let mut told = vec![];
         loop {
-            let next = tokio::time::timeout(Duration::from_secs(20), self.0.recv()).await;
+            let next = tokio::time::timeout(Duration::from_secs(20), self.heard.recv()).await;
             let kinds: Vec<Type> = told
                 .iter()
                 .map(cri::ContainerEventResponse::container_event_type)
