@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod audit;
+pub mod checkpoint;
 pub mod exec;
 pub mod image;
 pub mod logs;

@@ -39,6 +39,7 @@ enum Command {
     Pod(pod::Pod),
     Logs(logs::Logs),
     Exec(exec::Exec),
+    Checkpoint(checkpoint::Checkpoint),
     /// Pull, list, import and remove images
     #[command(subcommand)]
     Image(image::Image),
@@ -73,6 +74,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Pod(pod) => pod.run(&endpoint, output).await,
         Command::Logs(logs) => logs.run(&endpoint).await,
         Command::Exec(exec) => exec.run(&endpoint).await,
+        Command::Checkpoint(checkpoint) => checkpoint.run(&endpoint).await,
         Command::Image(image) => image.run(&endpoint, output).await,
         Command::Audit(audit) => audit.run(output),
         Command::Completion(completion) => completion.run(),

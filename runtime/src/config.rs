@@ -40,6 +40,7 @@ pub struct Config {
     pub network: Network,
     pub cgroup: Cgroup,
     pub runtime: Runtime,
+    pub checkpoint: Checkpoint,
     pub nri: Nri,
     pub stream: Stream,
     pub metrics: Metrics,
@@ -150,6 +151,14 @@ pub struct Handler {
     pub shim: PathBuf,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// CRIU's program. Empty: `criu` on PATH.
+    #[serde(deserialize_with = "absolute_or_empty")]
+    pub criu: PathBuf,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nri {
@@ -219,6 +228,7 @@ impl Default for Config {
             network: Network::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
+            checkpoint: Checkpoint::default(),
             nri: Nri::default(),
             stream: Stream::default(),
             metrics: Metrics::default(),

@@ -18,6 +18,8 @@ pub enum Error {
     #[error("{0}")]
     FailedPrecondition(String),
     #[error("{0}")]
+    Unimplemented(String),
+    #[error("{0}")]
     AlreadyExists(String),
     #[error("{0}")]
     ResourceExhausted(String),
@@ -111,6 +113,7 @@ impl Error {
                 Spec::Internal => Code::Internal,
             },
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
+            Self::Unimplemented(_) => Code::Unimplemented,
             Self::AlreadyExists(_) => Code::AlreadyExists,
             Self::ResourceExhausted(_) => Code::ResourceExhausted,
             Self::Image(e) => match e.kind() {

@@ -7,6 +7,7 @@
 
 mod admin;
 mod cgroup;
+mod checkpoint;
 mod cli;
 mod config;
 mod cri;
@@ -116,6 +117,7 @@ async fn daemon(config: Config, exporter: Option<trace::Exporter>) -> Result<(),
         .map_err(Error::io("close to others", &parents))?;
     let registry = Registry::new(node);
     recovery::recover(&registry).await?;
+    checkpoint::sweep(&registry.node)?;
     nri::start(&registry).await?;
 
     let sessions = Arc::new(Sessions {

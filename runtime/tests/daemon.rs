@@ -9,9 +9,9 @@ use std::{
 };
 
 use berth_proto::cri::{
-    CheckpointContainerRequest, ImageStatusRequest, PodSandboxConfig, RemoveContainerRequest,
-    RunPodSandboxRequest, StatusRequest, StopPodSandboxRequest, VersionRequest,
-    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    ImageStatusRequest, PodSandboxConfig, RemoveContainerRequest, RunPodSandboxRequest,
+    StatusRequest, StopPodSandboxRequest, VersionRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tonic::{Code, transport::Channel};
 
@@ -181,21 +181,6 @@ async fn another_user_is_refused_even_where_the_socket_lets_it_connect() {
         .parse::<usize>()
         .is_ok_and(|n| n > 0);
     assert!(!answered, "{nobody:?}");
-}
-
-#[tokio::test]
-async fn what_is_not_built_says_so_by_name() {
-    let daemon = Daemon::start();
-    let mut client = RuntimeServiceClient::new(daemon.channel().await);
-    let refused = client
-        .checkpoint_container(CheckpointContainerRequest::default())
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
-    assert!(
-        refused.message().contains("CheckpointContainer"),
-        "{refused}"
-    );
 }
 
 #[tokio::test]

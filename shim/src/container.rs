@@ -18,7 +18,7 @@ use std::{
 
 use berth_engine::cgroup::Cgroup;
 use berth_proto::shim::v1::pod::{ContainerState, TaskState};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{cri_log::LogFile, error::Error, exec::Exec, stream::Io};
 
@@ -81,6 +81,12 @@ pub struct Container {
     pub paused: AtomicBool,
     /// Its root file system was mounted by this shim.
     pub mounted: bool,
+    /// Held while it is checkpointed, and while it is paused after that.
+    pub checkpoint: Arc<tokio::sync::Mutex<()>>,
+    /// Nobody is there for whom it would be paused.
+    pub no_hold: AtomicBool,
+    /// Ends that pause.
+    pub held: Mutex<Option<oneshot::Sender<()>>>,
     phase: watch::Sender<Phase>,
 }
 
@@ -116,6 +122,9 @@ impl Container {
             execs: Mutex::new(BTreeMap::new()),
             paused: AtomicBool::new(false),
             mounted: request.3,
+            checkpoint: Arc::default(),
+            no_hold: AtomicBool::new(false),
+            held: Mutex::new(None),
             phase: watch::Sender::new(Phase::Created),
         }
     }

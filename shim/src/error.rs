@@ -77,6 +77,7 @@ impl Error {
                 | EngineError::Sysctl { .. } => Code::INVALID_ARGUMENT,
                 // The kernel's own word on a limit: less memory than is in use, CPUs that the cgroup above does not have.
                 EngineError::Cgroup(CgroupError::Limit { .. }) => Code::FAILED_PRECONDITION,
+                EngineError::Criu { .. } => Code::FAILED_PRECONDITION,
                 _ => Code::INTERNAL,
             },
             Error::Serve(_) | Error::Lost(_) => Code::INTERNAL,
@@ -90,6 +91,7 @@ fn io_code(error: &io::Error) -> Code {
         return Code::FAILED_PRECONDITION;
     }
     match error.kind() {
+        io::ErrorKind::TimedOut => Code::DEADLINE_EXCEEDED,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::RESOURCE_EXHAUSTED,
         _ => Code::INTERNAL,
     }

@@ -16,6 +16,7 @@
 
 mod bootstrap;
 mod bundle;
+mod checkpoint;
 mod cleanup;
 mod cli;
 mod clock;

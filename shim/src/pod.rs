@@ -35,6 +35,7 @@ use tokio::{
 
 use crate::{
     bundle::{self, Holders},
+    checkpoint,
     cli::check_id,
     clock,
     container::{Container, Ended, Phase, StartError, lock, signal_process},
@@ -449,9 +450,6 @@ impl Pod {
     /// Makes a container up to just before its command. Answers init's pid.
     pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<i32, Error> {
         check_id(&request.id)?;
-        if !request.checkpoint.is_empty() {
-            return Err(Error::Unbuilt("Task.Create from a checkpoint"));
-        }
         {
             let mut containers = lock(&self.containers);
             if containers.contains_key(&request.id) {
@@ -542,6 +540,10 @@ impl Pod {
         // Under another runtime fifos are all that there is.
         let under_berth = options.is_some();
         let options = options.unwrap_or_default();
+        let restore = match request.checkpoint.as_str() {
+            "" => None,
+            images => Some(checkpoint::restore(images, &options)?),
+        };
         let log = match options.log_path.as_str() {
             "" => None,
             path => Some(Arc::new(LogFile::open(path.as_ref())?)),
@@ -566,6 +568,7 @@ impl Pod {
             bundle: bundle.clone(),
             stdio,
             tty,
+            restore,
         };
         let made = blocking("create", move || Ok(engine.create(create)?)).await;
         let made = made.and_then(|process| {
@@ -799,6 +802,7 @@ impl Pod {
 
     /// SIGKILL to init and, where that does not end the rest, to everything in its cgroup.
     async fn kill_container(&self, container: &Arc<Container>) -> Result<(), Error> {
+        checkpoint::resume(self, container).await?;
         container.signal(Signal::KILL.as_raw())?;
         if !container.own_pid_namespace {
             self.signal_all(&container.id, Signal::KILL.as_raw())

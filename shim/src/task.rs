@@ -14,9 +14,11 @@ use berth_proto::shim::{
     shim_async::Task,
 };
 use protobuf::MessageField;
+use rustix::process::Signal;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
+    checkpoint,
     cli::check_id,
     clock,
     container::{Container, MAX_EXECS, Phase, lock},
@@ -207,6 +209,9 @@ impl Task for TaskService {
             .into());
         }
         let signal = request.signal as i32;
+        if signal == Signal::KILL.as_raw() {
+            checkpoint::resume(&self.pod, &container).await?;
+        }
         match exec {
             Some(exec) => exec.signal(signal, request.all)?,
             None if request.all => self.pod.signal_all(&container.id, signal).await?,
@@ -362,11 +367,24 @@ impl Task for TaskService {
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let pod = self.pod.clone();
+        // Also after a checkpoint that holds the container.
+        let container = pod.container(&request.id)?;
+        checkpoint::resume(&pod, &container).await?;
         detached("Resume", async move { pod.resume(&request.id).await }).await?;
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unbuilt("Task.Checkpoint").into())
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let (container, pod) = (self.pod.container(&request.id)?, self.pod.clone());
+        detached(
+            "Checkpoint",
+            checkpoint::checkpoint(pod, container, request),
+        )
+        .await?;
+        Ok(Empty::new())
     }
 }

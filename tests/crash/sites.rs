@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{
-    ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState, PortMapping,
-    Protocol, UpdatePodSandboxResourcesRequest,
+    self, ContainerState, LinuxContainerResources, Mount, PodSandboxConfig, PodSandboxState,
+    PortMapping, Protocol, UpdatePodSandboxResourcesRequest,
 };
 use berth_tests::{
     BUSYBOX, Cri, Node, Setup, cni, container,
@@ -59,6 +59,16 @@ async fn life(
     call!("exec", cri.exec_within(&id, &["true"], 5).await);
     call!("stats", cri.stats(&id).await);
     call!("reopen", cri.reopen_log(&id).await);
+    let checkpoint = cri::CheckpointContainerRequest {
+        container_id: id.clone(),
+        location: node.dir.join("site.checkpoint").display().to_string(),
+        timeout: 0,
+    };
+    let _ = std::fs::remove_file(&checkpoint.location);
+    call!(
+        "checkpoint",
+        cri.runtime().checkpoint_container(checkpoint).await
+    );
     let short = call!(
         "create",
         cri.create(
@@ -222,6 +232,8 @@ fn every_site_survives(action: Action, shard: usize) -> Result<()> {
         Setup {
             no_restart: true,
             network: "cni_bin_dirs = [\"$DIR/plugins\"]\n".into(),
+            // The steps are ours, and are passed with an archive that holds no process, too.
+            config: "[checkpoint]\ncriu = \"/bin/true\"".into(),
             ..Default::default()
         },
         async |node| {

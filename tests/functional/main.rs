@@ -9,6 +9,7 @@
 mod bad_input;
 mod berth_cli;
 mod cdi;
+mod checkpoint;
 mod cni;
 mod copies;
 mod devices;

@@ -3,6 +3,7 @@
 mod annotations;
 mod bombs;
 mod cgroup_escape;
+mod checkpoint_archives;
 mod console;
 mod descriptors;
 mod exec_weaker;

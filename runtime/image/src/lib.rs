@@ -6,6 +6,7 @@
 mod archive;
 mod auth;
 mod catalog;
+pub mod checkpoint;
 mod client;
 mod digest;
 mod error;
@@ -220,6 +221,30 @@ impl Store {
     /// Removes the snapshot. Idempotent; never follows a link or crosses a mount.
     pub fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         self.inner.remove_snapshot(key)
+    }
+
+    /// Unpacks a layer into a snapshot in which nothing was written yet.
+    pub fn fill_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        layer: impl std::io::BufRead,
+    ) -> Result<(), Error> {
+        untar::untar(layer, &snapshot.upperdir, "rootfs-diff.tar").map(drop)
+    }
+
+    /// Whether the image is no root of a container but holds a checkpoint, as `buildah` makes them of an archive for CRI-O.
+    pub fn holds_checkpoint(&self, image: &Image) -> bool {
+        self.inner.top_layer(image).is_some_and(|layer| {
+            let is = |name: &str| layer.join(name).symlink_metadata();
+            is("config.dump").is_ok_and(|meta| meta.is_file())
+                && is("spec.dump").is_ok_and(|meta| meta.is_file())
+                && is("checkpoint").is_ok_and(|meta| meta.is_dir())
+        })
+    }
+
+    /// Where what is written in the snapshot lies: an overlay's upper directory.
+    pub fn snapshot_upperdir(&self, key: &str) -> Result<PathBuf, Error> {
+        self.inner.snapshot_upperdir(key)
     }
 
     /// Keys of all snapshots, so that their owners can be held against them after a crash.

@@ -181,6 +181,23 @@ impl Inner {
         Ok(())
     }
 
+    pub(crate) fn top_layer(&self, image: &Image) -> Option<PathBuf> {
+        let id: Digest = image.id.parse().ok()?;
+        let catalog = self.catalog();
+        let top = catalog.images.get(&id)?.record.layers.last()?;
+        Some(self.layer_dir(catalog.layers.get(top)?))
+    }
+
+    pub(crate) fn snapshot_upperdir(&self, key: &str) -> Result<PathBuf, Error> {
+        checked(key)?;
+        if !self.catalog().snapshots.contains_key(key) {
+            return Err(Error::NoSnapshot {
+                key: key.to_owned(),
+            });
+        }
+        Ok(self.snapshot_dir(key).join("upper"))
+    }
+
     pub(crate) fn snapshot_usage(&self, key: &str) -> Result<Usage, Error> {
         checked(key)?;
         if !self.catalog().snapshots.contains_key(key) {

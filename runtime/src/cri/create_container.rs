@@ -4,6 +4,7 @@ use berth_proto::cri::{CreateContainerRequest, CreateContainerResponse};
 
 use super::Service;
 use crate::{
+    checkpoint::restore,
     error::Error,
     id,
     pod::{create::Plan, event::Request, image_volumes},
@@ -24,17 +25,35 @@ pub async fn create_container(
     if name.is_empty() {
         return Err(missing("config.image"));
     }
-    let image = service.registry.node.images.resolve(name)?;
-    let image = image.ok_or_else(|| Error::NotFound {
-        what: "image",
-        id: name.chars().take(256).collect(),
-    })?;
+    let node = &service.registry.node;
+    let (archive, image) = if restore::is_path(name) {
+        let (node, name) = (node.clone(), name.to_owned());
+        // A file of some GiB is read to find a few bytes of it.
+        let opened = tokio::task::spawn_blocking(move || restore::open(&node, &name));
+        let (archive, image) = opened
+            .await
+            .map_err(|_| Error::Panicked("open a checkpoint"))??;
+        (Some(archive), image)
+    } else {
+        let image = node.images.resolve(name)?;
+        let image = image.ok_or_else(|| Error::NotFound {
+            what: "image",
+            id: name.chars().take(256).collect(),
+        })?;
+        if node.images.holds_checkpoint(&image) {
+            return Err(Error::Unimplemented(format!(
+                "image {name} holds a checkpoint: containers are restored from archives only (name the file of one as the image)"
+            )));
+        }
+        (None, image)
+    };
     let volumes = image_volumes::resolve(&service.registry.node.images, &mut config)?;
     let plan = Plan {
         id: id::generate(),
         config,
         image,
         volumes,
+        archive,
     };
     let request = |reply| Request::Create {
         plan: Box::new(plan),

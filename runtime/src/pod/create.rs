@@ -26,6 +26,7 @@ use super::{
     teardown, update,
 };
 use crate::{
+    checkpoint::restore::{Archive, Unpacked},
     error::Error,
     failpoint, nri,
     trace::{phase_now, step},
@@ -39,6 +40,8 @@ pub struct Plan {
     pub image: Arc<Image>,
     /// Images that the container mounts beside its own.
     pub volumes: Vec<Volume>,
+    /// Its processes and changed files are those of a checkpoint; `image` is what these are changes of.
+    pub archive: Option<Archive>,
 }
 
 /// Makes the container, or leaves nothing of it; where that failed, too, the error is [`Error::Undo`].
@@ -66,6 +69,7 @@ struct Rooted {
     record: ContainerRecord,
     options: CreateOptions,
     adjusted: Option<nri::Adjusted>,
+    checkpoint: Option<Unpacked>,
 }
 
 impl Rooted {
@@ -94,10 +98,15 @@ impl Rooted {
 
         let since = Instant::now();
         let rootfs = dir.join("rootfs");
-        phase_now(step!("image mount"), || {
+        let checkpoint = phase_now(step!("image mount"), || {
             let snapshot = node.images.prepare(id, &plan.image)?;
             failpoint::at(|| berth_failpoint::site!("container.create.snapshot"))?;
-            mounts::overlay(&node.ledger, id, &snapshot, pod.owners().as_ref(), &rootfs)
+            let archive = plan.archive.as_ref();
+            let checkpoint = archive
+                .map(|archive| Unpacked::make(node, id, archive, &snapshot))
+                .transpose()?;
+            mounts::overlay(&node.ledger, id, &snapshot, pod.owners().as_ref(), &rootfs)?;
+            Ok::<_, Error>(checkpoint)
         })?;
         failpoint::at(|| berth_failpoint::site!("container.create.mounted"))?;
         let image_volumes = image_volumes::mount(pod, id, &plan.config, &plan.volumes)?;
@@ -147,10 +156,14 @@ impl Rooted {
         if let Some(adjusted) = &adjusted {
             adjusted.put_into(&mut options);
         }
+        if let Some(checkpoint) = &checkpoint {
+            checkpoint.tell(&mut options);
+        }
         Ok(Self {
             record,
             options,
             adjusted,
+            checkpoint,
         })
     }
 
@@ -184,7 +197,8 @@ impl Rooted {
         nri::change_others(pod, self.adjusted.as_ref()).await?;
         let since = Instant::now();
         let id = &self.record.id;
-        shim.create(id, &pod.container_dir(id), &self.options)
+        let images = self.checkpoint.as_ref().map(Unpacked::images);
+        shim.create(id, &pod.container_dir(id), &self.options, images.as_deref())
             .await?;
         failpoint::at(|| berth_failpoint::site!("container.create.task"))?;
         self.record.timeline.took("create", since);

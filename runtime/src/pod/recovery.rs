@@ -19,7 +19,7 @@ use super::{
     shim::Shim,
     stop, teardown,
 };
-use crate::{error::Error, id};
+use crate::{checkpoint, error::Error, id};
 
 /// Pods looked at at the same time. Most of the time goes to connecting; a dead one's `delete` is a process.
 const PARALLEL: usize = 16;
@@ -190,6 +190,12 @@ async fn ready(
                 }
             }
             (ContainerPhase::Made, Some(told)) => {
+                if told.state.enum_value_or_default() == v1::TaskState::RUNNING
+                    && checkpoint::left_paused(&driver.pod.node, &record.id)
+                    && let Err(e) = shim.resume(&record.id).await
+                {
+                    tracing::error!(pod = %driver.pod.id, container = %record.id, "let it go on: {e}");
+                }
                 let state = match told.state.enum_value_or_default() {
                     v1::TaskState::CREATED => ContainerState::Created,
                     v1::TaskState::RUNNING => ContainerState::Running {

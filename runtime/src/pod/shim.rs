@@ -33,6 +33,9 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 /// After its command has timed out in the shim, how long its answer may be under way.
 const EXEC_GRACE: Duration = Duration::from_secs(10);
 
+/// After CRIU's time is up, how long the shim may take to freeze, to end CRIU and to answer.
+const CHECKPOINT_GRACE: Duration = Duration::from_secs(20);
+
 #[derive(Clone)]
 pub struct Shim {
     pod_id: String,
@@ -139,11 +142,15 @@ impl Shim {
         id: &str,
         bundle: &Path,
         options: &v1::CreateOptions,
+        checkpoint: Option<&Path>,
     ) -> Result<(), Error> {
         let request = api::CreateTaskRequest {
             id: id.to_owned(),
             bundle: bundle.display().to_string(),
             terminal: options.tty,
+            checkpoint: checkpoint
+                .map(|p| p.display().to_string())
+                .unwrap_or_default(),
             options: any("berth.shim.v1.CreateOptions", options),
             ..Default::default()
         };
@@ -207,6 +214,45 @@ impl Shim {
         let answer = self.pod.update_sandbox(unbounded(), &request);
         self.call("UpdateSandbox", TASK_DEADLINE, answer).await?;
         Ok(())
+    }
+
+    /// Writes the container's processes down by CRIU, into the directory `images`, its log into `work`. The container stands still then
+    /// until [`Shim::resume`], and no longer than `time`.
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        criu: &Path,
+        (images, work): (&Path, &Path),
+        time: Duration,
+    ) -> Result<(), Error> {
+        let ms = time.as_millis() as u64;
+        let options = v1::CheckpointOptions {
+            criu: criu.display().to_string(),
+            work_path: work.display().to_string(),
+            timeout_ms: ms.max(1),
+            hold_ms: ms.max(1),
+            ..Default::default()
+        };
+        let request = api::CheckpointTaskRequest {
+            id: id.to_owned(),
+            path: images.display().to_string(),
+            options: any("berth.shim.v1.CheckpointOptions", &options),
+            ..Default::default()
+        };
+        let answer = self.task.checkpoint(unbounded(), &request);
+        self.call("Checkpoint", time + CHECKPOINT_GRACE, answer)
+            .await?;
+        Ok(())
+    }
+
+    /// Lets a container go on that a checkpoint holds. One that is not held, or gone, is no error.
+    pub async fn resume(&self, id: &str) -> Result<(), Error> {
+        let request = api::ResumeRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.task.resume(unbounded(), &request);
+        gone_is_fine(self.call("Resume", READ_DEADLINE, answer).await.map(drop))
     }
 
     /// Signals the container's init; `all`: each of its processes. One that is gone is no error.

@@ -1,6 +1,6 @@
 //! The seam: what every engine can do, and nothing of how.
 
-use std::{os::fd::OwnedFd, path::PathBuf};
+use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use crate::Error;
 
@@ -20,6 +20,18 @@ pub struct Create {
     pub stdio: Stdio,
     /// A console is made and its master comes back; `stdio` is not used.
     pub tty: bool,
+    /// Its processes are those of a checkpoint. They stand still until the start.
+    pub restore: Option<Restore>,
+}
+
+/// A checkpoint as [`Engine::checkpoint`] wrote it.
+#[derive(Debug)]
+pub struct Restore {
+    pub criu: PathBuf,
+    pub images: PathBuf,
+    /// For CRIU's log.
+    pub work: PathBuf,
+    pub timeout: Duration,
 }
 
 /// A process the engine made: a child of this process (by way of PR_SET_CHILD_SUBREAPER), to be awaited by its pidfd
@@ -44,6 +56,20 @@ pub struct Exec {
     pub tty: bool,
 }
 
+/// A running container's processes, to be written down by CRIU.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub id: String,
+    /// CRIU's program.
+    pub criu: PathBuf,
+    /// Directories that are there: for the images, and for CRIU's log.
+    pub images: PathBuf,
+    pub work: PathBuf,
+    pub timeout: Duration,
+    /// Else they end with it.
+    pub leave_running: bool,
+}
+
 /// The seam. Calls block (they are short); the shim runs them off its event loop. Calls for different containers, and
 /// several execs in one, may overlap; calls that change the same container are the caller's to order.
 pub trait Engine: Send + Sync + std::fmt::Debug {
@@ -56,6 +82,11 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     fn exec(&self, exec: Exec) -> Result<Process, Error>;
     /// Signals the container's init, or every process of its cgroup. A container that is gone already is no error.
     fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), Error>;
+    /// Lets a paused container go on. One that is not paused, or gone, is no error.
+    fn resume(&self, id: &str) -> Result<(), Error>;
+    /// Writes the container's processes down. One that is left running is paused afterwards, so that its files can be had as its
+    /// memory was: [`Engine::resume`] is the caller's to call. When it failed, the container runs as before.
+    fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), Error>;
     /// Kills what is left, removes cgroup and state. Idempotent: an id that is not known is no error.
     fn delete(&self, id: &str) -> Result<(), Error>;
 }

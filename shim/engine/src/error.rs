@@ -1,6 +1,6 @@
 //! What can go wrong, a variant a step.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,6 +28,11 @@ pub enum Error {
     Sysctl { name: String, reason: String },
     #[error("seccomp profile: {0}")]
     Seccomp(String),
+    /// The node lacks what a checkpoint needs.
+    #[error("CRIU at {}: {reason}", path.display())]
+    Criu { path: PathBuf, reason: String },
+    #[error("checkpoint container {id}: {reason}")]
+    Checkpoint { id: String, reason: String },
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::Error),
     /// The engine's launcher died or answered nonsense.

@@ -45,6 +45,11 @@ impl Filter {
         seccomp::install(&self.program, Flags::from_bits(self.flags))
     }
 
+    /// As the kernel has it.
+    pub(crate) fn program(&self) -> &[u8] {
+        &self.program
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut rest = self.flags.to_ne_bytes().to_vec();
         rest.extend_from_slice(&self.program);

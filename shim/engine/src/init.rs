@@ -38,6 +38,7 @@ use crate::{
     native, process,
     record::{self, Record},
     request::{CreateRequest, cut},
+    restore,
     worker::Made,
 };
 
@@ -88,13 +89,10 @@ pub(crate) fn create(
     stdio: Stdio,
     reply: &OwnedFd,
 ) -> Result<Made, Error> {
-    let made = prepare(request).and_then(|prepared| {
-        if request.maker == Maker::Native && native::unsupported(&prepared).is_none() {
-            native::create(request, prepared, stdio)
-        } else {
-            by_libcontainer(request, prepared, stdio, reply)
-        }
-    });
+    let made = match &request.restore {
+        Some(from) => restore::restore(request, from, stdio),
+        None => make(request, stdio, reply),
+    };
     let made = made.and_then(|made| {
         berth_failpoint::site!("engine.create.made").map_err(Error::io("make the container"))?;
         Ok(made)
@@ -103,6 +101,16 @@ pub(crate) fn create(
         end_children();
     }
     made
+}
+
+fn make(request: &CreateRequest, stdio: Stdio, reply: &OwnedFd) -> Result<Made, Error> {
+    prepare(request).and_then(|prepared| {
+        if request.maker == Maker::Native && native::unsupported(&prepared).is_none() {
+            native::create(request, prepared, stdio)
+        } else {
+            by_libcontainer(request, prepared, stdio, reply)
+        }
+    })
 }
 
 /// A container's spec taken apart, its record written, its cgroup made and limited.
@@ -361,7 +369,7 @@ const END_CHILDREN_TRIES: usize = 1000;
 const END_CHILDREN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Our children that are not reaped yet: their pids can't be reused.
-fn children() -> Vec<i32> {
+pub(crate) fn children() -> Vec<i32> {
     let path = format!("/proc/self/task/{}/children", std::process::id());
     let text = fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace()

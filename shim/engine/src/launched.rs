@@ -13,14 +13,15 @@ use std::{
 };
 
 use berth_kernel::pidfd;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Create, Engine, Error, Exec, Process, Zygote,
+    Checkpoint, Create, Engine, Error, Exec, Process, Zygote,
     cgroup::Cgroup,
     init, native,
     record::Record,
-    request::{CreateRequest, ExecRequest, Operation},
+    request::{CheckpointRequest, CreateRequest, ExecRequest, Operation, RestoreRequest},
     worker::Made,
 };
 
@@ -60,6 +61,8 @@ struct Container {
     maker: Maker,
     /// Where init tells at its start that its command can't be run, and a native one hears of its start; taken by the first start.
     report: Option<OwnedFd>,
+    /// Its processes stand still, and start by a signal.
+    restored: bool,
     notes: Vec<String>,
 }
 
@@ -182,6 +185,12 @@ impl Engine for Launched {
             seccomp_cache_dir: self.config.seccomp_cache_dir.clone(),
             maker: self.config.maker,
             tty: create.tty,
+            restore: create.restore.map(|restore| RestoreRequest {
+                criu: restore.criu,
+                images: restore.images,
+                work: restore.work,
+                timeout_ms: restore.timeout.as_millis() as u64,
+            }),
         };
         let stdio = &create.stdio;
         let streams = [
@@ -222,6 +231,7 @@ impl Engine for Launched {
             pidfd: Arc::new(ours),
             maker,
             report: Some(report),
+            restored: request.restore.is_some(),
             notes,
         };
         self.containers().insert(create.id, container);
@@ -242,6 +252,10 @@ impl Engine for Launched {
                 id: id.to_owned(),
                 reason: "has been started already".into(),
             })?;
+            if container.restored {
+                drop(containers);
+                return Ok(self.cgroup(id)?.signal(Signal::SIGCONT as i32)?);
+            }
             (container.maker, report)
         };
         if maker == Maker::Native {
@@ -326,6 +340,44 @@ impl Engine for Launched {
             }
             _ => Ok(()),
         }
+    }
+
+    fn resume(&self, id: &str) -> Result<(), Error> {
+        match self.cgroup(id) {
+            Ok(cgroup) => Ok(cgroup.resume()?),
+            Err(Error::UnknownContainer(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), Error> {
+        let zygote = self.zygote()?;
+        let id = checkpoint.id;
+        let (pid, init) = {
+            let containers = self.containers();
+            let container = containers
+                .get(&id)
+                .ok_or_else(|| Error::UnknownContainer(id.clone()))?;
+            (container.pid, Arc::clone(&container.pidfd))
+        };
+        let request = CheckpointRequest {
+            directory: self.directory(&id)?,
+            id,
+            pid,
+            criu: checkpoint.criu,
+            images: checkpoint.images,
+            work: checkpoint.work,
+            timeout_ms: checkpoint.timeout.as_millis() as u64,
+            leave_running: checkpoint.leave_running,
+        };
+        let cgroup = self.cgroup(&request.id)?;
+        cgroup.pause()?;
+        let streams = [None, None, None, Some(init.as_fd())];
+        let dumped = zygote.call(Operation::Checkpoint, &request, streams);
+        if dumped.is_err() || !request.leave_running {
+            cgroup.resume()?;
+        }
+        dumped.map(drop)
     }
 
     fn delete(&self, id: &str) -> Result<(), Error> {

@@ -17,6 +17,7 @@
 
 pub mod cgroup;
 mod channel;
+mod checkpoint;
 mod command;
 mod complaints;
 mod confine;
@@ -34,10 +35,11 @@ mod pause;
 mod process;
 mod record;
 mod request;
+mod restore;
 mod worker;
 mod zygote;
 
-pub use engine::{Create, Engine, Exec, Process, Stdio};
+pub use engine::{Checkpoint, Create, Engine, Exec, Process, Restore, Stdio};
 pub use error::Error;
 pub use launched::{Config, Launched, Maker};
 pub use pause::{Pause, UserNamespace};

@@ -13,13 +13,19 @@ pub(crate) enum Operation {
     Create = b'c',
     Exec = b'e',
     Pause = b'p',
+    Checkpoint = b'k',
 }
 
 impl Operation {
     pub(crate) fn decode(byte: u8) -> Option<Operation> {
-        [Operation::Create, Operation::Exec, Operation::Pause]
-            .into_iter()
-            .find(|operation| *operation as u8 == byte)
+        [
+            Operation::Create,
+            Operation::Exec,
+            Operation::Pause,
+            Operation::Checkpoint,
+        ]
+        .into_iter()
+        .find(|operation| *operation as u8 == byte)
     }
 }
 
@@ -32,6 +38,15 @@ pub(crate) struct CreateRequest {
     pub seccomp_cache_dir: Option<PathBuf>,
     pub maker: Maker,
     pub tty: bool,
+    pub restore: Option<RestoreRequest>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RestoreRequest {
+    pub criu: PathBuf,
+    pub images: PathBuf,
+    pub work: PathBuf,
+    pub timeout_ms: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +57,19 @@ pub(crate) struct ExecRequest {
     pub pid: i32,
     pub process: oci_spec::runtime::Process,
     pub tty: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CheckpointRequest {
+    pub id: String,
+    pub directory: PathBuf,
+    /// Of the container's init, as the node sees it; its pidfd travels beside.
+    pub pid: i32,
+    pub criu: PathBuf,
+    pub images: PathBuf,
+    pub work: PathBuf,
+    pub timeout_ms: u64,
+    pub leave_running: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,6 +109,8 @@ pub(crate) enum Failure {
     Create { id: String, reason: String },
     Sysctl { name: String, reason: String },
     Seccomp(String),
+    Criu { path: PathBuf, reason: String },
+    Checkpoint { id: String, reason: String },
     Other(String),
 }
 
@@ -127,6 +157,14 @@ impl From<Error> for Failure {
                 reason: cut(reason),
             },
             Error::Seccomp(reason) => Failure::Seccomp(cut(reason)),
+            Error::Criu { path, reason } => Failure::Criu {
+                path,
+                reason: cut(reason),
+            },
+            Error::Checkpoint { id, reason } => Failure::Checkpoint {
+                id,
+                reason: cut(reason),
+            },
             other => Failure::Other(cut(other.to_string())),
         }
     }
@@ -144,6 +182,8 @@ impl From<Failure> for Error {
             Failure::Create { id, reason } => Error::Create { id, reason },
             Failure::Sysctl { name, reason } => Error::Sysctl { name, reason },
             Failure::Seccomp(reason) => Error::Seccomp(reason),
+            Failure::Criu { path, reason } => Error::Criu { path, reason },
+            Failure::Checkpoint { id, reason } => Error::Checkpoint { id, reason },
             Failure::Other(reason) => Error::Zygote(reason),
         }
     }

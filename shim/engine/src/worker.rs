@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Maker, Stdio, channel, keyring,
-    request::{Answer, CreateRequest, ExecRequest, Operation},
+    request::{Answer, CheckpointRequest, CreateRequest, ExecRequest, Operation},
 };
 
 /// What may travel with a request: stdin, stdout, stderr, and the pidfd of a container's init.
@@ -34,6 +34,18 @@ pub(crate) fn run(operation: Operation, reply: &OwnedFd, descriptors: Descriptor
             let init =
                 init.ok_or_else(|| Error::Zygote("exec without the pidfd of init".into()))?;
             crate::exec::exec(&request, stdio, &init)
+        }),
+        Operation::Checkpoint => request(reply).and_then(|request: CheckpointRequest| {
+            let (_, init) = stdio(descriptors);
+            let init =
+                init.ok_or_else(|| Error::Zygote("checkpoint without the pidfd of init".into()))?;
+            crate::checkpoint::dump(&request, &init)?;
+            Ok(Made {
+                pid: request.pid,
+                maker: Maker::Native,
+                notes: Vec::new(),
+                descriptors: Vec::new(),
+            })
         }),
         Operation::Pause => Err(Error::Zygote("pause is not a worker's".into())),
     };

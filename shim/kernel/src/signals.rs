@@ -27,6 +27,11 @@ pub fn restore_defaults() -> io::Result<()> {
     unblock_all()
 }
 
+/// Ignores a signal; execve keeps that. For a single-threaded process just before it runs another.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    set(signal, libc::SIG_IGN, 0)
+}
+
 /// Installs an action. Async-signal-safe.
 pub(crate) fn set(signal: i32, handler: libc::sighandler_t, flags: i32) -> io::Result<()> {
     // SAFETY: sigaction is a plain C struct for which all zeros is valid (default action, empty mask).

@@ -317,7 +317,7 @@ fn inherit(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 /// mountinfo writes space, tab, newline and backslash as octal.
-fn unescape(mount: &str) -> PathBuf {
+pub(crate) fn unescape(mount: &str) -> PathBuf {
     let mut path = String::with_capacity(mount.len());
     let mut rest = mount;
     while let Some(at) = rest.find('\\') {

@@ -36,6 +36,7 @@ use berth_kernel::pidfd;
 use oci_spec::runtime::LinuxResources;
 
 pub use block_io::DeviceIo;
+pub(crate) use hierarchy::unescape;
 use hierarchy::{Hierarchies, Hierarchy};
 pub use pressure::{Pressure, Stall};
 pub use stats::{HugePages, Stats};
@@ -320,6 +321,12 @@ impl Cgroup {
             backoff = (backoff * 2).min(BACKOFF.1);
         }
         unreachable!("the loop above ends by returning")
+    }
+
+    /// Its directory in the hierarchy that has the freezer.
+    pub(crate) fn freezer(&self) -> Result<PathBuf, Error> {
+        let primary = Hierarchies::of_this_machine()?.primary();
+        Ok(primary.directory(&self.path))
     }
 
     fn freeze(&self, primary: &Hierarchy) -> bool {

@@ -286,6 +286,7 @@ pub fn a_terminal_is_the_containers_own(world: &mut World) {
         },
     );
     let create = Create {
+        restore: None,
         id: bundle.id.clone(),
         bundle: bundle.path.clone(),
         stdio: Stdio::default(),
