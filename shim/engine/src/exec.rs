@@ -58,6 +58,10 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     let single_threaded = SingleThreaded::prove().map_err(Error::io("look for threads"))?;
     process::adjust_oom_score(Some(request.pid), &plan.process)?;
     let userns = Userns::of(request.pid)?;
+    let own = Own {
+        user: userns.is_some(),
+        cgroup: is_another(request.pid, "cgroup")?,
+    };
     let user = plan.process.user();
     let owner = idmap::on_the_node(
         &request.id,
@@ -97,7 +101,6 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     if userns.is_some() {
         enter(CloneFlags::CLONE_NEWUSER)?;
     }
-    let in_userns = userns.is_some();
     let (report, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(Error::errno("make the report pipe"))?;
     let born_in = plan.cgroup.born_in.take();
@@ -107,7 +110,7 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     };
     let child = birth
         .spawn(single_threaded, || {
-            let error = match become_command(plan, init, stdio, (request.tty, in_userns), &told) {
+            let error = match become_command(plan, init, stdio, (request.tty, own), &told) {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -184,19 +187,30 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS);
 
+/// Namespaces of the container's that are not ours, of those that its init may share with us.
+struct Own {
+    user: bool,
+    cgroup: bool,
+}
+
+/// Whether a process is in another namespace of a kind than this one.
+fn is_another(pid: i32, name: &str) -> Result<bool, Error> {
+    let inode = |pid: &str| {
+        let path = format!("/proc/{pid}/ns/{name}");
+        fs::metadata(&path)
+            .map(|m| m.st_ino())
+            .map_err(Error::io(format!("look at {path}")))
+    };
+    Ok(inode(&pid.to_string())? != inode("self")?)
+}
+
 /// The maps of a container's own user namespace.
 struct Userns(IdMaps);
 
 impl Userns {
     /// None: it is in ours, which the kernel refuses to enter again.
     fn of(init: i32) -> Result<Option<Userns>, Error> {
-        let user = |pid: &str| {
-            let path = format!("/proc/{pid}/ns/user");
-            fs::metadata(&path)
-                .map(|m| m.st_ino())
-                .map_err(Error::io(format!("look at {path}")))
-        };
-        if user(&init.to_string())? == user("self")? {
+        if !is_another(init, "user")? {
             return Ok(None);
         }
         IdMaps::of_process(init)
@@ -226,7 +240,7 @@ fn become_command(
     plan: Plan,
     init: &OwnedFd,
     stdio: [OwnedFd; 3],
-    (tty, in_userns): (bool, bool),
+    (tty, own): (bool, Own),
     told: &OwnedFd,
 ) -> Result<std::convert::Infallible, Error> {
     let Plan {
@@ -243,10 +257,13 @@ fn become_command(
         .enter()
         .map_err(Error::io("join the container's cgroup"))?;
     // Last of the namespaces: one's own cgroup must be seen from where one moves to another.
-    setns(init, CloneFlags::CLONE_NEWCGROUP)
-        .map_err(|e| Error::io("enter the container's cgroup namespace")(e.into()))?;
+    // The node's is open only to the node's root.
+    if own.cgroup {
+        setns(init, CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|e| Error::io("enter the container's cgroup namespace")(e.into()))?;
+    }
     process::set_apparmor(&process, &proc)?;
-    if in_userns {
+    if own.user {
         userns::become_root()
             .map_err(Error::io("become root of the container's user namespace"))?;
     }
