@@ -391,7 +391,7 @@ fn a_bridge_learns_nothing_from_a_pod_that_lies_sec_net_05() {
     let bridge = &wharf.config.bridge;
     // The victim speaks, so the bridge knows where it is.
     talk(None, network.gateway().into(), Some(&victim.netns));
-    assert_eq!(learnt(bridge, his), [victim.host_link.clone()]);
+    assert_eq!(learnt(bridge, his), vec![victim.host_link.clone()]);
     // LLDP's group never is forwarded, and yet the bridge learns from what comes to it.
     for group in [0x00, 0x02, 0x0e] {
         let lldp = frame([1, 0x80, 0xc2, 0, 0, group], his, 0x88cc, &[0; 46]);
@@ -403,7 +403,11 @@ fn a_bridge_learns_nothing_from_a_pod_that_lies_sec_net_05() {
             &ipv4(ip(&victim), network.gateway().into()),
         ));
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(learnt(bridge, his), [victim.host_link.clone()], "{group:x}");
+        assert_eq!(
+            learnt(bridge, his),
+            vec![victim.host_link.clone()],
+            "{group:x}"
+        );
         if group == 0x0e {
             // Otherwise it does: the frame is one that teaches.
             ip_command(&[

@@ -526,7 +526,8 @@ mod tests {
             prestart: vec![api::Hook::default()],
             ..Default::default()
         };
-        let table: Vec<(&str, fn() -> Wish)> = vec![
+        type Case = (&'static str, fn() -> Wish);
+        let table: Vec<Case> = vec![
             ("Annotations \"a\"", || Wish {
                 annotations: [("a".to_owned(), "1".to_owned())].into(),
                 ..Default::default()

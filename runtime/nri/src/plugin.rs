@@ -372,11 +372,14 @@ fn words(said: &str) -> String {
     said.chars().take(MAX_WORDS).collect()
 }
 
+/// Index and name of a plugin that has registered, or why it was refused.
+type Registration = Result<(String, String), Error>;
+
 /// What the plugin calls.
 struct Service {
     /// Index and name of one that we started.
     given: Option<(String, String)>,
-    registered: StdMutex<Option<oneshot::Sender<Result<(String, String), Error>>>>,
+    registered: StdMutex<Option<oneshot::Sender<Registration>>>,
     name: StdMutex<String>,
     requests: Arc<tokio::sync::Semaphore>,
     nri: std::sync::Weak<Nri>,

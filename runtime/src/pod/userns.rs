@@ -126,7 +126,7 @@ impl Node {
             })
         };
         let known = self.user_namespaces_possible.0.get_or_init(probe);
-        known.as_ref().map(|()| ()).map_err(String::as_str)
+        known.as_ref().copied().map_err(String::as_str)
     }
 }
 

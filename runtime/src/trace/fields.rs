@@ -41,7 +41,8 @@ impl Fields {
 
     fn text(&mut self, field: &Field, mut text: String) {
         if text.len() > MAX_VALUE {
-            text.truncate(text.floor_char_boundary(MAX_VALUE));
+            let cut = (0..=MAX_VALUE).rfind(|at| text.is_char_boundary(*at));
+            text.truncate(cut.unwrap_or_default());
             text.push('…');
         }
         self.set(field.name(), Value::String(text));

@@ -122,9 +122,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
     }
 }
 
+/// Ids of a trace and of a parent in it (none for a first span).
+type Origin = (Vec<u8>, Vec<u8>);
+
 impl Spans {
     /// Trace and parent of a first span, with its flags; `None`: not sampled.
-    fn begin(&self, remote: Option<Remote>) -> Option<((Vec<u8>, Vec<u8>), u32)> {
+    fn begin(&self, remote: Option<Remote>) -> Option<(Origin, u32)> {
         match remote {
             Some(Remote {
                 trace_id,

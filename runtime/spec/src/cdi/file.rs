@@ -165,11 +165,7 @@ impl Edits {
         let plain =
             |path: &str| path.starts_with('/') && !path.contains('\0') && !path.contains("/../");
         for entry in &self.env {
-            if entry.contains('\0')
-                || !entry
-                    .split_once('=')
-                    .is_some_and(|(key, _)| !key.is_empty())
-            {
+            if entry.contains('\0') || entry.split_once('=').is_none_or(|(key, _)| key.is_empty()) {
                 return Err(format!("env {} is not NAME=value", quoted(entry)));
             }
         }

@@ -564,6 +564,7 @@ pub fn a_terminal_in_a_user_namespace_is_its_users(world: &mut World) {
             bundle: mapped.0.path.clone(),
             stdio: Stdio::default(),
             tty: true,
+            restore: None,
         })
         .expect("create");
     world.engine.start(&mapped.0.id).expect("start");
