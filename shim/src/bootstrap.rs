@@ -82,9 +82,22 @@ pub fn start(flags: &Flags) -> Result<(), Error> {
             return Err(error);
         }
     }
+    remember(flags, &path)?;
     let asked = std::env::var(MAX_VERSION_ENV).ok();
     print!("{}", answer(&path, asked.as_deref()));
     io::stdout().flush().map_err(Error::io("print the address"))
+}
+
+/// Leaves the address in a container's bundle: a containerd that starts anew finds its shims by it (up to 1.6 by nothing else).
+/// berthd's bundle of a pod is none, and needs none.
+fn remember(flags: &Flags, socket: &Path) -> Result<(), Error> {
+    if !flags.bundle.join("config.json").exists() {
+        return Ok(());
+    }
+    let (path, temporary) = (flags.bundle.join("address"), flags.bundle.join(".address"));
+    std::fs::write(&temporary, format!("unix://{}", socket.display()))
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .map_err(Error::io(format!("write {}", path.display())))
 }
 
 /// What `start` prints.

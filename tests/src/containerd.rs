@@ -56,7 +56,7 @@ conf_dir = "{0}/cni"
         let mut containerd = Self { child: None, dir };
         containerd.spawn().await?;
         let image = debian::busybox_image()?;
-        let pause = image.but(json!({"Entrypoint": ["sleep", "1000000000"]}));
+        let pause = image.but(json!({"Entrypoint": ["sleep", "1000000000"], "Cmd": []}));
         for (image, name) in [(image, IMAGE), (pause, PAUSE)] {
             let archive = containerd.dir.join("image.tar");
             image.oci_archive(&archive, name)?;
