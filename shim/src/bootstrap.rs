@@ -60,9 +60,15 @@ const KEPT_ENV: [&str; 8] = [
     "RUST_BACKTRACE",
 ];
 
-/// Makes or finds the shim of `flags.id` and prints its address. Idempotent.
+/// Makes or finds the shim of the container's pod, or of the pod `flags.id`, and prints its address. Idempotent.
 pub fn start(flags: &Flags) -> Result<(), Error> {
+    let flags = &Flags {
+        id: group::of(flags)?,
+        ..flags.clone()
+    };
     let path = socket_path(flags)?;
+    // Before there is a shim that nobody would find.
+    remember(flags, &path)?;
     let dir = ensure_private_dir(path.parent().unwrap_or(Path::new("/")))?;
     // Two starts for one id must not both find no shim.
     flock(&dir, FlockOperation::LockExclusive).map_err(Error::io("lock the socket directory"))?;
@@ -82,7 +88,6 @@ pub fn start(flags: &Flags) -> Result<(), Error> {
             return Err(error);
         }
     }
-    remember(flags, &path)?;
     let asked = std::env::var(MAX_VERSION_ENV).ok();
     print!("{}", answer(&path, asked.as_deref()));
     io::stdout().flush().map_err(Error::io("print the address"))
@@ -112,11 +117,11 @@ fn answer(socket: &Path, max_version: Option<&str>) -> String {
     }
 }
 
-/// The pod's socket: the same for every container of it.
+/// The socket of the shim of this id, its pod's.
 pub fn socket_path(flags: &Flags) -> Result<PathBuf, Error> {
     let dir = std::env::var_os("BERTH_SHIM_SOCKET_DIR")
         .map_or_else(|| DEFAULT_SOCKET_DIR.into(), PathBuf::from);
-    let id = &group::of(flags)?;
+    let id = &flags.id;
     let name = if id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         id[..NAME_BYTES].to_owned()
     } else {

@@ -1,8 +1,13 @@
 //! `Task.Pause` and `Task.Resume`: a container's processes stand still, and go on.
+//!
+//! # Synchronization
+//! `Container::paused` is set before the freezer is and cleared after it: who has sent a SIGKILL and sees it cleared has no freezer to
+//! fear. `order` keeps a resume from overtaking the pause that it ends.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use crate::{
+    checkpoint,
     container::{Container, Phase},
     error::Error,
     pod::{Pod, blocking},
@@ -10,44 +15,44 @@ use crate::{
 
 impl Pod {
     /// Freezes the container's cgroup. Idempotent.
-    pub async fn pause(&self, id: &str) -> Result<(), Error> {
-        let container = self.container(id)?;
+    pub async fn pause(&self, container: &Arc<Container>) -> Result<(), Error> {
         let _order = container.order.lock().await;
-        must_run(&container, "pause container")?;
+        let not_now = |state: &str| Error::State {
+            action: "pause container",
+            id: container.id.clone(),
+            state: state.into(),
+        };
+        match container.phase() {
+            Phase::Created => return Err(not_now("not started")),
+            Phase::Exited { .. } => return Err(not_now("ended")),
+            Phase::Running { .. } => {}
+        }
+        let before = container.paused.swap(true, SeqCst);
         let frozen = container.clone();
-        blocking("Pause", move || Ok(frozen.cgroup("pause")?.pause()?)).await?;
-        if !container.paused.swap(true, Relaxed) {
-            self.events.paused(id);
+        let paused = blocking("Pause", move || Ok(frozen.cgroup("pause")?.pause()?)).await;
+        if paused.is_err() {
+            // It has been thawed again.
+            container.paused.store(false, SeqCst);
+        } else if !before {
+            self.events.paused(&container.id);
             self.changed();
         }
-        Ok(())
+        paused
     }
 
-    /// Lets a paused container go on. Idempotent.
-    pub async fn resume(&self, id: &str) -> Result<(), Error> {
-        let container = self.container(id)?;
+    /// Lets a container go on that stands still, paused or after a checkpoint. One that does not is no error.
+    pub async fn resume(&self, container: &Arc<Container>) -> Result<(), Error> {
+        checkpoint::resume(self, container).await?;
+        if !container.paused.load(SeqCst) {
+            return Ok(());
+        }
         let _order = container.order.lock().await;
-        must_run(&container, "resume container")?;
         let frozen = container.clone();
         blocking("Resume", move || Ok(frozen.cgroup("resume")?.resume()?)).await?;
-        if container.paused.swap(false, Relaxed) {
-            self.events.resumed(id);
+        if container.paused.swap(false, SeqCst) {
+            self.events.resumed(&container.id);
             self.changed();
         }
         Ok(())
-    }
-}
-
-fn must_run(container: &Arc<Container>, action: &'static str) -> Result<(), Error> {
-    match container.phase() {
-        Phase::Running { .. } => Ok(()),
-        phase => Err(Error::State {
-            action,
-            id: container.id.clone(),
-            state: match phase {
-                Phase::Created => "not started".into(),
-                _ => "ended".into(),
-            },
-        }),
     }
 }

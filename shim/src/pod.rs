@@ -802,8 +802,8 @@ impl Pod {
 
     /// SIGKILL to init and, where that does not end the rest, to everything in its cgroup.
     async fn kill_container(&self, container: &Arc<Container>) -> Result<(), Error> {
-        checkpoint::resume(self, container).await?;
         container.signal(Signal::KILL.as_raw())?;
+        self.resume(container).await?;
         if !container.own_pid_namespace {
             self.signal_all(&container.id, Signal::KILL.as_raw())
                 .await?;

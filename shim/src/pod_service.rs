@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use berth_proto::shim::v1::{
     pod::{
-        AttachRequest, AttachResponse, ChangesRequest, DetachRequest, DetachResponse,
-        ExecCancelRequest, ExecCancelResponse, ExecOutputRequest, ExecOutputResponse,
-        ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse, ReopenLogRequest,
-        ReopenLogResponse, StatsRequest, StatsResponse, UpdateSandboxRequest,
-        UpdateSandboxResponse,
+        AttachRequest, AttachResponse, ChangesRequest, ContainerState, DetachRequest,
+        DetachResponse, ExecCancelRequest, ExecCancelResponse, ExecOutputRequest,
+        ExecOutputResponse, ExecSyncRequest, ExecSyncResponse, InspectRequest, InspectResponse,
+        ReopenLogRequest, ReopenLogResponse, StartRequest, StatsRequest, StatsResponse,
+        UpdateSandboxRequest, UpdateSandboxResponse,
     },
     pod_ttrpc::Pod as Service,
 };
@@ -80,6 +80,20 @@ impl Service for PodService {
         request: ExecOutputRequest,
     ) -> ttrpc::Result<ExecOutputResponse> {
         Ok(self.pod.outputs.read(&request)?)
+    }
+
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        request: StartRequest,
+    ) -> ttrpc::Result<ContainerState> {
+        let (container, pod) = (self.pod.container(&request.container_id)?, self.pod.clone());
+        detached(
+            "Start",
+            async move { pod.start(&request.container_id).await },
+        )
+        .await?;
+        Ok(container.state())
     }
 
     async fn reopen_log(

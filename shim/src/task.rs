@@ -209,13 +209,14 @@ impl Task for TaskService {
             .into());
         }
         let signal = request.signal as i32;
-        if signal == Signal::KILL.as_raw() {
-            checkpoint::resume(&self.pod, &container).await?;
-        }
         match exec {
             Some(exec) => exec.signal(signal, request.all)?,
             None if request.all => self.pod.signal_all(&container.id, signal).await?,
             None => container.signal(signal)?,
+        }
+        // v1's freezer holds a SIGKILL back, too.
+        if signal == Signal::KILL.as_raw() {
+            self.pod.resume(&container).await?;
         }
         Ok(Empty::new())
     }
@@ -360,17 +361,14 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let pod = self.pod.clone();
-        detached("Pause", async move { pod.pause(&request.id).await }).await?;
+        let (container, pod) = (self.pod.container(&request.id)?, self.pod.clone());
+        detached("Pause", async move { pod.pause(&container).await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let pod = self.pod.clone();
-        // Also after a checkpoint that holds the container.
-        let container = pod.container(&request.id)?;
-        checkpoint::resume(&pod, &container).await?;
-        detached("Resume", async move { pod.resume(&request.id).await }).await?;
+        let (container, pod) = (self.pod.container(&request.id)?, self.pod.clone());
+        detached("Resume", async move { pod.resume(&container).await }).await?;
         Ok(Empty::new())
     }
 

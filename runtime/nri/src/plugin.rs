@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -282,8 +282,11 @@ impl Plugin {
             if self.is_closed() {
                 return None;
             }
+            let since = Instant::now();
             let request = request(ttrpc::context::with_duration(timeout));
-            Some(tokio::time::timeout(timeout, request).await)
+            let answer = tokio::time::timeout(timeout, request).await;
+            // Two look at the time, we and ttrpc, which tells the plugin of it, too: whichever was first, it has passed.
+            Some(answer.map(|answer| (answer, since.elapsed() >= timeout)))
         };
         let answer = tokio::select! {
             answer = asked => answer,
@@ -291,8 +294,8 @@ impl Plugin {
         };
         let why = match answer {
             None => return Answer::Gone,
-            Some(Ok(Ok(said))) => return Answer::Said(said),
-            Some(Ok(Err(ttrpc::Error::RpcStatus(status))))
+            Some(Ok((Ok(said), _))) => return Answer::Said(said),
+            Some(Ok((Err(ttrpc::Error::RpcStatus(status)), _)))
                 if status.code() != ttrpc::Code::DEADLINE_EXCEEDED =>
             {
                 return Answer::Refused(Error::Refused {
@@ -301,8 +304,8 @@ impl Plugin {
                     why: words(status.message()),
                 });
             }
-            Some(Ok(Err(error))) => words(&error.to_string()),
-            Some(Err(_)) => format!("no answer within {timeout:?}"),
+            Some(Ok((Err(error), false))) => words(&error.to_string()),
+            Some(Ok((Err(_), true)) | Err(_)) => format!("no answer within {timeout:?}"),
         };
         if !self.is_closed() {
             tracing::error!(plugin = %self.name, call, "NRI plugin is let go of: {why}");

@@ -339,12 +339,12 @@ pub async fn start_container(
         .await?)
 }
 
-/// A container that runs.
-pub async fn started(pass: &Pass, pod: &Pod, record: Option<&ContainerRecord>) {
+/// A container that runs, since `started_at` (ns since the epoch).
+pub async fn started(pass: &Pass, pod: &Pod, record: Option<&ContainerRecord>, started_at: i64) {
     let Some(record) = record else { return };
     let moment = Moment {
         state: api::ContainerState::CONTAINER_RUNNING,
-        started_at: crate::pod::record::now_ns(),
+        started_at,
         ..made(record)
     };
     inform(pass, pod, api::Event::POST_START_CONTAINER, &moment).await;

@@ -99,7 +99,8 @@ pub enum Work {
     },
     Started {
         id: String,
-        result: Result<(), Error>,
+        /// The container as the shim had it then.
+        result: Result<v1::ContainerState, Error>,
         /// Where it failed: what the shim says now.
         said: Option<v1::InspectResponse>,
         took: Duration,

@@ -159,14 +159,13 @@ impl Shim {
         Ok(())
     }
 
-    pub async fn start(&self, id: &str) -> Result<(), Error> {
-        let request = api::StartRequest {
-            id: id.to_owned(),
+    pub async fn start(&self, id: &str) -> Result<v1::ContainerState, Error> {
+        let request = v1::StartRequest {
+            container_id: id.to_owned(),
             ..Default::default()
         };
-        let answer = self.task.start(unbounded(), &request);
-        self.call("Start", TASK_DEADLINE, answer).await?;
-        Ok(())
+        let answer = self.pod.start(unbounded(), &request);
+        self.call("Start", TASK_DEADLINE, answer).await
     }
 
     /// Other limits; those that `resources` does not name stay.

@@ -4,8 +4,8 @@ use std::fs;
 
 use berth_proto::shim::{
     api::{
-        CloseIORequest, DeleteRequest, KillRequest, PidsRequest, StartRequest, StateRequest,
-        Status, WaitRequest,
+        CloseIORequest, DeleteRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest,
+        StartRequest, StateRequest, Status, WaitRequest,
     },
     v1::pod::{
         CreateOptions, InspectRequest, NamespaceMode, SandboxOptions, StatsRequest, TaskState,
@@ -119,6 +119,48 @@ async fn a_container_is_created_started_ends_and_is_deleted() {
         ttrpc::Code::NOT_FOUND
     );
     assert!(shim.containers().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_paused_container_stands_still_goes_on_and_can_be_killed() {
+    let pod = Pod::new();
+    let shim = pod.up().await;
+    let pause = |id: &str| PauseRequest {
+        id: id.into(),
+        ..Default::default()
+    };
+    for id in ["killed", "stopped"] {
+        let pid = pod
+            .run_container(&shim, id, &["sh", "-c", "while :; do :; done"])
+            .await;
+        let used = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        shim.task.pause(ctx(), &pause(id)).await.unwrap();
+        shim.task.pause(ctx(), &pause(id)).await.unwrap();
+        let state = StateRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        let now = shim.task.state(ctx(), &state).await.unwrap().status;
+        assert_eq!(now, Status::PAUSED.into());
+        let before = used();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(used(), before, "it ran while it was paused");
+        let resume = ResumeRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        shim.task.resume(ctx(), &resume).await.unwrap();
+        let now = shim.task.state(ctx(), &state).await.unwrap().status;
+        assert_eq!(now, Status::RUNNING.into());
+        eventually("it goes on", || used() != before).await;
+        shim.task.pause(ctx(), &pause(id)).await.unwrap();
+    }
+    kill(&shim, "killed", 9).await;
+    assert_eq!(shim.ended("killed").await.exit_code, 137);
+    let error = shim.task.pause(ctx(), &pause("killed")).await.unwrap_err();
+    assert_eq!(code(error), ttrpc::Code::FAILED_PRECONDITION);
+    shim.stop(&pod).await;
+    assert_eq!(shim.ended("stopped").await.exit_code, 137);
 }
 
 #[tokio::test]

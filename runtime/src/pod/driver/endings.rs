@@ -153,18 +153,19 @@ impl Driver {
     pub(super) fn started(
         &mut self,
         id: String,
-        result: Result<(), Error>,
+        result: Result<v1::ContainerState, Error>,
         said: Option<v1::InspectResponse>,
         took: Duration,
     ) {
         let Some(container) = self.containers.get_mut(&id) else {
             return;
         };
+        let started_at = result.as_ref().map_or(0, |told| told.started_at);
         container.timeline.set_ms("start", took.as_secs_f64() * 1e3);
         let waiters = match std::mem::replace(
             &mut container.state,
             ContainerState::Running {
-                started_at: now_ns(),
+                started_at,
                 stop: None,
             },
         ) {
@@ -172,7 +173,7 @@ impl Driver {
             _ => vec![],
         };
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 // What the shim said while the call was under way may be newer.
                 let said = std::mem::take(&mut self.said);
                 self.apply(said);

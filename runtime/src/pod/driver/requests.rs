@@ -223,14 +223,14 @@ impl Driver {
                     };
                     let result = match begun {
                         Ok(()) => shim.start(&id).await,
-                        failed => failed,
+                        Err(refused) => Err(refused),
                     };
                     let said = match result {
-                        Ok(()) => None,
+                        Ok(_) => None,
                         Err(_) => shim.inspect().await.ok(),
                     };
-                    if result.is_ok() {
-                        nri::started(&pass, &pod, record.as_deref()).await;
+                    if let Ok(told) = &result {
+                        nri::started(&pass, &pod, record.as_deref(), told.started_at).await;
                     }
                     let started = Work::Started {
                         id,
