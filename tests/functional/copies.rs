@@ -102,14 +102,6 @@ async fn url(node: &Node, id: &str, cmd: &[&str], stdin: bool) -> Result<String>
     Ok(node.cri.runtime().exec(request).await?.into_inner().url)
 }
 
-fn resident_kib(pid: i32) -> Result<u64> {
-    let status = process::Process::read(pid)
-        .context("it has ended")?
-        .status()?;
-    let line = status.get("VmRSS").context("no VmRSS")?;
-    Ok(line.trim_end_matches(" kB").parse()?)
-}
-
 /// Makes the archive on a thread of its own: what is measured is the stream.
 fn make(bytes: usize) -> (mpsc::Receiver<Vec<u8>>, std::thread::JoinHandle<String>) {
     let (sender, receiver) = mpsc::channel(16);
@@ -221,7 +213,7 @@ fn copies(spdy: bool) -> Result<()> {
             .await?
             .outcome()
             .await?;
-        let before = (resident_kib(daemon)?, resident_kib(shim)?);
+        let before = (process::resident_kib(daemon)?, process::resident_kib(shim)?);
 
         let begin = Instant::now();
         let (pieces, maker) = make(bytes);
@@ -250,7 +242,7 @@ fn copies(spdy: bool) -> Result<()> {
         };
         ensure!(back == sent, "another file came back");
         let down_took = begin.elapsed();
-        let after = (resident_kib(daemon)?, resident_kib(shim)?);
+        let after = (process::resident_kib(daemon)?, process::resident_kib(shim)?);
         ensure!(
             after.0 < before.0 + GROWTH_KIB && after.1 < before.1 + GROWTH_KIB,
             "KiB of daemon and shim: {before:?} before, {after:?} after {mib} MiB each way"

@@ -19,14 +19,6 @@ const SHIM_LIMIT_KIB: u64 = 64 << 10;
 /// The daemon holds each answer whole, and again as a message.
 const DAEMON_LIMIT_KIB: u64 = (CALLS * CAP * 2 + (64 << 20)) as u64 >> 10;
 
-fn resident_kib(pid: i32) -> Result<u64> {
-    let status = process::Process::read(pid)
-        .context("it has ended")?
-        .status()?;
-    let line = status.get("VmRSS").context("no VmRSS")?;
-    Ok(line.trim_end_matches(" kB").parse()?)
-}
-
 #[test]
 fn endless_output_is_capped_and_nobody_else_waits_sec_cri_01() -> Result<()> {
     Node::test(async |node| {
@@ -63,8 +55,8 @@ fn endless_output_is_capped_and_nobody_else_waits_sec_cri_01() -> Result<()> {
                     None => break,
                 },
                 _ = look.tick() => {
-                    of_shim = resident_kib(shim)?.max(of_shim);
-                    of_daemon = resident_kib(daemon)?.max(of_daemon);
+                    of_shim = process::resident_kib(shim)?.max(of_shim);
+                    of_daemon = process::resident_kib(daemon)?.max(of_daemon);
                     let asked = Instant::now();
                     node.cri.pods(None).await?;
                     node.cri.status(&id).await?;

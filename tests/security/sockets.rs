@@ -9,16 +9,6 @@ use berth_tests::{
     request::{ContainerRequest, PodRequest},
 };
 
-fn resident_kib(pid: i32) -> u64 {
-    let status = process::Process::read(pid)
-        .and_then(|process| process.status().ok())
-        .unwrap_or_default();
-    status
-        .get("VmRSS")
-        .and_then(|value| value.split(' ').next()?.parse().ok())
-        .unwrap_or(0)
-}
-
 #[test]
 fn a_root_pod_on_the_host_network_sees_no_abstract_socket_of_ours_sec_eng_14() -> Result<()> {
     Node::test(async |node| {
@@ -41,7 +31,7 @@ fn garbage_to_a_shim_closes_that_connection_alone_sec_eng_14() -> Result<()> {
             .start_container(&pod, container("a", BUSYBOX, &["sleep", "1000"]))
             .await?;
         let shim = process::shims().pop().context("no shim")?;
-        let before = resident_kib(shim.pid);
+        let before = process::resident_kib(shim.pid)?;
         let socket = std::fs::read_dir(node.daemon.state.join("s"))?
             .flatten()
             .next()
@@ -71,7 +61,7 @@ fn garbage_to_a_shim_closes_that_connection_alone_sec_eng_14() -> Result<()> {
             }
         }
         ensure!(node.cri.exec(&id, &["echo", "alive"]).await? == "alive");
-        let grown = resident_kib(shim.pid).saturating_sub(before);
+        let grown = process::resident_kib(shim.pid)?.saturating_sub(before);
         ensure!(grown < 8 << 10, "the shim grew by {grown} KiB");
         Ok(())
     })
