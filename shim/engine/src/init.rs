@@ -18,12 +18,16 @@ use std::{
     rc::Rc,
 };
 
+use berth_kernel::signals;
 use libcontainer::{
     container::builder::ContainerBuilder,
     syscall::syscall::SyscallType,
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::{
+    signal::Signal,
+    wait::{WaitPidFlag, WaitStatus, waitpid},
+};
 use oci_spec::runtime::{Linux, LinuxCapabilities, Process, Spec};
 use rustix::{mount::MountPropagationFlags, thread::CapabilitySet};
 use serde::{Deserialize, Serialize};
@@ -213,6 +217,8 @@ fn by_libcontainer(
     stdio: Stdio,
     reply: &OwnedFd,
 ) -> Result<Made, Error> {
+    // libcontainer writes the state to a hook's stdin, which a hook may close unread. The command's own signals are reset at its execve.
+    signals::ignore(Signal::SIGPIPE as i32).map_err(Error::io("ignore SIGPIPE"))?;
     let Prepared {
         mut spec,
         mut process,
@@ -350,10 +356,7 @@ fn end_children() {
     for _ in 0..END_CHILDREN_TRIES {
         for pid in children() {
             if let Ok(process) = berth_kernel::pidfd::open(pid) {
-                let _ = berth_kernel::pidfd::send_signal(
-                    process,
-                    nix::sys::signal::Signal::SIGKILL as i32,
-                );
+                let _ = berth_kernel::pidfd::send_signal(process, Signal::SIGKILL as i32);
             }
         }
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {

@@ -31,6 +31,15 @@ pub fn an_init_that_ends_at_once_still_gives_its_status(world: &mut World) {
     }
 }
 
+pub fn a_hook_need_not_read_the_state(world: &mut World) {
+    let (exit, _) = world.run(&["true"], |spec| {
+        // More than a pipe holds: who writes it is still at it when the hook ends.
+        spec["annotations"]["long"] = "x".repeat(256 << 10).into();
+        spec["hooks"]["createRuntime"] = json!([{ "path": "/bin/true" }]);
+    });
+    assert_eq!(exit, Exit::Code(0));
+}
+
 pub fn a_killed_container_ends_with_137(world: &mut World) {
     let bundle = world.bundle(&["sleep", "1000"], |_| {});
     let process = world.up(&bundle);

@@ -20,6 +20,7 @@ macro_rules! cases {
 cases! {
     lifecycle::a_container_runs_and_its_exit_code_and_output_are_its_own,
     lifecycle::an_init_that_ends_at_once_still_gives_its_status,
+    lifecycle::a_hook_need_not_read_the_state,
     lifecycle::a_killed_container_ends_with_137,
     lifecycle::a_created_container_does_not_run_and_can_be_deleted,
     lifecycle::a_missing_command_is_127_and_one_not_executable_126,
