@@ -229,7 +229,7 @@ fn attach(path: &Path) -> io::Result<OwnedFd> {
 /// Hides files under the node's null device, and directories under an empty tmpfs that all of them share. Never the container's
 /// own /dev/null: an image may have made a link of it (SEC-ENG-03, CVE-2025-31133).
 fn mask<'a>(root: &OwnedFd, paths: impl Iterator<Item = &'a String>) -> Result<(), Error> {
-    // Of files, and of directories: made once, cloned for each.
+    // Of files, and of directories: made once, and cloned from where they are attached (what is attached nowhere is cloned since 6.15 only).
     let mut covers: [Option<OwnedFd>; 2] = [None, None];
     for path in paths {
         let step = || Error::io(format!("mask {path}"));
@@ -240,15 +240,14 @@ fn mask<'a>(root: &OwnedFd, paths: impl Iterator<Item = &'a String>) -> Result<(
         };
         let directory = beneath::is_directory(&place).map_err(step())?;
         let kept = &mut covers[usize::from(directory)];
-        let cover = match (kept.take(), directory) {
-            (Some(cover), _) => cover,
-            (None, true) => empty_directory().map_err(step())?,
-            (None, false) => null_device().map_err(step())?,
+        let cover = match (&kept, directory) {
+            (Some(attached), _) => mount::clone_place(attached.as_fd(), false),
+            (None, true) => empty_directory(),
+            (None, false) => null_device(),
         };
-        mount::clone_place(cover.as_fd(), false)
-            .and_then(|tree| mount::attach(&tree, &place))
-            .map_err(step())?;
-        *kept = Some(cover);
+        let cover = cover.map_err(step())?;
+        mount::attach(&cover, &place).map_err(step())?;
+        kept.get_or_insert(cover);
     }
     Ok(())
 }
