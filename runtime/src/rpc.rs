@@ -1,15 +1,19 @@
-//! What surrounds every RPC: its span and its count.
+//! What surrounds every RPC: its span, its count, and the time that its caller gives it.
+//!
+//! tonic keeps the time of `grpc-timeout` too, but answers CANCELLED, "Timeout expired". Where that reaches a client before its own clock
+//! does, a deadline looks like somebody's change of mind. So the time is kept here, and is over first: this timer begins before tonic's,
+//! which asks its own only when the call below has nothing to say.
 
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use berth_proto::CRI_RPCS;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
-use tonic::{Code, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty, info_span};
 
@@ -50,7 +54,7 @@ where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
-    B: Send + 'static,
+    B: Default + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -64,9 +68,18 @@ where
         let path = known(request.uri().path());
         let span = span(path, request.headers());
         let mut counted = Counted::begin(self.node.clone(), path, span.clone());
+        let limit = timeout(request.headers());
         let answer = span.in_scope(|| self.inner.call(request));
+        let expired = limit.map(tokio::time::sleep);
         let surrounded = async move {
-            let response = answer.await?;
+            let response = match expired {
+                None => answer.await?,
+                Some(expired) => tokio::select! {
+                    biased;
+                    answer = answer => answer?,
+                    () = expired => late(path, limit.unwrap_or_default()).into_http(),
+                },
+            };
             counted.code = code(response.headers());
             drop(counted);
             Ok(response)
@@ -83,6 +96,32 @@ fn known(path: &str) -> &'static str {
 
 fn method(path: &'static str) -> &'static str {
     path.rsplit_once('/').map_or(path, |(_, method)| method)
+}
+
+/// The time that a caller gives: `grpc-timeout` as gRPC's protocol over HTTP/2 has it, at most eight digits and a unit. `None`: any.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+fn late(path: &'static str, limit: Duration) -> Status {
+    Status::deadline_exceeded(format!(
+        "{}: no answer within the {limit:?} that the caller gives it",
+        method(path)
+    ))
 }
 
 fn span(path: &'static str, headers: &HeaderMap) -> Span {
@@ -147,6 +186,35 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_callers_time_is_read_as_grpc_writes_it() {
+        for (text, time) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("20S", Some(Duration::from_secs(20))),
+            ("1m", Some(Duration::from_millis(1))),
+            ("999872u", Some(Duration::from_micros(999_872))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("99999999H", Some(Duration::from_secs(359_999_996_400))),
+            ("100000000n", None),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("+1S", None),
+            ("1s", None),
+            ("1 S", None),
+        ] {
+            let headers = HeaderMap::from_iter([("grpc-timeout", text)].map(|(name, value)| {
+                (
+                    http::HeaderName::from_static(name),
+                    value.parse().expect("a header's value"),
+                )
+            }));
+            assert_eq!(timeout(&headers), time, "{text:?}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
 
     #[test]
     fn what_a_client_sends_is_no_label() {
