@@ -1,5 +1,6 @@
 //! The fuzzers' entries (fuzz/), driven by mutations of what real clients send: in each run some thousand inputs, and as many as go
-//! into BERTH_TEST_FUZZ_SECONDS where that is set. An input that ends in a panic is printed by its seed and round.
+//! into BERTH_TEST_FUZZ_SECONDS where that is set. An input that ends in a panic is printed by its seed and round. Where
+//! BERTH_TEST_FUZZ_CORPUS names a directory, the unchanged inputs are written there, below the target's name: libFuzzer begins with them.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -167,6 +168,13 @@ fn mutate(random: &mut StdRng, seeds: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn drive(what: &str, entry: fn(&[u8]), seeds: &[Vec<u8>]) {
+    if let Some(corpus) = std::env::var_os("BERTH_TEST_FUZZ_CORPUS") {
+        let dir = std::path::Path::new(&corpus).join(what);
+        std::fs::create_dir_all(&dir).unwrap();
+        for (number, seed) in seeds.iter().enumerate() {
+            std::fs::write(dir.join(format!("session-{number}")), seed).unwrap();
+        }
+    }
     for seed in seeds {
         entry(seed);
     }
