@@ -77,6 +77,7 @@ impl Error {
                 | EngineError::Sysctl { .. } => Code::INVALID_ARGUMENT,
                 // The kernel's own word on a limit: less memory than is in use, CPUs that the cgroup above does not have.
                 EngineError::Cgroup(CgroupError::Limit { .. }) => Code::FAILED_PRECONDITION,
+                EngineError::Unfit { .. } | EngineError::NoMemory(_) => Code::FAILED_PRECONDITION,
                 EngineError::Criu { .. } => Code::FAILED_PRECONDITION,
                 _ => Code::INTERNAL,
             },
@@ -86,9 +87,15 @@ impl Error {
 }
 
 fn io_code(error: &io::Error) -> Code {
-    // The process that the call is about has ended meanwhile: no fault of ours.
-    if error.raw_os_error() == Some(nix::libc::ESRCH) {
-        return Code::FAILED_PRECONDITION;
+    use nix::libc;
+    match error.raw_os_error() {
+        // The process that the call is about has ended meanwhile: no fault of ours.
+        Some(libc::ESRCH) => return Code::FAILED_PRECONDITION,
+        // A path of the request or the image that is something else than it would have to be; none of ours can be that.
+        Some(libc::ENOTDIR | libc::EISDIR | libc::ENAMETOOLONG | libc::ELOOP | libc::EROFS) => {
+            return Code::FAILED_PRECONDITION;
+        }
+        _ => {}
     }
     match error.kind() {
         io::ErrorKind::TimedOut => Code::DEADLINE_EXCEEDED,
@@ -121,6 +128,18 @@ mod tests {
             (io(io::ErrorKind::NotFound), Code::INTERNAL),
             (
                 Error::io("enter x")(io::Error::from_raw_os_error(nix::libc::ESRCH)),
+                Code::FAILED_PRECONDITION,
+            ),
+            (
+                Error::io("open log file x")(io::Error::from_raw_os_error(nix::libc::EISDIR)),
+                Code::FAILED_PRECONDITION,
+            ),
+            (
+                EngineError::Unfit {
+                    step: "map the ids of mount /x".into(),
+                    reason: "it lies on proc".into(),
+                }
+                .into(),
                 Code::FAILED_PRECONDITION,
             ),
             (Error::Unbuilt("Task.Pause"), Code::UNIMPLEMENTED),

@@ -48,5 +48,6 @@ mod stuck_stops;
 mod terminals;
 mod tracing;
 mod under_containerd;
+mod unfit;
 mod update;
 mod user_namespaces;

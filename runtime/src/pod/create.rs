@@ -21,7 +21,7 @@ use super::{
     image_volumes::{self, Volume},
     mounts,
     record::{ContainerPhase, ContainerRecord, Timeline, now_ns},
-    run::{after_undo, make_private_dir},
+    run::{after_undo, make_log_directory, make_private_dir},
     shim::{Shim, namespace_mode},
     teardown, update,
 };
@@ -239,7 +239,7 @@ fn reserve(pod: &Pod, plan: &Plan, dir: &Path) -> Result<ContainerRecord, Error>
         .map_err(Error::io("write ledger for", dir))?;
     make_private_dir(&dir.join("rootfs"))?;
     if let Some(parent) = record.log_path.parent() {
-        std::fs::create_dir_all(parent).map_err(Error::io("make log directory", parent))?;
+        make_log_directory(parent)?;
     }
     failpoint::at(|| berth_failpoint::site!("container.create.reserved"))?;
     Ok(record)

@@ -88,8 +88,7 @@ impl<'a> Reserved<'a> {
         }
         if !pod.config.log_directory.is_empty() {
             // It is the caller's, who may have made it already and will remove it.
-            std::fs::create_dir_all(&pod.config.log_directory)
-                .map_err(Error::io("make log directory", &pod.config.log_directory))?;
+            make_log_directory(pod.config.log_directory.as_ref())?;
         }
         failpoint::at(|| berth_failpoint::site!("pod.run.reserved"))
     }
@@ -277,6 +276,20 @@ pub fn make_private_dir(dir: &std::path::Path) -> Result<(), Error> {
         .mode(0o700)
         .create(dir)
         .map_err(Error::io("make", dir))
+}
+
+/// The caller names it: where it can't be for what is there already, that is the caller's to mend.
+pub fn make_log_directory(dir: &std::path::Path) -> Result<(), Error> {
+    use std::io::ErrorKind::{AlreadyExists, InvalidFilename, NotADirectory, ReadOnlyFilesystem};
+    std::fs::create_dir_all(dir).map_err(|source| {
+        let failed = Error::io("make log directory", dir);
+        match source.kind() {
+            AlreadyExists | NotADirectory | InvalidFilename | ReadOnlyFilesystem => {
+                Error::FailedPrecondition(failed(source).to_string())
+            }
+            _ => failed(source),
+        }
+    })
 }
 
 pub fn after_undo(what: Error, undone: Result<(), Error>) -> Error {

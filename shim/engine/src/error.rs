@@ -23,6 +23,13 @@ pub enum Error {
     Command { exit_code: i32, message: String },
     #[error("create container {id}: {reason}")]
     Create { id: String, reason: String },
+    /// What is asked for does not fit the image, a volume or this node's kernel: no fault of ours, and none that trying again mends.
+    #[error("{step}: {reason}")]
+    Unfit { step: String, reason: String },
+    #[error(
+        "create container {0}: its first process was killed for want of memory: the container's limit, or one above it, is less than making it takes"
+    )]
+    NoMemory(String),
     /// A pod's sysctl that the kernel does not take there: none of that name, or not with that value.
     #[error("sysctl {name}: {reason}")]
     Sysctl { name: String, reason: String },

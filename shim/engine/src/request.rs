@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Maker, pause::UserNamespace};
+use crate::{Error, Maker, cgroup::Error as CgroupError, pause::UserNamespace};
 
 /// First byte of a control datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,14 +103,46 @@ pub(crate) struct Ended {
 /// An [`Error`] as it travels.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
-    Command { exit_code: i32, message: String },
-    Io { step: String, errno: i32 },
-    Spec { id: String, reason: String },
-    Create { id: String, reason: String },
-    Sysctl { name: String, reason: String },
+    Command {
+        exit_code: i32,
+        message: String,
+    },
+    Io {
+        step: String,
+        errno: i32,
+    },
+    Spec {
+        id: String,
+        reason: String,
+    },
+    Create {
+        id: String,
+        reason: String,
+    },
+    Unfit {
+        step: String,
+        reason: String,
+    },
+    NoMemory(String),
+    Limit {
+        path: String,
+        file: String,
+        value: String,
+        errno: i32,
+    },
+    Sysctl {
+        name: String,
+        reason: String,
+    },
     Seccomp(String),
-    Criu { path: PathBuf, reason: String },
-    Checkpoint { id: String, reason: String },
+    Criu {
+        path: PathBuf,
+        reason: String,
+    },
+    Checkpoint {
+        id: String,
+        reason: String,
+    },
     Other(String),
 }
 
@@ -152,6 +184,22 @@ impl From<Error> for Failure {
                 id,
                 reason: cut(reason),
             },
+            Error::Unfit { step, reason } => Failure::Unfit {
+                step: cut(step),
+                reason: cut(reason),
+            },
+            Error::NoMemory(id) => Failure::NoMemory(id),
+            Error::Cgroup(CgroupError::Limit {
+                path,
+                file,
+                value,
+                source,
+            }) => Failure::Limit {
+                path: cut(path),
+                file,
+                value: cut(value),
+                errno: source.raw_os_error().unwrap_or_default(),
+            },
             Error::Sysctl { name, reason } => Failure::Sysctl {
                 name: cut(name),
                 reason: cut(reason),
@@ -180,6 +228,19 @@ impl From<Failure> for Error {
             },
             Failure::Spec { id, reason } => Error::Spec { id, reason },
             Failure::Create { id, reason } => Error::Create { id, reason },
+            Failure::Unfit { step, reason } => Error::Unfit { step, reason },
+            Failure::NoMemory(id) => Error::NoMemory(id),
+            Failure::Limit {
+                path,
+                file,
+                value,
+                errno,
+            } => Error::Cgroup(CgroupError::Limit {
+                path,
+                file,
+                value,
+                source: std::io::Error::from_raw_os_error(errno),
+            }),
             Failure::Sysctl { name, reason } => Error::Sysctl { name, reason },
             Failure::Seccomp(reason) => Error::Seccomp(reason),
             Failure::Criu { path, reason } => Error::Criu { path, reason },

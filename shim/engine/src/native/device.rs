@@ -55,7 +55,17 @@ pub(super) fn make_all(
     devices: &[LinuxDevice],
     outside: bool,
 ) -> Result<(), Error> {
-    let step = |path: &Path| Error::io(format!("make device {}", path.display()));
+    let step = |path: &Path| {
+        let step = format!("make device {}", path.display());
+        // Without an errno it is our own word on what the image has there.
+        move |source: io::Error| match source.raw_os_error() {
+            Some(_) => Error::Io { step, source },
+            None => Error::Unfit {
+                step,
+                reason: source.to_string(),
+            },
+        }
+    };
     let dev_path = Path::new("/dev");
     let dev = beneath::ensure(root, dev_path, Kind::Directory, false).map_err(step(dev_path))?;
     for (name, major, minor) in DEFAULT {

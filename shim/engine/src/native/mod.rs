@@ -167,6 +167,9 @@ pub(crate) fn create(
         cgroup: born_in.as_ref().map(AsFd::as_fd),
         ..Clone::default()
     };
+    let cgroup = prepared.cgroup.clone();
+    let oom_kills = || cgroup.oom_kills().ok();
+    let killed_before = oom_kills();
     let child = birth
         .spawn(single_threaded, || {
             let init = Init {
@@ -194,7 +197,9 @@ pub(crate) fn create(
         Ok(Some((Birth::Failed(failure), _))) => {
             let reason = match Error::from(failure) {
                 // The step's own words, and its errno, which a full disk is told from a bad request by.
-                error @ Error::Io { .. } => return failed(error),
+                error @ (Error::Io { .. } | Error::Unfit { .. } | Error::Cgroup(_)) => {
+                    return failed(error);
+                }
                 error => error.to_string(),
             };
             return failed(Error::Create {
@@ -202,10 +207,13 @@ pub(crate) fn create(
                 reason,
             });
         }
+        Ok(None) if oom_kills().is_some_and(|kills| Some(kills) != killed_before) => {
+            return failed(Error::NoMemory(request.id.clone()));
+        }
         Ok(None) => {
             return failed(Error::Create {
                 id: request.id.clone(),
-                reason: "its first process died before its root was made (out of memory?)".into(),
+                reason: "its first process died before its root was made".into(),
             });
         }
         Err(error) => return failed(error),

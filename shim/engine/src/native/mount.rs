@@ -211,12 +211,25 @@ pub(super) fn read_only(tree: &OwnedFd) -> io::Result<()> {
     set_attributes(tree.as_fd(), false, change)
 }
 
+/// Why there is no tree.
+#[derive(Debug)]
+pub(super) enum Failed {
+    Map(String),
+    Bind(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Bind(error)
+    }
+}
+
 /// A bind's tree, ready to be attached.
 pub(super) fn bind(
     source: &Path,
     options: &Options,
     id_map: Option<&IdMap>,
-) -> io::Result<OwnedFd> {
+) -> Result<OwnedFd, Failed> {
     let tree = clone_tree(source, options.recursive)?;
     if let Some(id_map) = id_map {
         // Never a plain bind instead (SEC-ENG-20).
@@ -245,17 +258,17 @@ pub(super) fn bind(
 }
 
 /// Why a source can't be id-mapped, with the file systems that it might be for.
-fn not_mapped(source: &Path, recursive: bool, error: io::Error) -> io::Error {
+fn not_mapped(source: &Path, recursive: bool, error: io::Error) -> Failed {
     let kinds = file_systems(source, recursive).unwrap_or_default();
     let why = match Errno::from_io_error(&error) {
         Some(Errno::INVAL) => "this kernel can't mount that id-mapped".to_owned(),
         Some(Errno::PERM) => "it is id-mapped already".to_owned(),
         _ => error.to_string(),
     };
-    io::Error::new(
-        error.kind(),
-        format!("it lies on {}: {why}", kinds.join(", ")),
-    )
+    Failed::Map(format!(
+        "it lies on {}: {why}; a volume on a file system that can be (ext4, xfs, btrfs, tmpfs) would do, or a pod on the node's own users (hostUsers: true)",
+        kinds.join(", ")
+    ))
 }
 
 /// The kinds of the file system that a path lies on, and of those mounted below it.
@@ -354,15 +367,24 @@ pub(super) fn mount(
 }
 
 fn step<'a>(mount: &'a Mount) -> impl Fn(&'a str) -> Box<dyn FnOnce(io::Error) -> Error> + 'a {
-    move |what| {
-        let kind = mount.typ().as_deref().unwrap_or("none");
-        let source = mount.source().as_deref().unwrap_or(Path::new("none"));
-        Box::new(Error::io(format!(
-            "{what} mount {} ({kind} {})",
-            mount.destination().display(),
-            source.display()
-        )))
+    move |what| Box::new(Error::io(named(mount, what)))
+}
+
+fn unfit(mount: &Mount, what: &str, reason: String) -> Error {
+    Error::Unfit {
+        step: named(mount, what),
+        reason,
     }
+}
+
+fn named(mount: &Mount, what: &str) -> String {
+    let kind = mount.typ().as_deref().unwrap_or("none");
+    let source = mount.source().as_deref().unwrap_or(Path::new("none"));
+    format!(
+        "{what} mount {} ({kind} {})",
+        mount.destination().display(),
+        source.display()
+    )
 }
 
 /// Takes the tree of a bind.
@@ -373,7 +395,11 @@ pub(super) fn take(
 ) -> Result<OwnedFd, Error> {
     let step = step(mount);
     match mount.source().as_deref() {
-        Some(source) => bind(source, options, id_map).map_err(step("take the source of")),
+        Some(source) => bind(source, options, id_map).map_err(|error| match error {
+            // Our own words: of its id map.
+            Failed::Map(reason) => unfit(mount, "map the ids of", reason),
+            Failed::Bind(error) => step("take the source of")(error),
+        }),
         None => Err(step("take the source of")(Errno::INVAL.into())),
     }
 }
@@ -396,7 +422,17 @@ pub(super) fn place(
     };
     // CVE-2023-27561: what is written to /proc and /sys later must be theirs.
     let links = options.bind || !matches!(mount.typ().as_deref(), Some("proc" | "sysfs"));
-    beneath::ensure(root, mount.destination(), kind, links).map_err(step("find the place of"))
+    let place = beneath::ensure(root, mount.destination(), kind, links)
+        .map_err(step("find the place of"))?;
+    // The kernel says EINVAL, which could mean anything.
+    if beneath::is_directory(&place).map_err(step("look at"))? != directory {
+        let reason = match directory {
+            true => "a directory can't lie on the file that the image has there",
+            false => "a file can't lie on the directory that the image has there",
+        };
+        return Err(unfit(mount, "attach", reason.to_owned()));
+    }
+    Ok(place)
 }
 
 /// What a file system is told. Users and groups are the container's, and so those of the node that they are mapped to where the file

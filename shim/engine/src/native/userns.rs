@@ -167,7 +167,10 @@ impl IdMap {
                     mount.destination().display()
                 ))
             };
-            let refuse = |why: &str| step()(std::io::Error::other(why.to_owned()));
+            let refuse = |why: &str| Error::Unfit {
+                step: format!("make the id map of mount {}", mount.destination().display()),
+                reason: why.to_owned(),
+            };
             let asked = asked.ok_or_else(|| refuse("none is given"))?;
             if !options.is_bind() {
                 return Err(refuse("only a bind mount can have one"));
