@@ -9,4 +9,5 @@ pub mod pod;
 pub mod progress;
 pub mod run;
 pub mod shell;
+pub mod shim;
 pub mod version;

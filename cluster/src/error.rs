@@ -1,4 +1,4 @@
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -83,6 +83,22 @@ pub enum Error {
     },
     #[error("{place}: credentials are one line USER:PASSWORD")]
     Credentials { place: String },
+    #[error("{what}: {why}")]
+    Invalid { what: String, why: String },
+    #[error(
+        "no container {id:?} in namespace {namespace}: `berth shim ps` shows those that there are"
+    )]
+    NoTask { id: String, namespace: String },
+    #[error(
+        "container {id} is there already in namespace {namespace}: `berth shim delete --force {id}` first, or name this one otherwise"
+    )]
+    TaskExists { id: String, namespace: String },
+    #[error("shim {shim}: {step}: {failure}")]
+    Shim {
+        shim: String,
+        step: String,
+        failure: Failure,
+    },
     #[error("stopped by a signal; what had been made is removed")]
     Interrupted,
     #[error("{error}\n  and then, tidying up: {}", failures.join("; "))]
@@ -94,7 +110,55 @@ pub enum Error {
     Some(usize),
 }
 
+/// What a shim did to a step of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{message} ({code})")]
+    Refused { code: String, message: String },
+    #[error("no answer for {} s: it hangs", .0.as_secs())]
+    Hangs(Duration),
+    #[error("it has died: {0}")]
+    Died(String),
+    #[error("{0}")]
+    Garbage(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0}; its log ends with: {1}")]
+    Logged(Box<Failure>, String),
+}
+
+impl Failure {
+    fn bare(&self) -> &Failure {
+        match self {
+            Failure::Logged(failure, _) => failure.bare(),
+            failure => failure,
+        }
+    }
+}
+
 impl Error {
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Error::Shim { failure, .. } => Some(failure.bare()),
+            _ => None,
+        }
+    }
+
+    /// Whether a shim that lives has said no.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.failure(), Some(Failure::Refused { .. }))
+    }
+
+    /// Whether a shim does not answer.
+    pub fn hangs(&self) -> bool {
+        matches!(self.failure(), Some(Failure::Hangs(_)))
+    }
+
+    /// Whether a shim is gone.
+    pub fn has_died(&self) -> bool {
+        matches!(self.failure(), Some(Failure::Died(_)))
+    }
+
     /// Whether the reader of our output has gone.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Error::Print(source) if source.kind() == io::ErrorKind::BrokenPipe)

@@ -44,6 +44,7 @@ enum Command {
     #[command(subcommand)]
     Image(image::Image),
     Audit(audit::Audit),
+    Shim(Box<shim::Shim>),
     Completion(shell::Completion),
     Man(shell::Man),
     Version(version::Version),
@@ -77,6 +78,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Checkpoint(checkpoint) => checkpoint.run(&endpoint).await,
         Command::Image(image) => image.run(&endpoint, output).await,
         Command::Audit(audit) => audit.run(output),
+        Command::Shim(shim) => shim.run(output).await,
         Command::Completion(completion) => completion.run(),
         Command::Man(man) => man.run(),
         Command::Version(version) => version.run(&endpoint, output).await,

@@ -44,6 +44,7 @@ pub mod shim {
     pub use containerd_shim_protos::shim::oci as runc_options;
     pub use containerd_shim_protos::{
         api, bootstrap_api, cgroups, cgroups_v2, events, sandbox_api, sandbox_async, shim_async,
+        types::introspection,
     };
 
     /// `berth.shim.v1`

@@ -78,6 +78,8 @@ mod tests {
             "berth-image-pull.1",
             "berth-pod-stop.1",
             "berth-audit.1",
+            "berth-shim.1",
+            "berth-shim-run.1",
         ] {
             let text = std::fs::read_to_string(dir.path().join("man1").join(page)).unwrap();
             assert!(text.contains(".SH SYNOPSIS"), "{page}");
