@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod berth_cli;
+mod berth_shim;
 mod cdi;
 mod checkpoint;
 mod cni;

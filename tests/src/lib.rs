@@ -29,6 +29,7 @@ pub mod cri;
 pub mod daemon;
 pub mod debian;
 pub mod failpoint;
+pub mod figures;
 pub mod host;
 pub mod image;
 pub mod invariant;

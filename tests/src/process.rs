@@ -184,3 +184,11 @@ pub fn resident_kib(pid: i32) -> Result<u64> {
     let line = status.get("VmRSS").context("no VmRSS")?;
     Ok(line.trim_end_matches(" kB").trim().parse()?)
 }
+
+/// Proportional set size of a process, KiB: what it shares counts for its part. 0: it has ended.
+pub fn pss_kib(pid: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0.0)
+}

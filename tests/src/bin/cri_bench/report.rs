@@ -1,16 +1,9 @@
 //! The figures as a table and as JSON.
 
+use berth_tests::figures::quantile;
 use serde_json::{Value, json};
 
 use crate::{Server, weight};
-
-/// The value below which `part` of them are.
-fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = ((sorted.len() as f64 * part).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
 
 pub fn report(servers: &[Server]) -> Value {
     let mut all = json!({});

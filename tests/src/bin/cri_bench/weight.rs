@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use berth_proto::cri::NamespaceMode;
-use berth_tests::process::{self, Process};
+use berth_tests::process::{self, Process, pss_kib};
 
 use crate::{Arguments, Server};
 
@@ -58,12 +58,4 @@ impl Server {
         }
         Ok(())
     }
-}
-
-/// Proportional set size of a process.
-fn pss_kib(pid: i32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0.0)
 }
