@@ -30,6 +30,7 @@ mod exec_sync;
 mod exit_record;
 mod freeze;
 mod group;
+mod idle;
 mod info;
 mod journal;
 mod metrics;

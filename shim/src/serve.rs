@@ -30,7 +30,7 @@ use tokio::{
 use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
-    bootstrap, cli::Flags, error::Error, events::Events, journal, pod::Pod,
+    bootstrap, cli::Flags, error::Error, events::Events, idle, journal, pod::Pod,
     pod_service::PodService, sandbox::SandboxService, task::TaskService,
 };
 
@@ -107,6 +107,7 @@ async fn run(
     tokio::spawn(events.clone().run());
     let pod = Arc::new(Pod::new(flags.id.clone(), engine, zygote, events));
     let mut reaping = tokio::spawn(pod.reaper.clone().run());
+    tokio::spawn(idle::tidy(pod.generation()));
     // A stray signal (a service manager that stops its whole control group) must not take the pod with it: it ends by ShutdownSandbox.
     // Handlers and not SIG_IGN, which the container would inherit.
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?;

@@ -9,6 +9,7 @@
 //! - [`mount`]: the flags of a mount tree
 //! - [`pidfd`]: signals and waiting by descriptor
 //! - [`descriptors`] (close_range)
+//! - [`heap`]: free pages of the allocator back to the kernel
 //! - [`signals`]: dispositions back to their defaults
 //! - [`seccomp`]: a compiled filter into the kernel
 //! - [`pause`]: the process that holds a pod's namespaces
@@ -17,6 +18,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod descriptors;
+pub mod heap;
 pub mod keyring;
 pub mod mount;
 pub mod pause;
