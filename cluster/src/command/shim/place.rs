@@ -52,7 +52,7 @@ pub struct Record {
     pub process: Option<(i32, u64)>,
     /// Where the shim tells its events.
     pub events: PathBuf,
-    /// The process in the spec of the container, of which execs are made.
+    /// Where this lies: the bundle that the shim gets.
     #[serde(skip)]
     pub dir: PathBuf,
 }

@@ -180,7 +180,7 @@ impl Run {
                 life::give_up(place, &made.record).await,
             ));
         }
-        if let Some(printing) = printing {
+        if let (true, Some(printing)) = (self.events, printing) {
             printing.finish().await;
         }
         Ok(exit_code(code))
@@ -223,12 +223,10 @@ impl Process<'_> {
 
     /// Carries its streams, the size of its terminal and signals until it has ended; its exit status.
     pub async fn attended(&self, fifos: Option<Fifos>, tty: bool) -> Result<u32, Error> {
-        // Before the first byte of output; restored when this returns, or unwinds.
-        let raw = if tty && fifos.is_some() {
-            Raw::enter()
-        } else {
-            None
-        };
+        // Before the first byte of output; restored when this returns, or unwinds. Not without a way for what is typed: nobody could even
+        // interrupt it.
+        let typed = fifos.as_ref().is_some_and(Fifos::has_stdin);
+        let raw = if tty && typed { Raw::enter() } else { None };
         let mut resized = listen(SignalKind::window_change())?;
         let mut handed_on = [
             (listen(SignalKind::interrupt())?, 2),

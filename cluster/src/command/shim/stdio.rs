@@ -85,6 +85,10 @@ impl Fifos {
         Ok(fifos)
     }
 
+    pub fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
+    }
+
     fn fifo(&mut self, dir: &Path, name: &str, stream: &str) -> Result<PathBuf, Error> {
         let path = dir.join(format!("{name}-{stream}"));
         mkfifo(&path)?;
