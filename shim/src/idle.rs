@@ -7,7 +7,7 @@ use berth_kernel::heap;
 use tokio::{sync::watch, time::sleep};
 
 /// After a change of the pod: its containers start one after another, and each leaves a spec's worth of free memory behind.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_millis(200);
 
 /// Gives the heap's free pages back after each change of the pod, at most once in [`QUIET`]. For the life of the shim.
 pub async fn tidy(mut generation: watch::Receiver<u64>) {
