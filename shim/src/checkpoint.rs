@@ -96,7 +96,9 @@ pub async fn checkpoint(
     let leave_running = plan.leave_running;
     container.no_hold.store(false, Ordering::Relaxed);
     let engine = pod.engine.clone();
+    let path = plan.images.display().to_string();
     blocking("checkpoint", move || Ok(engine.checkpoint(plan)?)).await?;
+    pod.events.checkpointed(&container.id, &path);
     if !leave_running {
         return Ok(());
     }

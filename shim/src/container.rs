@@ -13,7 +13,10 @@ use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use berth_engine::cgroup::Cgroup;
@@ -79,6 +82,8 @@ pub struct Container {
     pub execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     /// Its cgroup is frozen.
     pub paused: AtomicBool,
+    /// How many of its processes were killed for want of memory, as far as that was told.
+    pub oom_kills: AtomicU64,
     /// Its root file system was mounted by this shim.
     pub mounted: bool,
     /// Held while it is checkpointed, and while it is paused after that.
@@ -121,6 +126,7 @@ impl Container {
             start_error: Mutex::new(None),
             execs: Mutex::new(BTreeMap::new()),
             paused: AtomicBool::new(false),
+            oom_kills: AtomicU64::new(0),
             mounted: request.3,
             checkpoint: Arc::default(),
             no_hold: AtomicBool::new(false),
@@ -144,6 +150,10 @@ impl Container {
 
     pub fn set_phase(&self, phase: Phase) {
         self.phase.send_replace(phase);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Exited { .. })
     }
 
     /// Waits for its end.

@@ -1,100 +1,68 @@
-//! Events for containerd, told in order to the socket that `TTRPC_ADDRESS` names. berthd has no need of them: it polls `Pod.Changes`.
-//!
-//! The queue is bounded: a daemon that is down, or slow, never holds up a container. What does not fit is dropped, oldest first, with a line in the log.
+//! Events for containerd, told in order to the socket that `TTRPC_ADDRESS` names ([`crate::event_queue`]). berthd has no need of them: it polls
+//! `Pod.Changes`.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use berth_proto::shim::{
-    api::ForwardRequest,
+    api::{CreateTaskRequest, ForwardRequest},
     events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
-        TaskResumed, TaskStart,
+        TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO,
+        TaskOOM, TaskPaused, TaskResumed, TaskStart,
     },
-    shim_async::{Client, EventsClient},
 };
 use protobuf::{Message, MessageField, well_known_types::any::Any};
-use tokio::{sync::Notify, time::sleep};
-use ttrpc::context;
 
 use crate::{
     clock,
-    container::{Container, Ended, lock},
-    journal,
+    container::{Container, Ended},
+    event_queue::{Queue, Waiting},
     reaper::Exit,
 };
 
-/// Events not yet told: minutes of a busy pod.
-const MAX_QUEUED: usize = 1024;
-/// One event's way to the daemon.
-const FORWARD: Duration = Duration::from_secs(5);
-/// After a failure.
-const RETRY: Duration = Duration::from_secs(1);
-/// How often one event is tried.
-const TRIES: u32 = 5;
-
 #[derive(Debug, Clone, Default)]
 pub struct Events {
+    namespace: String,
     /// None: nobody listens.
     queue: Option<Arc<Queue>>,
-}
-
-#[derive(Debug)]
-struct Queue {
-    address: String,
-    namespace: String,
-    requests: Mutex<VecDeque<ForwardRequest>>,
-    added: Notify,
 }
 
 impl Events {
     pub fn new(namespace: &str) -> Events {
         let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-        if address.is_empty() {
-            return Events::default();
-        }
-        let queue = Queue {
-            address,
-            namespace: namespace.to_owned(),
-            requests: Mutex::default(),
-            added: Notify::new(),
-        };
         Events {
-            queue: Some(Arc::new(queue)),
+            namespace: namespace.to_owned(),
+            queue: (!address.is_empty()).then(|| Queue::to(&address)),
         }
+    }
+
+    /// Whether anybody hears of what is told.
+    pub fn are_heard(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Tells what is queued, for the life of the shim.
     pub async fn run(self) {
-        let Some(queue) = self.queue else { return };
-        let mut client: Option<EventsClient> = None;
-        loop {
-            let next = lock(&queue.requests).pop_front();
-            let Some(request) = next else {
-                queue.added.notified().await;
-                continue;
-            };
-            let mut tries = 0;
-            while let Err(error) = forward(&queue, &mut client, &request).await {
-                client = None;
-                tries += 1;
-                if tries == TRIES {
-                    journal!(
-                        "event {} was not taken by {}: {error}",
-                        request.envelope.topic,
-                        queue.address
-                    );
-                    break;
-                }
-                sleep(RETRY).await;
-            }
+        if let Some(queue) = self.queue {
+            queue.run().await;
+        }
+    }
+
+    /// Waits for the last ones to be taken, but not for long.
+    pub async fn settle(&self) {
+        if let Some(queue) = &self.queue {
+            queue.settle().await;
         }
     }
 
     fn tell<M: Message>(&self, topic: &str, event: M) {
+        self.queue(topic, event, false);
+    }
+
+    fn tell_of_exec<M: Message>(&self, topic: &str, event: M) {
+        self.queue(topic, event, true);
+    }
+
+    fn queue<M: Message>(&self, topic: &str, event: M, of_exec: bool) {
         let Some(queue) = &self.queue else { return };
         let name = format!("containerd.events.{}", M::NAME);
         let Ok(value) = event.write_to_bytes() else {
@@ -103,37 +71,40 @@ impl Events {
         let mut request = ForwardRequest::new();
         let envelope = request.envelope.mut_or_insert_default();
         envelope.timestamp = clock::timestamp(clock::now_ns());
-        envelope.namespace = queue.namespace.clone();
+        envelope.namespace = self.namespace.clone();
         envelope.topic = topic.to_owned();
         envelope.event = MessageField::some(Any {
             type_url: name,
             value,
             ..Default::default()
         });
-        let mut requests = lock(&queue.requests);
-        if requests.len() == MAX_QUEUED
-            && let Some(dropped) = requests.pop_front()
-        {
-            journal!(
-                "event {} was dropped: {MAX_QUEUED} wait for {}",
-                dropped.envelope.topic,
-                queue.address
-            );
-        }
-        requests.push_back(request);
-        queue.added.notify_one();
+        queue.push(Waiting { request, of_exec });
     }
 
-    pub fn created(&self, container: &Container) {
-        self.tell(
-            "/tasks/create",
-            TaskCreate {
-                container_id: container.id.clone(),
-                bundle: container.bundle.display().to_string(),
-                pid: container.pid as u32,
+    /// What will be told of a container that this request makes; none where nobody listens.
+    pub fn creation(&self, request: &CreateTaskRequest) -> Option<TaskCreate> {
+        self.queue.as_ref()?;
+        Some(TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
                 ..Default::default()
-            },
-        );
+            }),
+            checkpoint: request.checkpoint.clone(),
+            ..Default::default()
+        })
+    }
+
+    pub fn created(&self, creation: Option<TaskCreate>, pid: i32) {
+        if let Some(mut creation) = creation {
+            creation.pid = pid as u32;
+            self.tell("/tasks/create", creation);
+        }
     }
 
     pub fn started(&self, container: &Container) {
@@ -191,6 +162,17 @@ impl Events {
         );
     }
 
+    pub fn checkpointed(&self, id: &str, path: &str) {
+        self.tell(
+            "/tasks/checkpointed",
+            TaskCheckpointed {
+                container_id: id.to_owned(),
+                checkpoint: path.to_owned(),
+                ..Default::default()
+            },
+        );
+    }
+
     pub fn deleted(&self, container: &Container, ended: &Ended) {
         self.tell(
             "/tasks/delete",
@@ -205,7 +187,7 @@ impl Events {
     }
 
     pub fn exec_added(&self, id: &str, exec_id: &str) {
-        self.tell(
+        self.tell_of_exec(
             "/tasks/exec-added",
             TaskExecAdded {
                 container_id: id.to_owned(),
@@ -216,7 +198,7 @@ impl Events {
     }
 
     pub fn exec_started(&self, id: &str, exec_id: &str, pid: i32) {
-        self.tell(
+        self.tell_of_exec(
             "/tasks/exec-started",
             TaskExecStarted {
                 container_id: id.to_owned(),
@@ -228,7 +210,7 @@ impl Events {
     }
 
     pub fn exec_exited(&self, id: &str, exec_id: &str, pid: i32, exit: Exit) {
-        self.tell(
+        self.tell_of_exec(
             "/tasks/exit",
             TaskExit {
                 container_id: id.to_owned(),
@@ -240,26 +222,4 @@ impl Events {
             },
         );
     }
-}
-
-async fn forward(
-    queue: &Queue,
-    client: &mut Option<EventsClient>,
-    request: &ForwardRequest,
-) -> ttrpc::Result<()> {
-    let connected = match client.take() {
-        Some(connected) => connected,
-        None => {
-            let address = match queue.address.strip_prefix("unix://") {
-                Some(_) => queue.address.clone(),
-                None => format!("unix://{}", queue.address),
-            };
-            EventsClient::new(Client::connect(&address).await?)
-        }
-    };
-    let told = connected
-        .forward(context::with_duration(FORWARD), request)
-        .await;
-    *client = Some(connected);
-    told.map(drop)
 }

@@ -22,6 +22,7 @@ use std::{
 use berth_engine::{Engine, Error as EngineError, Pause, Zygote, cgroup::Cgroup};
 use berth_proto::shim::{
     api::CreateTaskRequest,
+    events::task::TaskCreate,
     v1::pod::{
         AttachRequest, CreateOptions, InspectResponse, NamespaceMode, SandboxOptions, TaskState,
     },
@@ -502,13 +503,18 @@ impl Pod {
                 "it is not absolute",
             ));
         }
+        let creation = self.events.creation(&request);
         let mounts = std::mem::take(&mut request.rootfs);
         if mounts.is_empty() {
-            return self.make_on(request, options, bundle, false).await;
+            return self
+                .make_on(request, creation, options, bundle, false)
+                .await;
         }
         let at = bundle.clone();
         blocking("mount", move || rootfs::mount(&at, &mounts)).await?;
-        let made = self.make_on(request, options, bundle.clone(), true).await;
+        let made = self
+            .make_on(request, creation, options, bundle.clone(), true)
+            .await;
         if made.is_err()
             && let Err(undo) = rootfs::unmount(&bundle)
         {
@@ -521,6 +527,7 @@ impl Pod {
     async fn make_on(
         self: &Arc<Self>,
         request: CreateTaskRequest,
+        creation: Option<TaskCreate>,
         options: Option<CreateOptions>,
         bundle: PathBuf,
         mounted: bool,
@@ -599,7 +606,8 @@ impl Pod {
             log,
             io,
         ));
-        self.events.created(&container);
+        self.events.created(creation, container.pid);
+        self.watch_oom(&container);
         tokio::spawn(self.clone().see_off(container.clone(), exited));
         Ok(container)
     }
@@ -710,20 +718,21 @@ impl Pod {
         let Ok(exit) = exited.await else { return };
         let cgroup = container.cgroup.clone();
         let kill_rest = !container.own_pid_namespace;
-        let oom_killed = blocking("look at a cgroup", move || {
+        let oom_kills = blocking("look at a cgroup", move || {
             let Some(cgroup) = cgroup else {
-                return Ok(false);
+                return Ok(0);
             };
-            let oom_killed = cgroup.oom_kills()? > 0;
+            let oom_kills = cgroup.oom_kills()?;
             if kill_rest {
                 cgroup.kill()?;
             }
-            Ok(oom_killed)
+            Ok(oom_kills)
         });
-        let oom_killed = oom_killed.await.unwrap_or_else(|error| {
+        let oom_kills = oom_kills.await.unwrap_or_else(|error| {
             journal!("end of container {}: {error}", container.id);
-            false
+            0
         });
+        let oom_killed = oom_kills > 0;
         let io = lock(&container.io).take();
         if let Some(io) = io {
             io.drain(LOG_DRAIN).await;
@@ -757,9 +766,7 @@ impl Pod {
         if let Err(error) = berth_failpoint::site!("shim.exit.tell") {
             journal!("failpoint shim.exit.tell: {error}");
         }
-        if oom_killed {
-            self.events.oom(&container.id);
-        }
+        self.tell_oom(&container, oom_kills);
         container.set_phase(Phase::Exited {
             started_at,
             ended: ended.clone(),

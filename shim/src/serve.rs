@@ -137,6 +137,7 @@ async fn run(
         let _ = std::fs::remove_file(path);
     }
     sleep(LAST_ANSWER).await;
+    pod.events.settle().await;
     if let Err(error) = outcome {
         journal!("{error}");
         std::process::exit(1);

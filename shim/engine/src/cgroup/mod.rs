@@ -3,6 +3,7 @@
 //! - `hierarchy`: which hierarchies this machine has, found once
 //! - `devices`: v2's device rules
 //! - `limits`: what an OCI resource becomes, as a list of files and values
+//! - `oom`: word of a cgroup that runs out of memory
 //! - `stats`: the figures that the kubelet asks for; `block_io` those of block devices, `pressure` those of stalls
 //!
 //! A [`Cgroup`] is a path from the root of the hierarchies, and exists in every one of them under the same path, the named and
@@ -13,13 +14,14 @@
 //! again and opens every controller, its v1 `memory.swap` fails where there is no swap accounting, and it brings a D-Bus client
 //! (zbus, with its own executor threads) into a shim that is to be small and, before its runtime starts, single-threaded.
 //!
-//! Seat: the systemd driver (`slice:prefix:name` paths, transient units over D-Bus) goes beside this one; a path in that form
-//! is refused by name until then.
+//! A path in systemd's form (`slice:prefix:name`, which containerd's CRI makes of every parent in `.slice`) is the cgroup that systemd would
+//! make of it, made without systemd. Seat: the systemd driver (transient units over D-Bus) goes beside this one.
 
 mod block_io;
 mod devices;
 mod hierarchy;
 mod limits;
+mod oom;
 mod pressure;
 mod stats;
 
@@ -38,6 +40,7 @@ use oci_spec::runtime::LinuxResources;
 pub use block_io::DeviceIo;
 pub(crate) use hierarchy::unescape;
 use hierarchy::{Hierarchies, Hierarchy};
+pub use oom::OOM_BUFFER_BYTES;
 pub use pressure::{Pressure, Stall};
 pub use stats::{HugePages, Stats};
 
@@ -112,8 +115,14 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Names a cgroup; makes nothing. The path must be absolute and not the root, without `..`, NUL or empty components.
+    /// Names a cgroup; makes nothing. The path must be absolute and not the root, without `..`, NUL or empty components; or of systemd's
+    /// form, `slice:prefix:name`.
     pub fn at(path: &str) -> Result<Cgroup, Error> {
+        if !path.starts_with('/')
+            && let Some(path) = path_of_systemd(path)
+        {
+            return Cgroup::at(&path);
+        }
         let refuse = |reason| {
             let path: String = path.chars().take(256).collect();
             Err(Error::Path { path, reason })
@@ -122,10 +131,7 @@ impl Cgroup {
             return refuse("longer than 3072 bytes");
         }
         let Some(relative) = path.strip_prefix('/') else {
-            if path.contains(':') {
-                return refuse("the systemd driver is not built; give a path as /parent/name");
-            }
-            return refuse("must be absolute, as /parent/name");
+            return refuse("must be absolute, as /parent/name, or slice:prefix:name");
         };
         for component in relative.split('/') {
             match component {
@@ -388,6 +394,40 @@ impl Entrance {
     }
 }
 
+/// Where systemd has the scope `prefix-name.scope` of a slice: below `a.slice` for `a-b.slice` (systemd.slice(5)). None: not of that form.
+fn path_of_systemd(path: &str) -> Option<String> {
+    let mut parts = path.split(':');
+    let (Some(slice), Some(prefix), Some(name), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    if path.contains('/') || name.is_empty() {
+        return None;
+    }
+    let mut directory = String::new();
+    let mut nested = String::new();
+    for part in slice.strip_suffix(".slice")?.split('-') {
+        if part.is_empty() {
+            // The root slice is "-.slice", and no other name has an empty part.
+            if slice == "-.slice" {
+                break;
+            }
+            return None;
+        }
+        if !nested.is_empty() {
+            nested.push('-');
+        }
+        nested.push_str(part);
+        directory = format!("{directory}/{nested}.slice");
+    }
+    Some(match prefix {
+        _ if name.ends_with(".slice") => format!("{directory}/{name}"),
+        "" => format!("{directory}/{name}.scope"),
+        prefix => format!("{directory}/{prefix}-{name}.scope"),
+    })
+}
+
 fn libc_sigkill() -> i32 {
     nix::sys::signal::Signal::SIGKILL as i32
 }
@@ -476,13 +516,38 @@ mod tests {
             ("/a\0b", "control"),
             ("/a\nb", "control"),
             ("/a/cgroup.procs", "cgroup."),
-            ("system.slice:berth:c1", "systemd driver"),
+            ("system:berth:c1", "slice:prefix:name"),
+            ("a.slice:b", "slice:prefix:name"),
+            ("a.slice:b:c:d", "slice:prefix:name"),
+            ("a.slice:b:", "slice:prefix:name"),
+            ("a--b.slice:b:c", "slice:prefix:name"),
+            ("a.slice:../b:c", "slice:prefix:name"),
+            ("...slice:b:c\nd", "control"),
             (&format!("/{}", "x".repeat(300)), "255"),
             (&"/x".repeat(2000), "3072"),
         ] {
             // SEC-ENG-11
             let refused = Cgroup::at(path).unwrap_err().to_string();
             assert!(refused.contains(why), "{path:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_systemd_is_where_systemd_would_have_it() {
+        for (path, expected) in [
+            (
+                "test.slice:cri-containerd:c1",
+                "/test.slice/cri-containerd-c1.scope",
+            ),
+            (
+                "kubepods-burstable-pod1.slice:cri-containerd:c1",
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-c1.scope",
+            ),
+            ("-.slice:berth:c1", "/berth-c1.scope"),
+            ("a.slice::c1", "/a.slice/c1.scope"),
+            ("a.slice:b:c.slice", "/a.slice/c.slice"),
+        ] {
+            assert_eq!(Cgroup::at(path).unwrap().path(), expected, "{path}");
         }
     }
 
