@@ -17,6 +17,7 @@ use crate::{
     error::Error,
     pod::{Pod, blocking},
     reaper::Exit,
+    stdio_uri,
     stream::{Io, Plumbing, Request},
 };
 
@@ -108,12 +109,17 @@ impl Exec {
         container: &Arc<Container>,
     ) -> Result<i32, Error> {
         must_run(container)?;
-        let [stdin, stdout, stderr] = self.fifos.clone();
+        let ends = stdio_uri::open(
+            &pod.outside,
+            &self.container_id,
+            &self.fifos,
+            self.tty,
+            false,
+        )
+        .await?;
         let (stdio, plumbing) = Plumbing::lay(Request {
             tty: self.tty,
-            stdin,
-            stdout,
-            stderr,
+            ends,
             ..Request::default()
         })?;
         let making = pod.reaper.making();

@@ -8,6 +8,7 @@
 //!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
 //!             reaper: every child, adopted ones too                       (reaper)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
+//!                      and what else containerd's clients may name        (stdio_uri, logging_program, streams)
 //!   delete ─▶ what a dead shim has left: killed, unmounted, removed       (cleanup)
 //! ```
 //!
@@ -34,6 +35,7 @@ mod group;
 mod idle;
 mod info;
 mod journal;
+mod logging_program;
 mod metrics;
 mod oom;
 mod open_files;
@@ -45,7 +47,9 @@ mod runtime_options;
 mod sandbox;
 mod serve;
 mod stats;
+mod stdio_uri;
 mod stream;
+mod streams;
 mod sysctl;
 mod taps;
 mod task;

@@ -49,7 +49,9 @@ use crate::{
     journal,
     reaper::{Exit, Reaper},
     rootfs, runtime_options,
+    stdio_uri::{self, Outside},
     stream::{Plumbing, Request},
+    streams::Streams,
     sysctl, user_namespace,
 };
 
@@ -72,6 +74,7 @@ pub struct Pod {
     pub zygote: Arc<Zygote>,
     pub reaper: Arc<Reaper>,
     pub events: Events,
+    pub outside: Outside,
     pub outputs: Outputs,
     pub calls: Calls,
     /// Set to end the shim.
@@ -118,12 +121,24 @@ pub enum Sandbox {
 }
 
 impl Pod {
-    pub fn new(id: String, engine: Arc<dyn Engine>, zygote: Arc<Zygote>, events: Events) -> Pod {
+    pub fn new(
+        (namespace, id): (String, String),
+        engine: Arc<dyn Engine>,
+        zygote: Arc<Zygote>,
+        events: Events,
+        streams: Arc<Streams>,
+    ) -> Pod {
+        let reaper: Arc<Reaper> = Arc::default();
         Pod {
             id,
             engine,
             zygote,
-            reaper: Arc::default(),
+            outside: Outside {
+                namespace,
+                streams,
+                reaper: reaper.clone(),
+            },
+            reaper,
             events,
             outputs: Outputs::default(),
             calls: Calls::default(),
@@ -557,12 +572,10 @@ impl Pod {
         };
         let tty = request.terminal || options.tty;
         let fifos = [request.stdin, request.stdout, request.stderr];
-        let [stdin, stdout, stderr] = fifos.clone();
+        let ends = stdio_uri::open(&self.outside, &request.id, &fifos, tty, options.stdin).await?;
         let (stdio, plumbing) = Plumbing::lay(Request {
             tty,
-            stdin,
-            stdout,
-            stderr,
+            ends,
             log: log.clone(),
             keep_stdin: options.stdin,
             attachable: under_berth,
@@ -851,6 +864,7 @@ impl Pod {
         berth_failpoint::site!("shim.delete.removed")
             .map_err(Error::io("failpoint shim.delete.removed"))?;
         lock(&self.containers).remove(id);
+        self.outside.streams.forget(&container.fifos);
         self.events.deleted(&container, &ended);
         self.changed();
         Ok((container.pid, ended))

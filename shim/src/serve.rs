@@ -31,7 +31,7 @@ use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
     bootstrap, cli::Flags, error::Error, events::Events, idle, journal, pod::Pod,
-    pod_service::PodService, sandbox::SandboxService, task::TaskService,
+    pod_service::PodService, sandbox::SandboxService, streams::Streams, task::TaskService,
 };
 
 /// Calls of the engine at a time. Each blocks a thread for milliseconds; more would only contend for the launcher.
@@ -105,7 +105,9 @@ async fn run(
     let listener = UnixListener::from_std(listener).map_err(Error::io("listen"))?;
     let events = Events::new(&flags.namespace);
     tokio::spawn(events.clone().run());
-    let pod = Arc::new(Pod::new(flags.id.clone(), engine, zygote, events));
+    let streams = Streams::at(bootstrap::socket_path(flags)?);
+    let names = (flags.namespace.clone(), flags.id.clone());
+    let pod = Arc::new(Pod::new(names, engine, zygote, events, streams.clone()));
     let mut reaping = tokio::spawn(pod.reaper.clone().run());
     tokio::spawn(idle::tidy(pod.generation()));
     // A stray signal (a service manager that stops its whole control group) must not take the pod with it: it ends by ShutdownSandbox.
@@ -118,6 +120,7 @@ async fn run(
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener)))
         .register_service(task_services(&pod))
+        .register_service(streams.service())
         .register_service(create_sandbox(Arc::new(SandboxService {
             pod: pod.clone(),
         })))

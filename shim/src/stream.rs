@@ -1,5 +1,5 @@
 //! The bytes of a process's standard streams on their way: out of its pipes (or its console) into the log file and a client's
-//! fifo, and from a client's fifo into its stdin.
+//! fifo, and from a client's fifo into its stdin. What a client names instead of a fifo is opened elsewhere (`stdio_uri`).
 //!
 //! Decisions:
 //! - One read buffer for the whole shim: reading, splitting and writing happen between two awaits of the one thread, so a
@@ -10,7 +10,8 @@
 
 use std::{
     cell::RefCell,
-    io,
+    fs::File,
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -33,6 +34,8 @@ use tokio::{
 use crate::{
     cri_log::{LogFile, LogStream, Stream},
     error::Error,
+    journal,
+    logging_program::Logger,
     taps::{Tap, Taps},
 };
 
@@ -54,10 +57,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub struct Request {
     pub tty: bool,
-    /// Paths of fifos; empty: none.
-    pub stdin: String,
-    pub stdout: String,
-    pub stderr: String,
+    pub ends: Ends,
     pub log: Option<Arc<LogFile>>,
     /// stdin is a pipe that stays open, also with no fifo and after a client's end.
     pub keep_stdin: bool,
@@ -71,14 +71,49 @@ pub struct Plumbing {
     request: Request,
     input: Option<OwnedFd>,
     outputs: Vec<(Stream, OwnedFd)>,
-    fifos: Fifos,
 }
 
+/// The client's ends.
 #[derive(Debug, Default)]
-struct Fifos {
-    stdin: Option<Receiver>,
-    stdout: Option<Sender>,
-    stderr: Option<Sender>,
+pub struct Ends {
+    pub stdin: Option<Receiver>,
+    pub stdout: Option<Sink>,
+    pub stderr: Option<Sink>,
+    pub logger: Option<Logger>,
+}
+
+/// Where a client has output.
+#[derive(Debug)]
+pub enum Sink {
+    /// A fifo, or a pipe. It may be full.
+    Pipe(Sender),
+    /// A file of the node. Its disk may be full: what does not fit is lost, and the process goes on.
+    File(File),
+}
+
+impl Sink {
+    /// Writes what it takes now.
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Sink::Pipe(pipe) => pipe.try_write(bytes),
+            Sink::File(file) => {
+                if let Err(error) = file.write_all(bytes) {
+                    journal!(
+                        "{} bytes of output are lost: write a log file: {error}",
+                        bytes.len()
+                    );
+                }
+                Ok(bytes.len())
+            }
+        }
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Sink::Pipe(pipe) => pipe.write_all(bytes).await,
+            Sink::File(_) => self.try_write(bytes).map(drop),
+        }
+    }
 }
 
 /// The shim's side of a running process.
@@ -91,56 +126,33 @@ pub struct Io {
     held_input: Option<OwnedFd>,
     pub console: Option<OwnedFd>,
     taps: Arc<Taps>,
+    logger: Option<Logger>,
 }
 
 impl Plumbing {
     /// Makes pipes for what is wanted. What nobody wants is left out, and becomes `/dev/null`.
     pub fn lay(request: Request) -> Result<(Stdio, Plumbing), Error> {
-        let open = |path: &str| -> Result<Option<Sender>, Error> {
-            if path.is_empty() {
-                return Ok(None);
-            }
-            let opened = OpenOptions::new().read_write(true).open_sender(path);
-            opened
-                .map(Some)
-                .map_err(Error::io(format!("open fifo {path}")))
-        };
-        let stdin = if request.stdin.is_empty() {
-            None
-        } else {
-            // Read-only, so that the end of the client's side is seen, unless it is not to end with one client.
-            let opened = OpenOptions::new()
-                .read_write(request.keep_stdin)
-                .open_receiver(&request.stdin);
-            Some(opened.map_err(Error::io(format!("open fifo {}", request.stdin)))?)
-        };
-        let fifos = Fifos {
-            stdin,
-            stdout: open(&request.stdout)?,
-            stderr: open(&request.stderr)?,
-        };
         let mut plumbing = Plumbing {
             request,
             input: None,
             outputs: Vec::new(),
-            fifos,
         };
         let mut stdio = Stdio::default();
         if plumbing.request.tty {
             return Ok((stdio, plumbing));
         }
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("make a pipe"));
-        if plumbing.fifos.stdin.is_some() || plumbing.request.keep_stdin {
+        if plumbing.request.ends.stdin.is_some() || plumbing.request.keep_stdin {
             let (theirs, ours) = pipe()?;
             (stdio.stdin, plumbing.input) = (Some(theirs), Some(ours));
         }
         let read = plumbing.request.log.is_some() || plumbing.request.attachable;
-        if read || plumbing.fifos.stdout.is_some() {
+        if read || plumbing.request.ends.stdout.is_some() {
             let (ours, theirs) = pipe()?;
             stdio.stdout = Some(theirs);
             plumbing.outputs.push((Stream::Stdout, ours));
         }
-        if read || plumbing.fifos.stderr.is_some() {
+        if read || plumbing.request.ends.stderr.is_some() {
             let (ours, theirs) = pipe()?;
             stdio.stderr = Some(theirs);
             plumbing.outputs.push((Stream::Stderr, ours));
@@ -167,13 +179,14 @@ impl Plumbing {
             held_input: None,
             console,
             taps: Arc::default(),
+            logger: self.request.ends.logger.take(),
         };
         for (stream, fd) in self.outputs {
             set_nonblocking(&fd).map_err(Error::io(step))?;
             let source = Receiver::from_owned_fd_unchecked(fd).map_err(Error::io(step))?;
             let fifo = match stream {
-                Stream::Stdout => self.fifos.stdout.take(),
-                Stream::Stderr => self.fifos.stderr.take(),
+                Stream::Stdout => self.request.ends.stdout.take(),
+                Stream::Stderr => self.request.ends.stderr.take(),
             };
             let log = self.request.log.clone();
             io.outputs.push(tokio::spawn(pump_output(
@@ -185,7 +198,7 @@ impl Plumbing {
                 io.stop.subscribe(),
             )));
         }
-        match (self.fifos.stdin, self.input) {
+        match (self.request.ends.stdin, self.input) {
             (Some(fifo), Some(sink)) => {
                 set_nonblocking(&sink).map_err(Error::io(step))?;
                 let sink = Sender::from_owned_fd_unchecked(sink).map_err(Error::io(step))?;
@@ -228,6 +241,9 @@ impl Io {
             }
         }
         self.taps.close();
+        if let Some(logger) = self.logger.take() {
+            tokio::spawn(logger.finish());
+        }
     }
 
     /// Attaches a client by the name `id`: copies of the output go to the fifos `stdout` and `stderr`, and what comes out of the fifo
@@ -271,7 +287,7 @@ impl Io {
     }
 }
 
-fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
     Ok(())
 }
@@ -289,7 +305,7 @@ async fn pump_output(
     source: Receiver,
     stream: Stream,
     log: Option<Arc<LogFile>>,
-    mut fifo: Option<Sender>,
+    mut fifo: Option<Sink>,
     taps: Arc<Taps>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -319,7 +335,9 @@ async fn pump_output(
             };
             taps.spread(stream, &buffer[..n]);
             let Some(lines) = &mut lines else {
-                let Some(fifo) = &fifo else { return Got::Taken };
+                let Some(fifo) = &mut fifo else {
+                    return Got::Taken;
+                };
                 return match fifo.try_write(&buffer[..n]) {
                     Ok(written) if written == n => Got::Taken,
                     // What found no room waits for it.
@@ -331,7 +349,7 @@ async fn pump_output(
             if scratch.capacity() > KEPT_LINE_BYTES {
                 *scratch = Vec::new();
             }
-            if let Some(fifo) = &fifo {
+            if let Some(fifo) = &mut fifo {
                 let _ = fifo.try_write(&buffer[..n]);
             }
             Got::Taken
@@ -403,9 +421,8 @@ async fn pump_input(fifo: Receiver, mut sink: Sender, mut close: watch::Receiver
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
+    use crate::stdio_uri::{fifo_in, fifo_out};
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread()
@@ -478,7 +495,10 @@ mod tests {
             let log = Arc::new(LogFile::open(&path).unwrap());
             let request = Request {
                 log: Some(log),
-                stdout: fifo.to_str().unwrap().into(),
+                ends: Ends {
+                    stdout: Some(Sink::Pipe(fifo_out(fifo.to_str().unwrap()).unwrap())),
+                    ..Ends::default()
+                },
                 ..Request::default()
             };
             let (stdio, plumbing) = Plumbing::lay(request).unwrap();
@@ -504,7 +524,10 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let text = runtime().block_on(async {
             let request = Request {
-                stdin: fifo.to_str().unwrap().into(),
+                ends: Ends {
+                    stdin: Some(fifo_in(fifo.to_str().unwrap(), true).unwrap()),
+                    ..Ends::default()
+                },
                 keep_stdin: true,
                 ..Request::default()
             };

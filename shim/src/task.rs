@@ -165,6 +165,7 @@ impl Task for TaskService {
                     }
                 };
                 lock(&container.execs).remove(&exec.id);
+                self.pod.outside.streams.forget(&exec.fifos);
                 (pid, code, at)
             }
             None => {

@@ -8,3 +8,4 @@ mod leftovers;
 mod logs;
 mod process;
 mod sandbox;
+mod stdio;
