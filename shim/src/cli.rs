@@ -15,7 +15,25 @@ pub enum Action {
     Serve,
     Version,
     Info,
+    Help,
 }
+
+/// What a person is told who runs it by hand.
+pub const USAGE: &str = "\
+containerd-shim-berth-v2 runs containers for containerd (runtime_type = \"io.containerd.berth.v2\") and for berthd: one process a pod. They start
+it; by hand it is of use for questions alone.
+
+Usage:
+  containerd-shim-berth-v2 --version    its version
+  containerd-shim-berth-v2 -info        what it can do, as a containerd.types.RuntimeInfo (binary; containerd 2 shows it by
+                                        `ctr plugins inspect-runtime --runtime io.containerd.berth.v2`)
+  containerd-shim-berth-v2 -namespace NAMESPACE -id ID [-bundle DIRECTORY] start
+                                        leaves a shim serving ID, whose bundle is the directory, and prints its address
+  containerd-shim-berth-v2 -namespace NAMESPACE -id ID [-bundle DIRECTORY] delete
+                                        kills and removes what a dead shim of ID has left, and prints a DeleteResponse (binary)
+
+Flags: -address and -publish-binary (containerd's), -debug. The directory is the working directory where none is named.
+";
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Flags {
@@ -41,6 +59,7 @@ impl Flags {
                 flags.action = match arg.as_str() {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
+                    "help" => Action::Help,
                     _ => {
                         return Err(Error::invalid(
                             format!("action {arg:?}"),
@@ -70,6 +89,7 @@ impl Flags {
                 "debug" => flags.debug = given.as_deref() != Some("false"),
                 "v" | "version" => flags.action = Action::Version,
                 "info" => flags.action = Action::Info,
+                "h" | "help" => flags.action = Action::Help,
                 _ => {
                     return Err(Error::invalid(
                         format!("flag -{name}"),
@@ -78,7 +98,10 @@ impl Flags {
                 }
             }
         }
-        if !matches!(flags.action, Action::Version | Action::Info) {
+        if !matches!(flags.action, Action::Version | Action::Info | Action::Help) {
+            if flags.id.is_empty() {
+                return Err(Error::invalid("the command line", "it has no -id"));
+            }
             check_id(&flags.id)?;
         }
         if flags.bundle.as_os_str().is_empty() {
@@ -86,6 +109,24 @@ impl Flags {
                 .map_err(Error::io("find the working directory, which is the bundle"))?;
         }
         Ok(flags)
+    }
+
+    /// Refuses a directory that is nobody's bundle: by hand one is easily elsewhere, and `delete` unmounts what is below.
+    pub fn check_bundle(&self) -> Result<(), Error> {
+        let bundle = std::path::absolute(&self.bundle).map_err(Error::io("find the bundle"))?;
+        // A sandbox's bundle has no spec, and its own name.
+        let is_bundle = bundle.join("config.json").exists()
+            || (bundle.is_dir() && bundle.file_name().is_some_and(|name| *name == *self.id));
+        if is_bundle {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            format!("directory {}", bundle.display()),
+            format!(
+                "it is no bundle of {}: it has no config.json and another name; run this in the bundle, or name it by -bundle",
+                self.id
+            ),
+        ))
     }
 
     /// The flags again, for the serving process.
@@ -150,6 +191,9 @@ mod tests {
         assert_eq!(parse("-v").unwrap().action, Action::Version);
         assert_eq!(parse("-info").unwrap().action, Action::Info);
         assert_eq!(parse("-id a").unwrap().action, Action::Serve);
+        for help in ["-h", "--help", "help", "-id a start --help"] {
+            assert_eq!(parse(help).unwrap().action, Action::Help, "{help}");
+        }
     }
 
     #[test]
@@ -157,6 +201,23 @@ mod tests {
         for line in ["-id a run", "-id", "start", "-id a -nonsense start"] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_directory_is_a_bundle_by_its_spec_or_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |id: &str| Flags {
+            id: id.into(),
+            bundle: dir.path().into(),
+            ..Flags::default()
+        };
+        of(dir.path().file_name().unwrap().to_str().unwrap())
+            .check_bundle()
+            .unwrap();
+        let error = of("c1").check_bundle().unwrap_err().to_string();
+        assert!(error.contains("no bundle of c1"), "{error}");
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        of("c1").check_bundle().unwrap();
     }
 
     #[test]

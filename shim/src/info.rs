@@ -1,17 +1,22 @@
-//! `-info`: what this runtime is, for containerd's introspection.
+//! `-info`: what this runtime is and can do, for containerd's introspection (`ctr plugins inspect-runtime`, the features of a CRI's runtime
+//! handlers). It looks at nothing: no bundle, no image, no socket.
 
 use std::io::{self, Write};
 
-use protobuf::CodedOutputStream;
+use berth_proto::shim::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::{Message, MessageField, well_known_types::any::Any};
 
 use crate::error::Error;
 
 /// The name that containerd's configuration calls the runtime by.
 const RUNTIME: &str = "io.containerd.berth.v2";
+/// What containerd calls the OCI runtime spec's features.md, as JSON.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// Prints a `containerd.types.RuntimeInfo`.
 pub fn print() -> Result<(), Error> {
-    let bytes = encoded()
+    let bytes = info()
+        .write_to_bytes()
         .map_err(|error| Error::io("encode the runtime's info")(io::Error::other(error)))?;
     let mut stdout = io::stdout();
     stdout
@@ -20,20 +25,20 @@ pub fn print() -> Result<(), Error> {
         .map_err(Error::io("print the runtime's info"))
 }
 
-/// Two fields of the message: 1 is the name, 2 the version (whose field 1 is the number).
-fn encoded() -> protobuf::Result<Vec<u8>> {
-    let mut version = Vec::new();
-    let mut out = CodedOutputStream::vec(&mut version);
-    out.write_string(1, env!("CARGO_PKG_VERSION"))?;
-    out.flush()?;
-    drop(out);
-    let mut info = Vec::new();
-    let mut out = CodedOutputStream::vec(&mut info);
-    out.write_string(1, RUNTIME)?;
-    out.write_bytes(2, &version)?;
-    out.flush()?;
-    drop(out);
-    Ok(info)
+fn info() -> RuntimeInfo {
+    RuntimeInfo {
+        name: RUNTIME.into(),
+        version: MessageField::some(RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        }),
+        features: MessageField::some(Any {
+            type_url: FEATURES.into(),
+            value: berth_engine::features().to_string().into_bytes(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
 }
 
 #[cfg(test)]
@@ -41,10 +46,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_info_is_a_protobuf_of_name_and_version() {
-        let bytes = encoded().unwrap();
-        let name = [&[0x0a, RUNTIME.len() as u8], RUNTIME.as_bytes()].concat();
-        assert!(bytes.starts_with(&name));
-        assert!(bytes.ends_with(env!("CARGO_PKG_VERSION").as_bytes()));
+    fn the_info_is_a_message_of_name_version_and_features() {
+        let bytes = info().write_to_bytes().unwrap();
+        let info = RuntimeInfo::parse_from_bytes(&bytes).unwrap();
+        assert_eq!(info.name, RUNTIME);
+        assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+        assert_eq!(info.features.type_url, FEATURES);
+        let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+        assert_eq!(features["linux"]["cgroup"]["v2"], true);
     }
 }

@@ -57,16 +57,34 @@ mod user_namespace;
 
 use std::process::ExitCode;
 
-use crate::cli::{Action, Flags};
+use crate::cli::{Action, Flags, USAGE};
+
+/// As shells and most tools have it.
+const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     berth_failpoint::setup();
-    let done = Flags::parse(std::env::args().skip(1)).and_then(|flags| match flags.action {
-        Action::Start => bootstrap::start(&flags),
-        Action::Delete => cleanup::delete(&flags),
+    if std::env::args().len() <= 1 {
+        eprint!("{USAGE}");
+        return ExitCode::from(WRONG_USAGE);
+    }
+    let flags = match Flags::parse(std::env::args().skip(1)) {
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("{}: {error} (see --help)", bootstrap::NAME);
+            return ExitCode::from(WRONG_USAGE);
+        }
+    };
+    let done = match flags.action {
+        Action::Start => flags.check_bundle().and_then(|()| bootstrap::start(&flags)),
+        Action::Delete => flags.check_bundle().and_then(|()| cleanup::delete(&flags)),
         Action::Serve => {
             bootstrap::take_name();
             serve::serve(&flags)
+        }
+        Action::Help => {
+            print!("{USAGE}");
+            Ok(())
         }
         Action::Version => {
             println!(
@@ -77,7 +95,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Action::Info => info::print(),
-    });
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -148,7 +148,7 @@ fn key(profile: &LinuxSeccomp) -> Result<String, Error> {
     Ok(hex::encode(hash.finalize()))
 }
 
-fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
+pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, Error> {
     let failed = |what: String| {
         move |e: libseccomp::error::SeccompError| Error::Seccomp(format!("{what}: {e}"))
     };

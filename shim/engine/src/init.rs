@@ -144,6 +144,15 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
         .ok_or_else(|| refuse("has no process"))?;
     let linux = spec.linux().clone().ok_or_else(|| refuse("has no linux"))?;
     refuse_unbuilt(id, &process)?;
+    let hooks = spec.hooks().clone().unwrap_or_default();
+    for (name, asked) in [
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        if asked.as_ref().is_some_and(|asked| !asked.is_empty()) {
+            return Err(refuse(&format!("has a {name} hook, which is not built")));
+        }
+    }
     let cgroup_path = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
     let cgroup = Cgroup::at(cgroup_path.ok_or_else(|| refuse("has no linux.cgroupsPath"))?)?;
 

@@ -25,6 +25,7 @@ mod console;
 mod engine;
 mod error;
 mod exec;
+mod features;
 mod filter;
 mod idmap;
 mod init;
@@ -41,6 +42,7 @@ mod zygote;
 
 pub use engine::{Checkpoint, Create, Engine, Exec, Process, Restore, Stdio};
 pub use error::Error;
+pub use features::features;
 pub use launched::{Config, Launched, Maker};
 pub use pause::{Pause, UserNamespace};
 pub use zygote::Zygote;

@@ -187,3 +187,46 @@ fn version_and_info_answer_without_an_id() {
             .success()
     );
 }
+
+#[test]
+fn a_person_who_runs_it_by_hand_is_told_what_to_do() {
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(EXECUTABLE)
+            .args(args)
+            .current_dir("/")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let said = [&output.stdout[..], &output.stderr[..]].concat();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    };
+    for (args, code, word) in [
+        (&["--version"][..], 0, env!("CARGO_PKG_VERSION")),
+        (&["-v"], 0, env!("CARGO_PKG_VERSION")),
+        (&["--help"], 0, "Usage:"),
+        (&["-info"], 0, "SCMP_ACT_ERRNO"),
+        (&[], 2, "Usage:"),
+        (&["run"], 2, "start, delete"),
+        (&["-nonsense"], 2, "-nonsense"),
+        (&["start"], 2, "-id"),
+        (&["-id", "../x", "start"], 2, "only letters"),
+        (
+            &["-namespace", "n", "-id", "x", "start"],
+            1,
+            "no bundle of x",
+        ),
+        (
+            &["-namespace", "n", "-id", "x", "delete"],
+            1,
+            "no bundle of x",
+        ),
+        (&["-namespace", "n", "-id", "x"], 1, "started by its action"),
+    ] {
+        let (got, said) = run(args);
+        assert_eq!(got, code, "{args:?}: {said}");
+        assert!(said.contains(word), "{args:?}: {said}");
+    }
+}

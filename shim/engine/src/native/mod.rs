@@ -70,6 +70,12 @@ enum Birth {
     Failed(Failure),
 }
 
+/// Whether a mount's option is this engine's own, and not its file system's.
+#[cfg(test)]
+pub(crate) fn takes_mount_option(option: &str) -> bool {
+    mount::takes(option)
+}
+
 /// The first thing in a spec that this engine does not build, named.
 pub(crate) fn unsupported(prepared: &Prepared) -> Option<String> {
     let Prepared {

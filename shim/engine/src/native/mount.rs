@@ -141,6 +141,13 @@ impl Options {
         options
     }
 
+    #[cfg(test)]
+    fn data_of(option: &str) -> Vec<String> {
+        let mut mount = Mount::default();
+        mount.set_options(Some(vec![option.to_owned()]));
+        Options::of(&mount).data
+    }
+
     pub(super) fn is_bind(&self) -> bool {
         self.bind
     }
@@ -156,6 +163,11 @@ impl Options {
             .iter()
             .any(|flag| self.propagation == u64::from(flag.bits()))
     }
+}
+
+#[cfg(test)]
+pub(super) fn takes(option: &str) -> bool {
+    Options::data_of(option).is_empty()
 }
 
 /// What this engine does not build of a mount; the reference engine gets such a container.
