@@ -16,14 +16,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=admin/admin.proto");
     println!("cargo:rerun-if-changed=otlp/trace.proto");
     println!("cargo:rerun-if-changed=shim/pod.proto");
+    println!("cargo:rerun-if-changed=shim/sandbox_config.proto");
     println!("cargo:rerun-if-changed=nri/nri.proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     if env::var_os("CARGO_FEATURE_GRPC").is_some() {
         grpc(&out)?;
     }
     if env::var_os("CARGO_FEATURE_TTRPC").is_some() {
-        ttrpc(&out, "shim", "pod")?;
-        ttrpc(&out, "nri", "nri")?;
+        ttrpc(&out, "shim", "pod", &["sandbox_config"])?;
+        ttrpc(&out, "nri", "nri", &[])?;
     }
     Ok(())
 }
@@ -71,13 +72,18 @@ fn rpc_list(files: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     Ok(list)
 }
 
-/// `<directory>/<name>.proto`, into a directory of the same name.
-fn ttrpc(out: &Path, directory: &str, name: &str) -> Result<(), Box<dyn Error>> {
+/// `<directory>/<name>.proto` and files of messages alone, into a directory of the same name.
+fn ttrpc(out: &Path, directory: &str, name: &str, messages: &[&str]) -> Result<(), Box<dyn Error>> {
     let generated = out.join(directory);
     fs::create_dir_all(&generated)?;
     ttrpc_codegen::Codegen::new()
         .out_dir(&generated)
-        .inputs([format!("{directory}/{name}.proto")])
+        .inputs(
+            [name]
+                .iter()
+                .chain(messages)
+                .map(|name| format!("{directory}/{name}.proto")),
+        )
         .include(directory)
         .rust_protobuf()
         .customize(ttrpc_codegen::Customize {

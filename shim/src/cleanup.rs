@@ -158,7 +158,7 @@ fn remove_cgroup(spec_dir: &Path) -> Result<(), Error> {
 fn unmount_below(bundle: &Path) -> Result<(), Error> {
     let table =
         fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("read the mount table"))?;
-    let roots = [bundle.join("containers"), bundle.join("rootfs")];
+    let roots = ["containers", "rootfs", "shm"].map(|name| bundle.join(name));
     let targets = table
         .lines()
         .filter_map(mount_point)

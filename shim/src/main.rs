@@ -3,7 +3,7 @@
 //! ```text
 //!   start ──▶ socket, serving process, address on stdout, gone            (bootstrap, group)
 //!   serve ──▶ launcher first, then the runtime and three ttrpc services   (serve)
-//!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod)
+//!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod, cri_sandbox)
 //!               task         containers and execs                         (task, container, exec, rootfs, freeze)
 //!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
 //!             reaper: every child, adopted ones too                       (reaper)
@@ -23,6 +23,7 @@ mod cli;
 mod clock;
 mod container;
 mod cri_log;
+mod cri_sandbox;
 mod error;
 mod event_queue;
 mod events;

@@ -41,6 +41,7 @@ use crate::{
     clock,
     container::{Container, Ended, Phase, StartError, lock, signal_process},
     cri_log::LogFile,
+    cri_sandbox,
     error::Error,
     events::Events,
     exec_output::Outputs,
@@ -96,6 +97,8 @@ enum Slot {
 pub struct Setup {
     pub options: SandboxOptions,
     pub netns: Option<PathBuf>,
+    /// What the pod's containers share of files, where the shim makes them.
+    pub files: Option<cri_sandbox::Files>,
 }
 
 #[derive(Debug, Clone)]
@@ -449,6 +452,12 @@ impl Pod {
                 journal!("delete container {} at shutdown: {error}", container.id);
             }
         }
+        if let Sandbox::Stopped { setup, .. } = self.sandbox()
+            && let Some(files) = &setup.files
+            && let Err(error) = files.remove()
+        {
+            journal!("shutdown: {error}");
+        }
         self.shutdown.send_replace(true);
         Ok(())
     }
@@ -550,6 +559,11 @@ impl Pod {
         let mut spec = bundle::read(&bundle)?;
         if let Some(options) = &options {
             bundle::fill_namespaces(&mut spec, options, self.holders(options)?)?;
+            bundle::write(&bundle, &spec)?;
+        } else if let Sandbox::Running { setup, .. } = self.sandbox()
+            && let Some(files) = &setup.files
+        {
+            files.mount_in(&mut spec);
             bundle::write(&bundle, &spec)?;
         }
         let summary = bundle::summary(&spec)?;

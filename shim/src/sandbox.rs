@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_proto::shim::{sandbox_api as api, sandbox_async::Sandbox as Service};
+use berth_proto::shim::{
+    sandbox_api as api, sandbox_async::Sandbox as Service, v1::sandbox_config::PodSandboxConfig,
+};
 use protobuf::MessageField;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
-    clock,
+    clock, cri_sandbox,
     error::Error,
-    pod::{Pod, Sandbox, Setup, detached, unpack},
+    journal, metrics,
+    pod::{Pod, Sandbox, Setup, blocking, detached, unpack},
 };
 
 /// What containerd calls the states of a sandbox.
@@ -44,9 +47,37 @@ impl Service for SandboxService {
         request: api::CreateSandboxRequest,
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let options = unpack(&request.options, "berth.shim.v1.SandboxOptions")?.unwrap_or_default();
         let netns = (!request.netns_path.is_empty()).then(|| request.netns_path.into());
-        self.pod.create_sandbox(Setup { options, netns }).await?;
+        let setup = match unpack::<PodSandboxConfig>(&request.options, cri_sandbox::CONFIG)? {
+            None => Setup {
+                options: unpack(&request.options, "berth.shim.v1.SandboxOptions")?
+                    .unwrap_or_default(),
+                netns,
+                files: None,
+            },
+            Some(config) => {
+                let options = cri_sandbox::options(&config)?;
+                let bundle = std::path::Path::new(&request.bundle_path);
+                if !bundle.is_absolute() {
+                    return Err(Error::invalid("bundle_path", "it is not absolute").into());
+                }
+                let files = cri_sandbox::make_files(bundle, &config, &options)?;
+                Setup {
+                    options,
+                    netns,
+                    files: Some(files),
+                }
+            }
+        };
+        let files = setup.files.clone();
+        if let Err(error) = self.pod.create_sandbox(setup).await {
+            if let (Some(files), Sandbox::None) = (files, self.pod.sandbox())
+                && let Err(undo) = files.remove()
+            {
+                journal!("undo CreateSandbox: {undo}");
+            }
+            return Err(error.into());
+        }
         Ok(api::CreateSandboxResponse::new())
     }
 
@@ -192,8 +223,19 @@ impl Service for SandboxService {
     async fn sandbox_metrics(
         &self,
         _: &TtrpcContext,
-        _: api::SandboxMetricsRequest,
+        request: api::SandboxMetricsRequest,
     ) -> ttrpc::Result<api::SandboxMetricsResponse> {
-        Err(Error::Unbuilt("Sandbox.SandboxMetrics (berth.shim.v1.Pod has Stats)").into())
+        self.check(&request.sandbox_id)?;
+        let cgroup = self.pod.cgroup()?;
+        let data = blocking("SandboxMetrics", move || {
+            metrics::encoded(&cgroup.stats()?, cgroup.is_unified())
+        });
+        let data = data.await?;
+        let mut response = api::SandboxMetricsResponse::new();
+        let metrics = response.metrics.mut_or_insert_default();
+        metrics.id = request.sandbox_id;
+        metrics.timestamp = clock::timestamp(clock::now_ns());
+        metrics.data = MessageField::some(data);
+        Ok(response)
     }
 }

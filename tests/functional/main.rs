@@ -12,6 +12,8 @@ mod berth_shim;
 mod cdi;
 mod checkpoint;
 mod cni;
+mod containerd_churn;
+mod containerd_client;
 mod copies;
 mod devices;
 mod ending;

@@ -1,6 +1,9 @@
 //! The shim under stock containerd: its CRI with `runtime_type = "io.containerd.berth.v2"`, and its own client.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{
@@ -18,19 +21,22 @@ const RUNTIME: &str = "io.containerd.berth.v2";
 /// For what ends by itself: containerd hears of it from the shim.
 const SOON: Duration = Duration::from_secs(10);
 
+/// How long containerd is away.
+const AWAY: Duration = Duration::from_secs(4);
+
 /// A pod on the host's network, so that it takes no plugin, with its cgroups below the test's own.
-fn pod(node: &Node, name: &str) -> PodSandboxConfig {
+pub(crate) fn pod(node: &Node, name: &str) -> PodSandboxConfig {
     let parent = node.cgroup_parent.clone();
     node.pod(name)
         .linux(|linux| linux.cgroup_parent = parent)
         .on_the_host_network()
 }
 
-fn on_the_host_network(security: &mut LinuxContainerSecurityContext) {
+pub(crate) fn on_the_host_network(security: &mut LinuxContainerSecurityContext) {
     security.namespace_options.get_or_insert_default().network = NamespaceMode::Node.into();
 }
 
-fn shims_of(id: &str) -> Vec<Process> {
+pub(crate) fn shims_of(id: &str) -> Vec<Process> {
     process::shims()
         .into_iter()
         .filter(|shim| shim.cmdline().contains(id))
@@ -38,7 +44,7 @@ fn shims_of(id: &str) -> Vec<Process> {
 }
 
 /// Mounts of this test's containerd for containers.
-fn mounts(node: &Node) -> Vec<String> {
+pub(crate) fn mounts(node: &Node) -> Vec<String> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let below = node.dir.join("containerd/run");
     text.lines()
@@ -79,9 +85,18 @@ fn a_pod_of_stock_containerd_has_one_shim_and_outlives_a_kill_of_containerd_cri_
         ensure!(memory.is_some_and(|bytes| bytes.value > 0), "{memory:?}");
 
         let pid = process::init_of(&ids[0]).context("no process of a")?.pid;
-        // One of them ends while nobody listens.
+        // An exec is under way, and one of them ends while nobody listens.
+        let (asking, id) = (cri.clone(), ids[0].clone());
+        let under_way =
+            tokio::spawn(async move { asking.exec(&id, &["sleep", "1000"]).await.is_err() });
+        let in_exec = || process::in_cgroup(&ids[0]).len() > 2;
+        ensure!(process::eventually(SOON, in_exec), "no exec");
         containerd.kill_9();
         process::kill_9(process::init_of(&ids[1]).context("no process of b")?.pid);
+        let killed_at = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        ensure!(under_way.await?, "an exec outlives its containerd");
+        // Long enough for the time of its end to be told from the time of the telling.
+        tokio::time::sleep(AWAY).await;
         containerd.restart().await?;
         cri = containerd.cri().await?;
         let status = cri.status(&ids[0]).await?;
@@ -93,6 +108,11 @@ fn a_pod_of_stock_containerd_has_one_shim_and_outlives_a_kill_of_containerd_cri_
         ensure!(cri.exec(&ids[0], &["echo", "still"]).await? == "still");
         let status = cri.wait_exit(&ids[1]).await?;
         ensure!(status.exit_code == 137, "{status:?}");
+        let finished_at = Duration::from_nanos(status.finished_at as u64);
+        ensure!(
+            finished_at.abs_diff(killed_at) < AWAY / 2,
+            "{finished_at:?}, killed at {killed_at:?}"
+        );
 
         cri.stop(&ids[0], 10).await?;
         let status = cri.status(&ids[0]).await?;

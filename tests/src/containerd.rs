@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
 
 use crate::{Cri, daemon::bin_dir, debian};
 
@@ -114,18 +118,58 @@ conf_dir = "{0}/cni"
         Cri::connect(&self.dir.join("containerd.sock")).await
     }
 
-    /// Its own client.
-    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new("ctr")
-            .arg("-a")
+    /// Its own client, not started yet.
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("-a")
             .arg(self.dir.join("containerd.sock"))
             .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .context("start ctr")?;
+            .stdin(Stdio::null());
+        ctr
+    }
+
+    /// Its own client.
+    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.client(arguments).output().context("start ctr")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "ctr {arguments:?}: {said}");
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Listens to its events, from the next one on.
+    pub fn listen(&self) -> Result<Listener> {
+        let path = self.dir.join("events");
+        let mut events = self.client(&["events"]);
+        let child = events.stdout(fs::File::create(&path)?).spawn();
+        let listener = Listener {
+            child: child.context("start ctr")?,
+            path,
+        };
+        // It says nothing of its own: a namespace's label is an event that comes at once.
+        let deadline = Instant::now() + READY_LIMIT;
+        while !fs::read_to_string(&listener.path)?.contains("/namespaces/") {
+            ensure!(Instant::now() < deadline, "ctr events hears nothing");
+            self.ctr(&["namespaces", "label", "default", "berth.test=x"])?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(listener)
+    }
+
+    /// Where its sockets, bundles and mounts are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Lets it stand still, or go on.
+    pub fn freeze(&self, still: bool) {
+        let signal = if still {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        if let Some(child) = &self.child {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+        }
     }
 
     /// SIGKILL, and another one with the same directories.
@@ -139,6 +183,37 @@ conf_dir = "{0}/cni"
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// `ctr events`; ended when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// What was heard of tasks: the last part of each topic, and its event.
+    pub fn tasks(&self) -> Vec<(String, Value)> {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let of_tasks = text.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(" /tasks/")?;
+            let (topic, event) = rest.split_once(' ')?;
+            Some((topic.to_owned(), serde_json::from_str(event).ok()?))
+        });
+        of_tasks.collect()
+    }
+
+    pub fn topics(&self) -> Vec<String> {
+        self.tasks().into_iter().map(|(topic, _)| topic).collect()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
