@@ -25,7 +25,7 @@ use rustix::{
 };
 use serde_json::json;
 
-use crate::{cli::Flags, error::Error, group};
+use crate::{bootstrap_params, cli::Flags, error::Error, group};
 
 /// Where sockets lie unless `BERTH_SHIM_SOCKET_DIR` says otherwise.
 const DEFAULT_SOCKET_DIR: &str = "/run/containerd/s";
@@ -62,6 +62,8 @@ const KEPT_ENV: [&str; 8] = [
 
 /// Makes or finds the shim of the container's pod, or of the pod `flags.id`, and prints its address. Idempotent.
 pub fn start(flags: &Flags) -> Result<(), Error> {
+    let asked = std::env::var(MAX_VERSION_ENV).ok();
+    let speaks_params = asked.is_some() && bootstrap_params::read(flags).is_some();
     let flags = &Flags {
         id: group::of(flags)?,
         ..flags.clone()
@@ -88,7 +90,9 @@ pub fn start(flags: &Flags) -> Result<(), Error> {
             return Err(error);
         }
     }
-    let asked = std::env::var(MAX_VERSION_ENV).ok();
+    if speaks_params {
+        return bootstrap_params::answer(&path);
+    }
     print!("{}", answer(&path, asked.as_deref()));
     io::stdout().flush().map_err(Error::io("print the address"))
 }

@@ -49,9 +49,6 @@ pub async fn checkpoint(
     if !matches!(container.phase(), Phase::Running { .. }) {
         return Err(not_now("not running"));
     }
-    if container.paused.load(Ordering::Relaxed) {
-        return Err(not_now("paused"));
-    }
     if container.tty {
         // A terminal's other end is the shim's; what a restore would connect it to is not built.
         return Err(Error::Unbuilt("Checkpoint of a container with a terminal"));
@@ -97,8 +94,16 @@ pub async fn checkpoint(
     container.no_hold.store(false, Ordering::Relaxed);
     let engine = pod.engine.clone();
     let path = plan.images.display().to_string();
-    blocking("checkpoint", move || Ok(engine.checkpoint(plan)?)).await?;
+    let dumped = blocking("checkpoint", move || Ok(engine.checkpoint(plan)?)).await;
+    if let Err(error) = dumped {
+        freeze_again(&container).await?;
+        return Err(error);
+    }
     pod.events.checkpointed(&container.id, &path);
+    // Paused by its caller before, as containerd's client does: it stays so, until Resume.
+    if container.paused.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     if !leave_running {
         return Ok(());
     }
@@ -125,6 +130,16 @@ pub async fn checkpoint(
         drop(alone);
     });
     Ok(())
+}
+
+/// A dump that fails lets its processes go on: not those that somebody has paused before.
+async fn freeze_again(container: &Arc<Container>) -> Result<(), Error> {
+    let _order = container.order.lock().await;
+    if !container.paused.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let frozen = container.clone();
+    blocking("pause", move || Ok(frozen.cgroup("pause")?.pause()?)).await
 }
 
 /// What a container is to be restored from.

@@ -48,17 +48,22 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
         note(end_shim(&socket));
     }
     let engine = Launched::for_cleanup(serve::engine_config(&bundle));
+    // containerd 2 calls this once a pod, and its containers' bundles lie elsewhere.
+    let mut bundles = vec![bundle.clone()];
     match engine.known() {
-        Ok(ids) => ids
-            .iter()
-            .for_each(|id| note(engine.delete(id).map_err(Error::from))),
+        Ok(ids) => ids.iter().for_each(|id| {
+            bundles.extend(engine.bundle(id).filter(|of| !of.starts_with(&bundle)));
+            note(engine.delete(id).map_err(Error::from));
+        }),
         Err(error) => note(Err(error.into())),
     }
     // A shim that died within a create may have left a cgroup that the engine has no record of.
     for spec_dir in spec_dirs(&bundle) {
         note(remove_cgroup(&spec_dir));
     }
-    note(unmount_below(&bundle));
+    for bundle in &bundles {
+        note(unmount_below(bundle));
+    }
     if own {
         note(match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

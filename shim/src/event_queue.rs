@@ -24,8 +24,8 @@ use crate::{container::lock, journal};
 /// Events that wait: some 300 bytes each. Fifty containers that run a probe each second fill it with their execs in seven seconds; the
 /// ends of containers, which are kept before all others, in days.
 const MAX_WAITING: usize = 1024;
-/// One event's way to the daemon.
-const FORWARD: Duration = Duration::from_secs(5);
+/// One event's way to the daemon. One that stands still (stopped, swapped out) has it in its socket and is not told it again for as long.
+const FORWARD: Duration = Duration::from_secs(60);
 /// First and longest wait for a daemon that is away.
 const AWAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How often an event is told that the daemon answers with an error: it may be starting.

@@ -16,6 +16,7 @@
 //! Invariant: no call of the engine runs on the event loop, and no process of a container is reaped anywhere but in the reaper.
 
 mod bootstrap;
+mod bootstrap_params;
 mod bundle;
 mod checkpoint;
 mod cleanup;

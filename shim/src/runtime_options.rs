@@ -33,18 +33,17 @@ pub fn check(options: &MessageField<Any>) -> Result<(), Error> {
 fn check_runc(bytes: &[u8]) -> Result<(), Error> {
     let options = Options::parse_from_bytes(bytes)
         .map_err(|error| Error::invalid("runtime options", error))?;
+    // Taken: IoUid and IoGid, the owner of the streams, who is the process's user here; TaskApiAddress and its version, where a sandbox's task
+    // service is, which is this very shim.
     let set = [
         ("NoPivotRoot", options.no_pivot_root),
         ("NoNewKeyring", options.no_new_keyring),
         ("ShimCgroup", !options.shim_cgroup.is_empty()),
-        ("IoUid", options.io_uid != 0),
-        ("IoGid", options.io_gid != 0),
         ("BinaryName", !options.binary_name.is_empty()),
         ("Root", !options.root.is_empty()),
         ("SystemdCgroup", options.systemd_cgroup),
         ("CriuImagePath", !options.criu_image_path.is_empty()),
         ("CriuWorkPath", !options.criu_work_path.is_empty()),
-        ("TaskApiAddress", !options.task_api_address.is_empty()),
     ];
     match set.into_iter().find(|(_, set)| *set) {
         None => Ok(()),
@@ -74,6 +73,12 @@ mod tests {
             MessageField::none(),
             MessageField::some(Any::new()),
             runc(Options::new()),
+            runc(Options {
+                io_uid: 65536,
+                io_gid: 65536,
+                task_api_address: "ttrpc+unix:///run/s/1".into(),
+                ..Options::new()
+            }),
             any(ANY_SHIM, Vec::new()),
         ] {
             check(&taken).unwrap();

@@ -14,7 +14,7 @@ use berth_tests::{
 use crate::under_containerd::{mounts, on_the_host_network, pod, shims_of};
 
 /// In CI; the promise is of a thousand: `BERTH_TEST_CONTAINERS=1000`.
-const CONTAINERS: usize = 60;
+const CONTAINERS: usize = 120;
 /// Of a pod; the shim's first pod keeps one and is given the others of its round.
 const OF_A_POD: usize = 3;
 const SOON: Duration = Duration::from_secs(20);

@@ -109,6 +109,12 @@ impl Launched {
             .collect())
     }
 
+    /// The bundle of a container that was made here, from its record.
+    pub fn bundle(&self, id: &str) -> Option<PathBuf> {
+        let record = Record::read(&self.directory(id).ok()?).ok()??;
+        Some(record.bundle)
+    }
+
     /// The cgroup of a container: for stats, updates and the OOM counter.
     pub fn cgroup(&self, id: &str) -> Result<Cgroup, Error> {
         let record = Record::read(&self.directory(id)?)?

@@ -3,14 +3,19 @@
 use std::{collections::HashMap, fs, process::Command};
 
 use berth_proto::shim::{
-    api::CheckpointTaskRequest,
+    api::{CheckpointTaskRequest, CreateTaskRequest, StartRequest},
     sandbox_api::{
-        CreateSandboxRequest, SandboxStatusRequest, StartSandboxRequest, WaitSandboxRequest,
+        CreateSandboxRequest, SandboxMetricsRequest, SandboxStatusRequest, StartSandboxRequest,
+        WaitSandboxRequest,
     },
-    v1::pod::{ChangesRequest, InspectRequest, NamespaceMode, SandboxOptions, TaskState},
+    v1::{
+        pod::{ChangesRequest, InspectRequest, NamespaceMode, SandboxOptions, TaskState},
+        sandbox_config::{DNSConfig, LinuxPodSandboxConfig, PodSandboxConfig},
+    },
 };
+use protobuf::MessageField;
 
-use crate::harness::{Pod, alive, code, ctx, eventually, namespace};
+use crate::harness::{Pod, alive, any, code, ctx, eventually, namespace};
 
 #[tokio::test]
 async fn the_pause_holds_the_pods_namespaces_and_ends_with_stop() {
@@ -250,4 +255,93 @@ async fn a_checkpoint_of_what_is_not_there_is_refused() {
         .await
         .unwrap_err();
     assert_eq!(code(error), ttrpc::Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_sandbox_as_containerd_asks_for_it_has_its_namespaces_files_and_sysctls() {
+    let pod = Pod::new();
+    let shim = pod.connect(&pod.start()).await;
+    let config = PodSandboxConfig {
+        hostname: "harbour".into(),
+        dns_config: MessageField::some(DNSConfig {
+            servers: vec!["10.0.0.10".into()],
+            ..Default::default()
+        }),
+        linux: MessageField::some(LinuxPodSandboxConfig {
+            cgroup_parent: pod.cgroup.clone(),
+            sysctls: HashMap::from([("kernel.shm_rmid_forced".into(), "1".into())]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let request = |config: &PodSandboxConfig| CreateSandboxRequest {
+        sandbox_id: pod.id.clone(),
+        bundle_path: pod.bundle.display().to_string(),
+        options: any("runtime.v1.PodSandboxConfig", config),
+        ..Default::default()
+    };
+    // What is refused leaves nothing: the next one is taken.
+    let mut bad = config.clone();
+    let sysctls = &mut bad.linux.mut_or_insert_default().sysctls;
+    sysctls.insert("kernel.hostname".into(), "x".into());
+    let refused = shim.sandbox.create_sandbox(ctx(), &request(&bad)).await;
+    assert_eq!(code(refused.unwrap_err()), ttrpc::Code::INVALID_ARGUMENT);
+    assert!(!pod.bundle.join("shm").exists());
+    let request = request(&config);
+    shim.sandbox.create_sandbox(ctx(), &request).await.unwrap();
+    shim.sandbox.create_sandbox(ctx(), &request).await.unwrap();
+    let start = StartSandboxRequest {
+        sandbox_id: pod.id.clone(),
+        ..Default::default()
+    };
+    let pause = shim.sandbox.start_sandbox(ctx(), &start).await.unwrap().pid;
+
+    // Its containers come as containerd sends them: without our options, their namespaces by the pause's pid.
+    let out = pod.dir.path().join("out");
+    let uri = format!("file://{}", out.display());
+    let script = "hostname; cat /etc/hostname /etc/resolv.conf /proc/sys/kernel/shm_rmid_forced; cat /dev/shm/* 2>/dev/null; echo hi > /dev/shm/$0";
+    for id in ["c1", "c2"] {
+        pod.lay_bundle(id, &["sh", "-c", script, id], |spec| {
+            let of_pod = |kind: &str, link: &str| serde_json::json!({ "type": kind, "path": format!("/proc/{pause}/ns/{link}") });
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.extend([of_pod("uts", "uts"), of_pod("ipc", "ipc"), of_pod("network", "net")]);
+        });
+        let create = CreateTaskRequest {
+            id: id.into(),
+            bundle: pod.container_dir(id).display().to_string(),
+            stdout: uri.clone(),
+            stderr: uri.clone(),
+            ..Default::default()
+        };
+        shim.task.create(ctx(), &create).await.unwrap();
+        let start = StartRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        shim.task.start(ctx(), &start).await.unwrap();
+        assert_eq!(shim.ended(id).await.exit_code, 0, "{}", pod.log());
+    }
+    let said = "harbour\nharbour\nnameserver 10.0.0.10\n1\n";
+    assert_eq!(
+        fs::read_to_string(&out).unwrap(),
+        format!("{said}{said}hi\n")
+    );
+    let metrics = SandboxMetricsRequest {
+        sandbox_id: pod.id.clone(),
+        ..Default::default()
+    };
+    let metrics = shim.sandbox.sandbox_metrics(ctx(), &metrics).await.unwrap();
+    assert!(
+        metrics
+            .metrics
+            .data
+            .type_url
+            .starts_with("io.containerd.cgroups.v")
+    );
+    shim.shutdown(&pod).await;
+    eventually("the pod's shared memory unmounted", || {
+        !pod.bundle.join("shm").exists()
+    })
+    .await;
+    assert!(!alive(pause));
 }
