@@ -185,9 +185,16 @@ impl Streams {
 
     async fn serve(&self, stream: ServerStream<Any, Any>) -> ttrpc::Result<()> {
         let (to, mut from) = stream.split();
-        let Some(first) = from.recv().await? else {
+        let Some(mut first) = from.recv().await? else {
             return Ok(());
         };
+        // Go's client opens a stream with an empty message, which this server takes for the first.
+        if first == Any::default() {
+            match from.recv().await? {
+                Some(second) => first = second,
+                None => return Ok(()),
+            }
+        }
         let init: StringValue = message(&first, INIT)?;
         let channel = self.channel(&init.value)?;
         // Nobody else knows of it but who is here: it goes with its last client.

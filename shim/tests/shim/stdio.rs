@@ -204,6 +204,8 @@ impl Carrier {
             value: id.into(),
             ..Default::default()
         };
+        // As Go's client does.
+        to.send(&Any::default()).await.unwrap();
         to.send(&any(INIT, &id)).await.unwrap();
         from.recv().await.unwrap();
         Carrier { to, from }
