@@ -42,7 +42,6 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 pub mod shim {
     /// Options of runc's shims, in containerd's configuration.
     pub use containerd_shim_protos::shim::oci as runc_options;
-    pub use containerd_shim_protos::types::introspection;
     pub use containerd_shim_protos::{
         api, bootstrap_api, cgroups, cgroups_v2, events, sandbox_api, sandbox_async, shim_async,
         types::introspection,
