@@ -1,8 +1,12 @@
 //! The process itself: start, socket, delete, descriptors.
 
-use std::{fs, os::unix::fs::MetadataExt, process::Command};
+use std::{fs, io::Write, os::unix::fs::MetadataExt, process::Command};
 
-use berth_proto::shim::api::ConnectRequest;
+use berth_proto::shim::{
+    api::ConnectRequest,
+    bootstrap_api::{BootstrapParams, BootstrapResult},
+};
+use protobuf::Message;
 
 use crate::harness::{EXECUTABLE, Pod, Shim, alive, ctx, eventually};
 
@@ -228,5 +232,46 @@ fn a_person_who_runs_it_by_hand_is_told_what_to_do() {
         let (got, said) = run(args);
         assert_eq!(got, code, "{args:?}: {said}");
         assert!(said.contains(word), "{args:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn containerds_bootstrap_message_is_answered_by_one_and_older_callers_as_they_take_it() {
+    let pod = Pod::new();
+    let params = BootstrapParams {
+        instance_id: pod.id.clone(),
+        namespace: "k8s.io".into(),
+        containerd_version: "2.3.4".into(),
+        ..Default::default()
+    };
+    let start = |written: &[u8]| {
+        let mut child = Command::new(EXECUTABLE)
+            .args(["-namespace", "k8s.io", "-id", &pod.id, "start"])
+            .current_dir(&pod.bundle)
+            .envs(&pod.env)
+            // What that containerd says to all shims.
+            .env("MAX_SHIM_VERSION", "2")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(written).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    let answer = start(&params.write_to_bytes().unwrap());
+    let result = BootstrapResult::parse_from_bytes(&answer).unwrap();
+    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+    let shim = pod.connect(&result.address).await;
+    let connect = ConnectRequest {
+        id: pod.id.clone(),
+        ..Default::default()
+    };
+    assert!(shim.task.connect(ctx(), &connect).await.unwrap().shim_pid > 1);
+    for written in [&b""[..], b"\x0a\x03abc", &[0xff; 100]] {
+        let answer: serde_json::Value = serde_json::from_slice(&start(written)).unwrap();
+        assert_eq!(answer["version"], 2, "{answer}");
+        assert_eq!(answer["address"], result.address.as_str(), "{answer}");
     }
 }
