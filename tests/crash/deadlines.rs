@@ -8,6 +8,7 @@ use berth_tests::{
     failpoint::{Action, compiled_into, sites, spec},
     process,
 };
+use tonic_prost::prost::Message;
 
 #[test]
 fn a_request_that_timed_out_is_adopted_by_the_next_rel_04() -> Result<()> {
@@ -73,6 +74,54 @@ fn a_request_that_timed_out_is_adopted_by_the_next_rel_04() -> Result<()> {
         );
         node.cri.start(&id).await?;
         ensure!(node.cri.exec(&id, &["echo", "one"]).await? == "one");
+        Ok(())
+    })
+}
+
+/// tonic's own word for it would be CANCELLED; which of the two a client sees must not hang on whose clock is first.
+#[test]
+fn a_caller_whose_time_is_over_is_told_so_by_the_daemon_too() -> Result<()> {
+    let sites = sites()?;
+    let site = sites.keys().find(|site| site.starts_with("pod.run."));
+    let setup = Setup {
+        failpoints: spec([(site.context("no site")?.as_str(), Action::Delay(1000))]),
+        ..Default::default()
+    };
+    Node::test_with(setup, async |node| {
+        let config = node.pod("late");
+        std::fs::create_dir_all(&config.log_directory)?;
+        // Without tonic, which would keep the time at this end.
+        let stream = tokio::net::UnixStream::connect(node.daemon.socket()).await?;
+        let (mut sender, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let request =
+            http::Request::post("http://localhost/runtime.v1.RuntimeService/RunPodSandbox")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .header("grpc-timeout", "200m")
+                .body(())?;
+        let message = berth_proto::cri::RunPodSandboxRequest {
+            config: Some(config),
+            ..Default::default()
+        }
+        .encode_to_vec();
+        let length = (message.len() as u32).to_be_bytes();
+        let (answer, mut stream) = sender.send_request(request, false)?;
+        stream.send_data([&[0][..], &length, &message].concat().into(), true)?;
+        let answer = answer.await?;
+        let header = |name: &str| {
+            answer
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        ensure!(header("grpc-status") == Some("4"), "{answer:?}");
+        ensure!(
+            header("grpc-message")
+                .is_some_and(|text| text.starts_with("RunPodSandbox") && text.contains("200ms")),
+            "{answer:?}"
+        );
+        node.remove_all().await?;
         Ok(())
     })
 }
