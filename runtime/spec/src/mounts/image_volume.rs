@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use berth_proto::cri;
 use oci_spec::runtime::Mount;
 
-use super::{PATH_LIMIT, check_mount, check_place, propagation, wrong};
+use super::check::{PATH_LIMIT, check_mount, check_place, propagation, wrong};
 use crate::error::{Error, quoted};
 
 /// The image that takes the place of a host path.
