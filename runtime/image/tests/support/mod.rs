@@ -544,3 +544,23 @@ fn serve(
     client.write_all(answer.as_bytes())?;
     client.write_all(&body)
 }
+
+pub fn busybox() -> Vec<u8> {
+    let binary = fs::read("/bin/busybox").expect("busybox-static is installed");
+    tar_of(&[
+        ("bin/", b""),
+        ("bin/busybox", &binary),
+        ("etc/", b""),
+        ("etc/motd", b"hello"),
+    ])
+}
+
+pub fn small(note: &str) -> TestImage {
+    TestImage::new(
+        vec![TestLayer::gzip(tar_of(&[
+            ("etc/", b""),
+            ("etc/note", note.as_bytes()),
+        ]))],
+        note,
+    )
+}
