@@ -18,8 +18,7 @@ const FAR_TOO_LITTLE: i64 = 64 << 10;
 fn what_does_not_fit_the_image_or_the_node_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
 {
     Node::test(async |node| {
-        let (dir, file) = (node.dir.join("volumes/dir"), node.dir.join("volumes/file"));
-        fs::create_dir_all(&dir)?;
+        let (dir, file) = (node.volume("dir")?, node.volume("files")?.join("file"));
         fs::write(&file, "x")?;
         let pod = node.run(node.pod("unfit")).await?;
         let plain = || container("a", BUSYBOX, &["sleep", "1000"]);
@@ -86,7 +85,7 @@ fn what_does_not_fit_the_image_or_the_node_is_refused_by_its_name_and_leaves_not
             refused(
                 node.cri.run_pod(&config).await,
                 Code::FailedPrecondition,
-                &["log directory", "volumes/file"],
+                &["log directory", "files/file"],
             )?;
         }
         Ok(())
