@@ -21,6 +21,7 @@ mod events;
 mod exec;
 mod full_disk;
 mod host_port;
+mod hung_mounts;
 mod identity;
 mod image_volumes;
 mod images;

@@ -30,6 +30,7 @@ pub mod daemon;
 pub mod debian;
 pub mod failpoint;
 pub mod figures;
+pub mod fuse;
 pub mod host;
 pub mod image;
 pub mod invariant;

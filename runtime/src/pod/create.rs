@@ -23,7 +23,7 @@ use super::{
     record::{ContainerPhase, ContainerRecord, Timeline, now_ns},
     run::{after_undo, make_log_directory, make_private_dir},
     shim::{Shim, namespace_mode},
-    teardown, update,
+    teardown, unanswered, update,
 };
 use crate::{
     checkpoint::restore::{Archive, Unpacked},
@@ -52,6 +52,7 @@ pub async fn create(
     pass: &Arc<Pass>,
 ) -> Result<ContainerRecord, Error> {
     let began = Instant::now();
+    unanswered::ask(&plan.config).await?;
     let rooted = {
         let (pod, pass) = (pod.clone(), pass.clone());
         // Files, mounts and a spec: short, but blocking.

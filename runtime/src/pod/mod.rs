@@ -52,6 +52,7 @@ pub mod run;
 pub mod shim;
 pub mod stop;
 pub mod teardown;
+pub mod unanswered;
 pub mod update;
 pub mod userns;
 pub mod view;

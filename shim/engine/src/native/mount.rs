@@ -278,7 +278,7 @@ fn not_mapped(source: &Path, recursive: bool, error: io::Error) -> Failed {
         _ => error.to_string(),
     };
     Failed::Map(format!(
-        "it lies on {}: {why}; a volume on a file system that can be (ext4, xfs, btrfs, tmpfs) would do, or a pod on the node's own users (hostUsers: true)",
+        "it lies on {}: {why}; a volume on a file system that can be (ext4, xfs, btrfs, tmpfs since Linux 6.3) would do, or a pod on the node's own users (hostUsers: true)",
         kinds.join(", ")
     ))
 }
