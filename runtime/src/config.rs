@@ -156,7 +156,9 @@ impl Config {
             )));
         }
         for (name, handler) in &self.runtime.handlers {
-            handler_names(name, &handler.shim).map_err(ConfigError::Contradiction)?;
+            handler_names(name, &handler.shim)
+                .and_then(|()| handler.check(name))
+                .map_err(ConfigError::Contradiction)?;
         }
         for (flag, dir) in [("root", &self.root), ("state", &self.state)] {
             plain_absolute(dir)

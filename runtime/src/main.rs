@@ -13,6 +13,7 @@ mod config;
 mod cri;
 mod error;
 mod failpoint;
+mod handler;
 mod id;
 mod metrics;
 mod node;

@@ -8,8 +8,14 @@ use berth_spec::Host;
 use berth_state::Ledger;
 
 use crate::{
-    cgroup::Hierarchies, config::Config, cri::cpu_rate::CpuSamples, error::Error, metrics::Metrics,
-    nri::Plugins, pod::userns::Possible,
+    cgroup::Hierarchies,
+    config::Config,
+    cri::cpu_rate::CpuSamples,
+    error::Error,
+    handler::{Handler, OWN},
+    metrics::Metrics,
+    nri::Plugins,
+    pod::userns::Possible,
 };
 
 #[derive(Debug)]
@@ -25,9 +31,6 @@ pub struct Node {
     pub metrics: Metrics,
     pub user_namespaces_possible: Possible,
 }
-
-/// The shim's binary where no handler names another.
-const SHIM: &str = "containerd-shim-berth-v2";
 
 impl Node {
     /// Where layers and snapshots lie.
@@ -98,22 +101,22 @@ impl Node {
         Ok(name)
     }
 
-    /// The binary of the handler's shim: as configured, else beside berthd, else by PATH.
+    /// What the configuration says of a handler; none, where it has been taken out while its pods run: then what it was at first.
+    pub fn handler_config(&self, handler: &str) -> Handler {
+        let handlers = &self.config.runtime.handlers;
+        handlers.get(handler).cloned().unwrap_or_default()
+    }
+
+    /// The binary of the pod's own shim: as configured, else beside berthd, else by PATH.
     pub fn shim_binary(&self, handler: &str) -> PathBuf {
-        let configured = self
-            .config
-            .runtime
-            .handlers
-            .get(handler)
-            .map(|h| h.shim.as_path())
-            .filter(|p| !p.as_os_str().is_empty());
-        if let Some(path) = configured {
-            return path.to_owned();
+        let configured = self.handler_config(handler);
+        if configured.is_own() && configured.shim.has_root() {
+            return configured.shim;
         }
         std::env::current_exe()
             .ok()
-            .and_then(|exe| exe.parent().map(|dir| dir.join(SHIM)))
+            .and_then(|exe| exe.parent().map(|dir| dir.join(OWN)))
             .filter(|path| path.exists())
-            .unwrap_or_else(|| Path::new(SHIM).to_owned())
+            .unwrap_or_else(|| Path::new(OWN).to_owned())
     }
 }

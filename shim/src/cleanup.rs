@@ -20,7 +20,7 @@ use crate::{
     cli::Flags,
     clock,
     error::Error,
-    group, journal, serve,
+    front, group, journal, serve,
 };
 
 /// What is said of a task whose shim did not live to see its end.
@@ -46,6 +46,11 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
     let own = group::of(flags).is_ok_and(|pod| pod == flags.id);
     if own {
         note(end_shim(&socket));
+    }
+    if own {
+        for error in front::clean(&bundle, &flags.namespace, &flags.id, &socket) {
+            note(Err(error));
+        }
     }
     let engine = Launched::for_cleanup(serve::engine_config(&bundle));
     // containerd 2 calls this once a pod, and its containers' bundles lie elsewhere.
@@ -125,14 +130,20 @@ fn end_shim(socket: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The pod's containers under our runtime, or the one container of the bundle itself.
+/// The pod's containers under our runtime, the pause of a front, or the one container of the bundle itself.
 fn spec_dirs(bundle: &Path) -> Vec<PathBuf> {
     let containers = fs::read_dir(bundle.join("containers"))
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path());
+    let fronts = fs::read_dir(bundle.join("front"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     containers
+        .chain(fronts)
         .chain([bundle.to_owned()])
         .filter(|dir| dir.join("config.json").exists())
         .collect()
@@ -163,7 +174,7 @@ fn remove_cgroup(spec_dir: &Path) -> Result<(), Error> {
 fn unmount_below(bundle: &Path) -> Result<(), Error> {
     let table =
         fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("read the mount table"))?;
-    let roots = ["containers", "rootfs", "shm"].map(|name| bundle.join(name));
+    let roots = ["containers", "front", "rootfs", "shm"].map(|name| bundle.join(name));
     let targets = table
         .lines()
         .filter_map(mount_point)

@@ -16,6 +16,8 @@ pub enum Action {
     Version,
     Info,
     Help,
+    /// Hand an event from stdin to the socket of `TTRPC_ADDRESS`: what shims are given as their publish binary.
+    Publish,
 }
 
 /// What a person is told who runs it by hand.
@@ -44,6 +46,12 @@ pub struct Flags {
     pub publish_binary: String,
     pub bundle: PathBuf,
     pub debug: bool,
+    /// Another shim's program, which makes the containers of this pod; empty: this shim makes them.
+    pub front: PathBuf,
+    /// `name=value`: options for it.
+    pub front_options: Vec<String>,
+    /// Of an event.
+    pub topic: String,
 }
 
 /// Longest id taken; containerd's own limit for an identifier.
@@ -60,10 +68,11 @@ impl Flags {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
                     "help" => Action::Help,
+                    "publish" => Action::Publish,
                     _ => {
                         return Err(Error::invalid(
                             format!("action {arg:?}"),
-                            "start, delete or none",
+                            "start, delete, publish or none",
                         ));
                     }
                 };
@@ -86,6 +95,9 @@ impl Flags {
                 "address" => flags.address = value()?,
                 "publish-binary" => flags.publish_binary = value()?,
                 "bundle" => flags.bundle = value()?.into(),
+                "front" => flags.front = value()?.into(),
+                "front-option" => flags.front_options.push(value()?),
+                "topic" => flags.topic = value()?,
                 "debug" => flags.debug = given.as_deref() != Some("false"),
                 "v" | "version" => flags.action = Action::Version,
                 "info" => flags.action = Action::Info,
@@ -93,12 +105,15 @@ impl Flags {
                 _ => {
                     return Err(Error::invalid(
                         format!("flag -{name}"),
-                        "known are -namespace, -id, -address, -publish-binary, -bundle, -debug, -v, -info",
+                        "known are -namespace, -id, -address, -publish-binary, -bundle, -debug, -front, -front-option, -topic, -v, -info",
                     ));
                 }
             }
         }
-        if !matches!(flags.action, Action::Version | Action::Info | Action::Help) {
+        if !matches!(
+            flags.action,
+            Action::Version | Action::Info | Action::Help | Action::Publish
+        ) {
             if flags.id.is_empty() {
                 return Err(Error::invalid("the command line", "it has no -id"));
             }
@@ -142,6 +157,13 @@ impl Flags {
         }
         if self.debug {
             args.push("-debug".into());
+        }
+        if !self.front.as_os_str().is_empty() {
+            args.extend(["-front".into(), self.front.display().to_string()]);
+            args.extend(["-publish-binary".into(), self.publish_binary.clone()]);
+            for option in &self.front_options {
+                args.extend(["-front-option".into(), option.clone()]);
+            }
         }
         args
     }

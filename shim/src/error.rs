@@ -79,6 +79,13 @@ impl Error {
                 EngineError::Cgroup(CgroupError::Limit { .. }) => Code::FAILED_PRECONDITION,
                 EngineError::Unfit { .. } | EngineError::NoMemory(_) => Code::FAILED_PRECONDITION,
                 EngineError::Criu { .. } => Code::FAILED_PRECONDITION,
+                EngineError::Shim { kind, .. } => match kind {
+                    io::ErrorKind::TimedOut => Code::DEADLINE_EXCEEDED,
+                    io::ErrorKind::Unsupported => Code::UNIMPLEMENTED,
+                    io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
+                    io::ErrorKind::NotConnected => Code::FAILED_PRECONDITION,
+                    _ => Code::INTERNAL,
+                },
                 _ => Code::INTERNAL,
             },
             Error::Serve(_) | Error::Lost(_) => Code::INTERNAL,

@@ -120,6 +120,7 @@ impl Exec {
         let (stdio, plumbing) = Plumbing::lay(Request {
             tty: self.tty,
             ends,
+            piped_console: pod.engine.carries_streams(),
             ..Request::default()
         })?;
         let making = pod.reaper.making();

@@ -47,6 +47,8 @@ const READ_BYTES: usize = 64 << 10;
 const MIN_READ_BYTES: usize = 4 << 10;
 /// After the command's end: how long a silent pipe is waited for.
 const DRAIN_SILENCE: Duration = Duration::from_millis(500);
+/// The same where another shim carries the output: what the command has written may still be on its way through it.
+const CARRIED_SILENCE: Duration = Duration::from_secs(2);
 /// After the command's end: how long a pipe that somebody still writes to is read.
 const DRAIN_TOTAL: Duration = Duration::from_secs(5);
 /// After SIGKILL: a process in uninterruptible sleep (a dead network file system) may not end at all.
@@ -180,6 +182,10 @@ pub async fn run(
     let (process, mut out, mut err, mut exited) =
         begin(&pod, &container, request.args, limit).await?;
 
+    let patience = match pod.engine.carries_streams() {
+        true => CARRIED_SILENCE,
+        false => DRAIN_SILENCE,
+    };
     let mut exit: Option<Exit> = None;
     let mut timed_out = false;
     let mut wanted = true;
@@ -195,7 +201,7 @@ pub async fn run(
     while exit.is_none() || out.source.is_some() || err.source.is_some() {
         let silence = async {
             match drained_by {
-                Some(by) => sleep_until(by.min(Instant::now() + DRAIN_SILENCE)).await,
+                Some(by) => sleep_until(by.min(Instant::now() + patience)).await,
                 None => pending().await,
             }
         };
@@ -301,10 +307,14 @@ async fn begin(
     if let Err(Error::Engine(EngineError::Command { message, .. })) = &made {
         journal!("exec in container {}: {message}", container.id);
     }
-    if matches!(made, Err(Error::Engine(EngineError::Io { .. })))
-        && tokio::time::timeout(ENDING_WAIT, container.ended())
-            .await
-            .is_ok()
+    if matches!(
+        made,
+        Err(Error::Engine(
+            EngineError::Io { .. } | EngineError::Shim { .. }
+        ))
+    ) && tokio::time::timeout(ENDING_WAIT, container.ended())
+        .await
+        .is_ok()
     {
         // It ended under the command: the kernel then refuses to enter it (ESRCH) or to fork in it (ENOMEM).
         must_run(container)?;

@@ -9,6 +9,7 @@
 //!             reaper: every child, adopted ones too                       (reaper)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
 //!                      and what else containerd's clients may name        (stdio_uri, logging_program, streams)
+//!   -front P: another shim, P, makes the containers; all else is as it is      (front, publish)
 //!   delete ─▶ what a dead shim has left: killed, unmounted, removed       (cleanup)
 //! ```
 //!
@@ -33,6 +34,7 @@ mod exec_output;
 mod exec_sync;
 mod exit_record;
 mod freeze;
+mod front;
 mod group;
 mod idle;
 mod info;
@@ -43,6 +45,7 @@ mod oom;
 mod open_files;
 mod pod;
 mod pod_service;
+mod publish;
 mod reaper;
 mod rootfs;
 mod runtime_options;
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Action::Info => info::print(),
+        Action::Publish => publish::publish(&flags),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use berth_engine::{Engine, Error as EngineError, Pause, Zygote, cgroup::Cgroup};
+use berth_engine::{Engine, Error as EngineError, Pause, cgroup::Cgroup};
 use berth_proto::shim::{
     api::CreateTaskRequest,
     events::task::TaskCreate,
@@ -72,7 +72,6 @@ const RECORD_RETRY: Duration = Duration::from_millis(100);
 pub struct Pod {
     pub id: String,
     pub engine: Arc<dyn Engine>,
-    pub zygote: Arc<Zygote>,
     pub reaper: Arc<Reaper>,
     pub events: Events,
     pub outside: Outside,
@@ -127,15 +126,13 @@ impl Pod {
     pub fn new(
         (namespace, id): (String, String),
         engine: Arc<dyn Engine>,
-        zygote: Arc<Zygote>,
+        reaper: Arc<Reaper>,
         events: Events,
         streams: Arc<Streams>,
     ) -> Pod {
-        let reaper: Arc<Reaper> = Arc::default();
         Pod {
             id,
             engine,
-            zygote,
             outside: Outside {
                 namespace,
                 streams,
@@ -331,10 +328,11 @@ impl Pod {
                 .collect(),
             oom_score_adj: Some(options.oom_score_adj),
             user: user_namespace::asked(options),
+            cgroup_parent: options.cgroup_parent.clone(),
         };
         let making = self.reaper.making();
-        let zygote = self.zygote.clone();
-        let process = blocking("pause", move || Ok(zygote.pause(&pause)?)).await?;
+        let engine = self.engine.clone();
+        let process = blocking("pause", move || Ok(engine.pause(&pause)?)).await?;
         let exited = making.register(process.pid);
         let (pid, created_at) = (process.pid, clock::now_ns());
         let pidfd = Arc::new(process.pidfd);
@@ -458,6 +456,12 @@ impl Pod {
         {
             journal!("shutdown: {error}");
         }
+        let engine = self.engine.clone();
+        blocking("close", move || {
+            engine.close();
+            Ok(())
+        })
+        .await?;
         self.shutdown.send_replace(true);
         Ok(())
     }
@@ -593,6 +597,7 @@ impl Pod {
             log: log.clone(),
             keep_stdin: options.stdin,
             attachable: under_berth,
+            piped_console: self.engine.carries_streams(),
         })?;
 
         let making = self.reaper.making();
@@ -759,7 +764,7 @@ impl Pod {
             journal!("end of container {}: {error}", container.id);
             0
         });
-        let oom_killed = oom_kills > 0;
+        let oom_killed = oom_kills > 0 || self.engine.oom_killed(&container.id);
         let io = lock(&container.io).take();
         if let Some(io) = io {
             io.drain(LOG_DRAIN).await;
@@ -786,7 +791,7 @@ impl Pod {
                     _ if oom_killed => "OOMKilled",
                     _ => "Error",
                 },
-                message: String::new(),
+                message: self.engine.lost().unwrap_or_default(),
             },
         };
         self.record(&container, started_at, &ended).await;

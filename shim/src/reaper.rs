@@ -35,6 +35,8 @@ pub struct Exit {
 #[derive(Debug, Default)]
 pub struct Reaper {
     table: Mutex<Table>,
+    /// Held while a child is made whose pid is to be opened.
+    making: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +67,13 @@ impl Reaper {
         Making(self.clone())
     }
 
+    /// Nothing is reaped while the answer lives: for the instant between a fork and the opening of the child's pid.
+    pub fn hold_off(&self) -> MutexGuard<'_, ()> {
+        self.making
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Reaps on every SIGCHLD, for the life of the shim.
     pub async fn run(self: Arc<Self>) -> Result<(), Error> {
         let mut child = signal(SignalKind::child()).map_err(Error::io("listen for SIGCHLD"))?;
@@ -79,6 +88,7 @@ impl Reaper {
 
     /// Reaps all that have ended.
     fn reap(&self) {
+        let _no_child_is_being_made = self.hold_off();
         // rustix and not nix: nix has no name for a real-time signal and would lose that exit.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let code = status
@@ -96,7 +106,16 @@ impl Reaper {
         }
     }
 
-    fn note(&self, pid: i32, exit: Exit) {
+    /// Takes in an exit that this process did not reap, for whoever waits for it already.
+    pub fn note_awaited(&self, pid: i32, exit: Exit) {
+        let waiting = self.lock().waiting.remove(&pid);
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(exit);
+        }
+    }
+
+    /// Takes in an exit: reaped here, or told by who reaped it.
+    pub fn note(&self, pid: i32, exit: Exit) {
         let mut table = self.lock();
         if let Some(waiting) = table.waiting.remove(&pid) {
             // Nobody waits any longer: its owner gave up.

@@ -1,6 +1,8 @@
 //! The options of a runtime in containerd's configuration, as they come with Create: taken, or refused by name. What would be passed over
 //! in silence is what a person is puzzled by.
 
+use std::path::Path;
+
 use berth_proto::shim::runc_options::Options;
 use protobuf::{Message, MessageField, well_known_types::any::Any};
 
@@ -28,6 +30,55 @@ pub fn check(options: &MessageField<Any>) -> Result<(), Error> {
             ),
         )),
     }
+}
+
+/// What another shim is given, of `name=value` words (runc's, by the names that containerd's configuration has for them). None: nothing
+/// that it would have to understand. `dir` is where its runtime's state goes that has no other place: with the pod's bundle, so that it
+/// goes with the pod.
+pub fn encode(shim: &Path, words: &[String], dir: &Path) -> Result<Option<Any>, Error> {
+    let is_runc = shim
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with("containerd-shim-runc-"));
+    if !is_runc && words.is_empty() {
+        return Ok(None);
+    }
+    let mut options = Options::new();
+    options.root = dir.join("state").display().to_string();
+    for word in words {
+        let (name, value) = word
+            .split_once('=')
+            .ok_or_else(|| Error::invalid(format!("runtime option {word:?}"), "it has no value"))?;
+        let flag = || match value {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(Error::invalid(
+                format!("runtime option {name}"),
+                "it is true or false",
+            )),
+        };
+        match name {
+            "BinaryName" => options.binary_name = value.to_owned(),
+            "Root" => options.root = value.to_owned(),
+            "NoPivotRoot" => options.no_pivot_root = flag()?,
+            "NoNewKeyring" => options.no_new_keyring = flag()?,
+            "SystemdCgroup" => options.systemd_cgroup = flag()?,
+            _ => {
+                return Err(Error::invalid(
+                    format!("runtime option {name:?}"),
+                    "known are BinaryName, Root, NoPivotRoot, NoNewKeyring, SystemdCgroup",
+                ));
+            }
+        }
+    }
+    let value = options
+        .write_to_bytes()
+        .map_err(|error| Error::invalid("runtime options", error))?;
+    Ok(Some(Any {
+        type_url: RUNC.into(),
+        value,
+        ..Default::default()
+    }))
 }
 
 fn check_runc(bytes: &[u8]) -> Result<(), Error> {
@@ -64,6 +115,32 @@ mod tests {
             value,
             ..Default::default()
         })
+    }
+
+    #[test]
+    fn options_for_another_shim_are_those_that_its_runtime_knows() {
+        let of = |shim: &str, words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            encode(Path::new(shim), &words, Path::new("/pod/front"))
+        };
+        assert_eq!(of("/usr/bin/containerd-shim-kata-v2", &[]).unwrap(), None);
+        let any = of("/usr/bin/containerd-shim-runc-v2", &["BinaryName=crun"])
+            .unwrap()
+            .unwrap();
+        let options = Options::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(any.type_url, RUNC);
+        assert_eq!(
+            (options.binary_name.as_str(), options.root.as_str()),
+            ("crun", "/pod/front/state")
+        );
+        for (word, named) in [
+            ("Nonsense=1", "Nonsense"),
+            ("BinaryName", "BinaryName"),
+            ("NoPivotRoot=perhaps", "NoPivotRoot"),
+        ] {
+            let error = of("/x", &[word]).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

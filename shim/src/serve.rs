@@ -15,9 +15,11 @@ use std::{
     time::Duration,
 };
 
-use berth_engine::{Config, Launched, Maker, Zygote};
+use berth_engine::{Config, Engine, Launched, Maker, Zygote};
 use berth_proto::shim::{
-    sandbox_async::create_sandbox, shim_async::create_task, v1::pod_ttrpc::create_pod,
+    sandbox_async::create_sandbox,
+    shim_async::{create_events, create_task},
+    v1::pod_ttrpc::create_pod,
 };
 use futures_util::stream;
 use rustix::{fs::Mode, io::fcntl_dupfd_cloexec, net::listen, stdio};
@@ -30,8 +32,18 @@ use tokio::{
 use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
-    bootstrap, cli::Flags, error::Error, events::Events, idle, journal, pod::Pod,
-    pod_service::PodService, sandbox::SandboxService, streams::Streams, task::TaskService,
+    bootstrap,
+    cli::Flags,
+    error::Error,
+    events::Events,
+    front::{EventsService, Front},
+    idle, journal,
+    pod::Pod,
+    pod_service::PodService,
+    reaper::Reaper,
+    sandbox::SandboxService,
+    streams::Streams,
+    task::TaskService,
 };
 
 /// Calls of the engine at a time. Each blocks a thread for milliseconds; more would only contend for the launcher.
@@ -64,13 +76,27 @@ pub fn engine_config(bundle: &Path) -> Config {
     }
 }
 
+/// Whether another shim makes this pod's containers.
+fn fronts(flags: &Flags) -> bool {
+    !flags.front.as_os_str().is_empty()
+}
+
 pub fn serve(flags: &Flags) -> Result<(), Error> {
     let listener = take_listener()?;
     // Refused where this process leads its group already: then it has a session of its own.
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(UMASK));
-    let zygote = Arc::new(Zygote::spawn()?);
-    let engine = Arc::new(Launched::new(engine_config(&flags.bundle), zygote.clone())?);
+    let launched = match fronts(flags) {
+        true => None,
+        false => {
+            let zygote = Arc::new(Zygote::spawn()?);
+            Some(Launched::new(engine_config(&flags.bundle), zygote)?)
+        }
+    };
+    if launched.is_none() {
+        // What another shim leaves when it dies is adopted by this process, which has no launcher that would have asked for that.
+        nix::sys::prctl::set_child_subreaper(true).map_err(Error::io("become a subreaper"))?;
+    }
     runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -79,7 +105,7 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
         .thread_stack_size(STACK_BYTES)
         .build()
         .map_err(Error::io("start the runtime"))?
-        .block_on(run(flags, listener, engine, zygote))
+        .block_on(run(flags, listener, launched))
 }
 
 /// Moves the socket away from stdin, which becomes /dev/null.
@@ -99,15 +125,23 @@ fn take_listener() -> Result<StdListener, Error> {
 async fn run(
     flags: &Flags,
     listener: StdListener,
-    engine: Arc<Launched>,
-    zygote: Arc<Zygote>,
+    launched: Option<Launched>,
 ) -> Result<(), Error> {
     let listener = UnixListener::from_std(listener).map_err(Error::io("listen"))?;
     let events = Events::new(&flags.namespace);
     tokio::spawn(events.clone().run());
     let streams = Streams::at(bootstrap::socket_path(flags)?);
     let names = (flags.namespace.clone(), flags.id.clone());
-    let pod = Arc::new(Pod::new(names, engine, zygote, events, streams.clone()));
+    let reaper = Arc::<Reaper>::default();
+    let (engine, front): (Arc<dyn Engine>, Option<Arc<Front>>) = match launched {
+        Some(launched) => (Arc::new(launched), None),
+        None => {
+            let socket = bootstrap::socket_path(flags)?;
+            let front = Front::new(flags, socket, runtime::Handle::current(), reaper.clone())?;
+            (front.clone(), Some(front))
+        }
+    };
+    let pod = Arc::new(Pod::new(names, engine, reaper, events, streams.clone()));
     let mut reaping = tokio::spawn(pod.reaper.clone().run());
     tokio::spawn(idle::tidy(pod.generation()));
     // A stray signal (a service manager that stops its whole control group) must not take the pod with it: it ends by ShutdownSandbox.
@@ -125,6 +159,10 @@ async fn run(
             pod: pod.clone(),
         })))
         .register_service(create_pod(Arc::new(PodService { pod: pod.clone() })));
+    if let Some(front) = &front {
+        let events = EventsService(Arc::downgrade(front));
+        server = server.register_service(create_events(Arc::new(events)));
+    }
     server.start().await.map_err(Error::Serve)?;
     let outcome = loop {
         select! {

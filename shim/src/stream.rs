@@ -63,6 +63,8 @@ pub struct Request {
     pub keep_stdin: bool,
     /// Clients may come later: output is read also where nobody wants it yet.
     pub attachable: bool,
+    /// A console's master is another's: its bytes come and go by pipes.
+    pub piped_console: bool,
 }
 
 /// The shim's side, before the process exists.
@@ -138,7 +140,8 @@ impl Plumbing {
             outputs: Vec::new(),
         };
         let mut stdio = Stdio::default();
-        if plumbing.request.tty {
+        let piped_console = plumbing.request.tty && plumbing.request.piped_console;
+        if plumbing.request.tty && !piped_console {
             return Ok((stdio, plumbing));
         }
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("make a pipe"));
@@ -152,7 +155,7 @@ impl Plumbing {
             stdio.stdout = Some(theirs);
             plumbing.outputs.push((Stream::Stdout, ours));
         }
-        if read || plumbing.request.ends.stderr.is_some() {
+        if !piped_console && (read || plumbing.request.ends.stderr.is_some()) {
             let (ours, theirs) = pipe()?;
             stdio.stderr = Some(theirs);
             plumbing.outputs.push((Stream::Stderr, ours));

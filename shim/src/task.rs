@@ -266,6 +266,17 @@ impl Task for TaskService {
         request: ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
         let (container, exec) = self.find(&request.id, &request.exec_id)?;
+        let engine = self.pod.engine.clone();
+        if engine.carries_streams() {
+            let pid = match exec.as_ref().map(|exec| exec.state()) {
+                None => container.pid,
+                Some(State::Running { pid, .. }) => pid,
+                Some(State::Added | State::Exited { .. }) => return Ok(Empty::new()),
+            };
+            let (width, height) = (request.width, request.height);
+            blocking("ResizePty", move || Ok(engine.resize(pid, width, height)?)).await?;
+            return Ok(Empty::new());
+        }
         match exec {
             Some(exec) => exec.resize(request.width, request.height)?,
             None => exec::resize(&lock(&container.io), request.width, request.height)?,
@@ -295,8 +306,11 @@ impl Task for TaskService {
             .as_ref()
             .ok_or_else(|| Error::invalid("update", "it names no resources"))?;
         let resources: oci_spec::runtime::LinuxResources = json("resources", &any.value)?;
+        let engine = self.pod.engine.clone();
         let notes = blocking("Update", move || {
-            Ok(container.cgroup("update")?.change(&resources)?)
+            let notes = container.cgroup("update")?.change(&resources)?;
+            engine.updated(&container.id, &resources);
+            Ok(notes)
         });
         for note in notes.await? {
             journal!("update container {}: {note}", request.id);

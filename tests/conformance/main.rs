@@ -3,3 +3,4 @@
 mod crictl;
 mod every_rpc;
 mod of_berth;
+mod of_stock_shims;

@@ -47,6 +47,7 @@ mod security_context;
 mod sharing;
 mod static_pod;
 mod stats;
+mod stock_shims;
 mod streaming;
 mod stuck_stops;
 mod terminals;

@@ -7,6 +7,7 @@ mod checkpoint_archives;
 mod console;
 mod descriptors;
 mod exec_weaker;
+mod foreign_shims;
 mod fork_bombs;
 mod grpc_floods;
 mod hostile_layers;

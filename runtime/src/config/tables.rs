@@ -10,6 +10,7 @@ use super::keys::{
     from_1_to_64, from_1_to_100_000, from_100_ms_to_1_h, link_name, metrics_listen, mtu, subnet,
     subnet_v6,
 };
+use crate::handler::Handler;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -86,13 +87,6 @@ pub struct Runtime {
     #[serde(deserialize_with = "absolute_all")]
     pub cdi_spec_dirs: Vec<PathBuf>,
     pub handlers: BTreeMap<String, Handler>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Handler {
-    /// The shim's binary. Empty: `containerd-shim-berth-v2` beside berthd, then on PATH.
-    pub shim: PathBuf,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,6 +21,9 @@ pub async fn create_container(
         what: "container".into(),
         source,
     })?;
+    let handler = &pod.pod.handler;
+    let handler_config = service.registry.node.handler_config(handler);
+    handler_config.check_container(handler, &config)?;
     let name = config.image.as_ref().map_or("", |i| i.image.as_str());
     if name.is_empty() {
         return Err(missing("config.image"));

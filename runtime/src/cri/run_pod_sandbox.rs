@@ -21,6 +21,7 @@ pub async fn run_pod_sandbox(
         })?;
     userns::check(node, &config)?;
     let handler = node.handler(&request.runtime_handler)?.to_owned();
+    node.handler_config(&handler).check_pod(&handler, &config)?;
     let pod_sandbox_id = service.registry.run(config, &handler).await?;
     Ok(RunPodSandboxResponse { pod_sandbox_id })
 }

@@ -50,12 +50,19 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
             false => HashMap::new(),
         },
         runtime_handlers: names
-            .map(|name| RuntimeHandler {
-                name,
-                features: Some(RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: true,
-                    user_namespaces,
-                }),
+            .map(|name| {
+                let own = match name.as_str() {
+                    "" => node.handler_config(&node.config.runtime.default_handler),
+                    name => node.handler_config(name),
+                }
+                .is_own();
+                RuntimeHandler {
+                    name,
+                    features: Some(RuntimeHandlerFeatures {
+                        recursive_read_only_mounts: own,
+                        user_namespaces: own && user_namespaces,
+                    }),
+                }
             })
             .collect(),
         features: Some(RuntimeFeatures {

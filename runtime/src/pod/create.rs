@@ -261,6 +261,13 @@ fn intend_cgroup(pod: &Pod, owner: &str, cgroup: PathBuf) -> Result<(), Error> {
         .map_err(Error::io("write ledger for", owner))
 }
 
+/// The pause of another shim than ours is a container, with a cgroup in the pod's.
+pub(super) fn intend_pause(pod: &Pod) -> Result<(), Error> {
+    let _alone = teardown::cgroup_intents();
+    intend_cgroups_of_pod(pod)?;
+    intend_cgroup(pod, &pod.id, pod.cgroup_parent().join(&pod.id))
+}
+
 /// Under [`teardown::cgroup_intents`].
 pub(super) fn intend_cgroups_of_pod(pod: &Pod) -> Result<(), Error> {
     let node = &pod.node;

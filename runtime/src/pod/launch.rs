@@ -41,11 +41,20 @@ pub async fn start(pod: &Pod) -> Result<Shim, Error> {
         path: binary.clone(),
         why,
     };
+    // Before anything is made: what is missing is missing to begin with.
+    let handler = node.handler_config(&pod.handler);
+    let front = handler.front().map_err(|why| Error::ShimStart {
+        path: handler.shim.clone(),
+        why: format!(
+            "{why}; key `runtime.handlers.{}.shim` names the binary",
+            pod.handler
+        ),
+    })?;
     let socket = node.shim_socket(&pod.id);
     node.ledger
         .intend(&pod.id, &Object::Shim(socket.clone()))
         .map_err(Error::io("write ledger for", &pod.id))?;
-    let output = match spawn(pod, &binary, "start") {
+    let output = match spawn(pod, &binary, &front, "start") {
         Ok(child) => ended(pod, child, "start", START_DEADLINE).await?,
         Err(e) => {
             // Nothing ran: there is nothing to end, and no program that could.
@@ -120,7 +129,8 @@ pub async fn delete(pod: &Pod) -> Result<(), Error> {
     if !pod.node.pod_dir(&pod.id).exists() {
         return Ok(());
     }
-    let child = spawn(pod, &binary, "delete")?;
+    // What it fronts, the bundle says.
+    let child = spawn(pod, &binary, &[], "delete")?;
     let output = ended(pod, child, "delete", DELETE_DEADLINE).await?;
     if output.status.success() {
         return Ok(());
@@ -142,12 +152,15 @@ async fn refuses(pod_id: &str, address: &str) -> bool {
     false
 }
 
-fn spawn(pod: &Pod, binary: &Path, action: &'static str) -> Result<Child, Error> {
+fn spawn(pod: &Pod, binary: &Path, front: &[String], action: &'static str) -> Result<Child, Error> {
     let node = &pod.node;
     Command::new(binary)
         .current_dir(node.pod_dir(&pod.id))
         .args(["-namespace", "k8s.io", "-id", &pod.id, "-address", ""])
-        .args(["-publish-binary", "", action])
+        .arg("-publish-binary")
+        .arg(binary)
+        .args(front)
+        .arg(action)
         .env_remove("NOTIFY_SOCKET")
         .env("BERTH_SHIM_SOCKET_DIR", node.shim_sockets())
         .env("MAX_SHIM_VERSION", BOOTSTRAP_VERSION)

@@ -11,7 +11,7 @@ use berth_state::{
 };
 
 use super::{
-    Pod, files, launch, mounts, network, pod_limits,
+    Pod, create, files, launch, mounts, network, pod_limits,
     record::{PodPhase, PodRecord, Timeline},
     shim::{Shim, namespace_mode},
     teardown, userns,
@@ -224,6 +224,9 @@ impl Surrounded<'_> {
         pod_limits::apply(pod, &self.shim, limits).await?;
         timeline.took("create", since);
         let since = Instant::now();
+        if !node.handler_config(&pod.handler).is_own() {
+            create::intend_pause(pod)?;
+        }
         self.shim.start_sandbox().await?;
         failpoint::at(|| berth_failpoint::site!("pod.run.sandbox_started"))?;
         timeline.took("start", since);

@@ -2,7 +2,9 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
-use crate::Error;
+use oci_spec::runtime::LinuxResources;
+
+use crate::{Error, Pause};
 
 /// The three standard streams of a process, given to it as they are. What is absent is `/dev/null`.
 #[derive(Debug, Default)]
@@ -73,6 +75,8 @@ pub struct Checkpoint {
 /// The seam. Calls block (they are short); the shim runs them off its event loop. Calls for different containers, and
 /// several execs in one, may overlap; calls that change the same container are the caller's to order.
 pub trait Engine: Send + Sync + std::fmt::Debug {
+    /// Makes the process that holds the pod's namespaces, at `/proc/<pid>/ns/{ipc,uts,net,pid}`.
+    fn pause(&self, pause: &Pause) -> Result<Process, Error>;
     /// Makes the container up to just before its command: created, not started.
     fn create(&self, create: Create) -> Result<Process, Error>;
     /// Lets the container's command run. A command that does not exist or can't be executed is [`Error::Command`]; the
@@ -89,4 +93,27 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), Error>;
     /// Kills what is left, removes cgroup and state. Idempotent: an id that is not known is no error.
     fn delete(&self, id: &str) -> Result<(), Error>;
+
+    /// Whether a process's streams are carried by another: what it has written may then come after its end. A console's master stays
+    /// with that one: `stdio` is used with a tty, too, and [`Engine::resize`] sets its size.
+    fn carries_streams(&self) -> bool {
+        false
+    }
+    /// Sets the size of the console of the process that [`Engine::create`] or [`Engine::exec`] answered with this pid. One that has
+    /// ended is no error.
+    fn resize(&self, _pid: i32, _width: u32, _height: u32) -> Result<(), Error> {
+        Ok(())
+    }
+    /// The container's cgroup has got other limits, for an engine that keeps them elsewhere, too.
+    fn updated(&self, _id: &str, _resources: &LinuxResources) {}
+    /// Whether the engine was told that the kernel killed for want of memory in the container.
+    fn oom_killed(&self, _id: &str) -> bool {
+        false
+    }
+    /// Why the containers end: what made them is gone.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+    /// The pod's last call: nothing of the engine's own is left afterwards.
+    fn close(&self) {}
 }

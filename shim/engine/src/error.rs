@@ -40,6 +40,15 @@ pub enum Error {
     Criu { path: PathBuf, reason: String },
     #[error("checkpoint container {id}: {reason}")]
     Checkpoint { id: String, reason: String },
+    /// Another shim, which makes the containers of this pod.
+    #[error("shim {shim}: {step}: {reason}")]
+    Shim {
+        shim: String,
+        step: String,
+        reason: String,
+        /// What a caller can make of it.
+        kind: io::ErrorKind,
+    },
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::Error),
     /// The engine's launcher died or answered nonsense.

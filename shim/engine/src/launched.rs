@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Checkpoint, Create, Engine, Error, Exec, Process, Zygote,
+    Checkpoint, Create, Engine, Error, Exec, Pause, Process, Zygote,
     cgroup::Cgroup,
     init, native,
     record::Record,
@@ -174,6 +174,10 @@ impl Launched {
 }
 
 impl Engine for Launched {
+    fn pause(&self, pause: &Pause) -> Result<Process, Error> {
+        self.zygote()?.pause(pause)
+    }
+
     fn create(&self, create: Create) -> Result<Process, Error> {
         let zygote = self.zygote()?;
         let directory = self.directory(&create.id)?;

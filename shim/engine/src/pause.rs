@@ -36,6 +36,8 @@ pub struct Pause {
     pub oom_score_adj: Option<i32>,
     /// The pod has a user namespace with these maps: the owner of `netns`, else a new one. What is new is its.
     pub user: Option<UserNamespace>,
+    /// The pod's cgroup, for an engine whose pause is a container.
+    pub cgroup_parent: String,
 }
 
 /// Maps of a user namespace, as specs have them.
