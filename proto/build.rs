@@ -75,6 +75,10 @@ fn rpc_list(files: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
 /// `<directory>/<name>.proto` and files of messages alone, into a directory of the same name.
 fn ttrpc(out: &Path, directory: &str, name: &str, messages: &[&str]) -> Result<(), Box<dyn Error>> {
     let generated = out.join(directory);
+    // Anew, not over what is there: in a copied target directory that may be a link to another's.
+    if generated.exists() {
+        fs::remove_dir_all(&generated)?;
+    }
     fs::create_dir_all(&generated)?;
     ttrpc_codegen::Codegen::new()
         .out_dir(&generated)
