@@ -378,8 +378,9 @@ async fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
         let url = server.register(attach("c")).unwrap();
         Client::connect(&url, BOTH[0]).await.unwrap()
     };
-    let (idle, mut busy) = (connect().await, connect().await);
+    // Before they connect: from there each session's own clock runs.
     let begin = Instant::now();
+    let (idle, mut busy) = (connect().await, connect().await);
     let idle_ends = async {
         idle.closed().await;
         assert!(begin.elapsed() >= LIMIT, "{:?}", begin.elapsed());
