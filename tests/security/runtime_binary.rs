@@ -319,7 +319,8 @@ fn no_memory_file_is_needed_for_it_sec_eng_02() -> Result<()> {
         return Ok(());
     };
     let dir = Path::new("/tmp").join(format!("bt-memfd-{}", std::process::id()));
-    let bundle = dir.join("bundle");
+    // A bundle is its pod's by its name.
+    let bundle = dir.join("memfd");
     fs::create_dir_all(&bundle)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
     // The sysctl is the pid namespace's own, and all in the namespace ends with its first process.
