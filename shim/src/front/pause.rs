@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use crate::{bundle, error::Error};
 
+/// Of the OCI runtime spec. What came after it is not asked of another shim, and crun before 1.9 takes no other.
+const OCI_VERSION: &str = "1.0.2";
+
 /// As `build.rs` has assembled it of pause.S.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 /// Nobody's ids: of no account of a node, and none of Kubernetes' own.
@@ -77,7 +80,7 @@ fn spec(pod_id: &str, pause: &Pause) -> Value {
         .map(|(name, value)| (name.replace('/', "."), json!(value)))
         .collect();
     let mut spec = json!({
-        "ociVersion": "1.0.2",
+        "ociVersion": OCI_VERSION,
         "process": {
             "user": { "uid": NOBODY, "gid": NOBODY },
             "args": ["/pause"],
@@ -136,6 +139,7 @@ pub fn introduce(bundle: &Path, pod_id: &str, tty: bool) -> Result<Option<String
             .ok_or_else(not_an_object)?
             .insert(key.into(), value);
     }
+    spec["ociVersion"] = json!(OCI_VERSION);
     bundle::write(bundle, &spec)?;
     Ok(spec
         .pointer("/linux/cgroupsPath")
