@@ -174,8 +174,6 @@ pub(crate) fn create(
         ..Clone::default()
     };
     let cgroup = prepared.cgroup.clone();
-    let oom_kills = || cgroup.oom_kills().ok();
-    let killed_before = oom_kills();
     let child = birth
         .spawn(single_threaded, || {
             let init = Init {
@@ -213,7 +211,8 @@ pub(crate) fn create(
                 reason,
             });
         }
-        Ok(None) if oom_kills().is_some_and(|kills| Some(kills) != killed_before) => {
+        // The cgroup was made for this container.
+        Ok(None) if cgroup.oom_kills().is_ok_and(|kills| kills > 0) => {
             return failed(Error::NoMemory(request.id.clone()));
         }
         Ok(None) => {
