@@ -6,6 +6,7 @@
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use berth_proto::cri;
@@ -46,6 +47,9 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub systemd_cgroup: Option<bool>,
 }
+
+/// Of a handler that has been taken out of the configuration while its pods run: what it was, their bundles say.
+pub static UNKNOWN: LazyLock<Handler> = LazyLock::new(Handler::default);
 
 impl Options {
     fn is_empty(&self) -> bool {

@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     cri::cpu_rate::CpuSamples,
     error::Error,
-    handler::{Handler, OWN},
+    handler::{Handler, OWN, UNKNOWN},
     metrics::Metrics,
     nri::Plugins,
     pod::userns::Possible,
@@ -101,17 +101,17 @@ impl Node {
         Ok(name)
     }
 
-    /// What the configuration says of a handler; none, where it has been taken out while its pods run: then what it was at first.
-    pub fn handler_config(&self, handler: &str) -> Handler {
+    /// What the configuration says of a handler.
+    pub fn handler_config(&self, handler: &str) -> &Handler {
         let handlers = &self.config.runtime.handlers;
-        handlers.get(handler).cloned().unwrap_or_default()
+        handlers.get(handler).unwrap_or(&UNKNOWN)
     }
 
     /// The binary of the pod's own shim: as configured, else beside berthd, else by PATH.
     pub fn shim_binary(&self, handler: &str) -> PathBuf {
         let configured = self.handler_config(handler);
         if configured.is_own() && configured.shim.has_root() {
-            return configured.shim;
+            return configured.shim.clone();
         }
         std::env::current_exe()
             .ok()

@@ -3,18 +3,28 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::Read,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use berth_proto::shim::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
-use rustix::{fs::FileType, stdio};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::FileType,
+    stdio,
+};
 
-use crate::{cli::Flags, error::Error};
+use crate::{
+    cli::{Flags, print_message},
+    error::Error,
+};
 
 /// A message of names, addresses and the runtime's options.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES: usize = 4 << 20;
+/// containerd writes it before it waits for the answer. Whoever leaves the pipe open and says nothing is no containerd.
+const WITHIN: Duration = Duration::from_secs(5);
 /// The task API that is answered with.
 const VERSION: i32 = 3;
 
@@ -26,10 +36,26 @@ pub fn read(flags: &Flags) -> Option<BootstrapParams> {
     if !is_pipe {
         return None;
     }
-    let mut bytes = Vec::new();
     let stdin = stdio::stdin().try_clone_to_owned().map(File::from).ok()?;
-    stdin.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-    parse(&bytes, flags)
+    parse(&read_within(stdin, WITHIN)?, flags)
+}
+
+/// All that is written until the end of the pipe. None: it does not come in this time.
+fn read_within(mut from: File, limit: Duration) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + limit;
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.checked_duration_since(Instant::now())?;
+        let wait = Timespec::try_from(left).ok()?;
+        if poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&wait)).ok()? == 0 {
+            return None;
+        }
+        match from.read(&mut buffer).ok()? {
+            0 => return Some(bytes),
+            n if bytes.len() + n > MAX_BYTES => return None,
+            n => bytes.extend_from_slice(&buffer[..n]),
+        }
+    }
 }
 
 fn parse(bytes: &[u8], flags: &Flags) -> Option<BootstrapParams> {
@@ -47,19 +73,26 @@ pub fn answer(socket: &Path) -> Result<(), Error> {
         protocol: "ttrpc".into(),
         ..Default::default()
     };
-    let bytes = result
-        .write_to_bytes()
-        .map_err(|error| Error::io("encode the answer")(io::Error::other(error)))?;
-    let mut stdout = io::stdout();
-    stdout
-        .write_all(&bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(Error::io("print the address"))
+    print_message(&result)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_and_not_for_ever() {
+        let (theirs, mut ours) = std::io::pipe().unwrap();
+        ours.write_all(b"all of it").unwrap();
+        drop(ours);
+        let file = File::from(std::os::fd::OwnedFd::from(theirs));
+        assert_eq!(read_within(file, WITHIN).unwrap(), b"all of it");
+        let (theirs, _open) = std::io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(theirs));
+        assert!(read_within(file, Duration::from_millis(20)).is_none());
+    }
 
     #[test]
     fn only_a_message_that_names_who_is_started_counts() {

@@ -2,8 +2,7 @@
 //! an error: the rest must not be left for it. Idempotent.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,13 +10,12 @@ use std::{
 use berth_engine::{Engine, Launched, cgroup::Cgroup};
 use berth_proto::shim::api::DeleteResponse;
 use nix::mount::{MntFlags, umount2};
-use protobuf::Message;
 use rustix::{io::Errno, process::Signal};
 
 use crate::{
     bootstrap::{self, dial},
     bundle,
-    cli::Flags,
+    cli::{Flags, print_message},
     clock,
     error::Error,
     front, group, journal, serve,
@@ -85,14 +83,7 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
         exited_at: clock::timestamp(clock::now_ns()),
         ..Default::default()
     };
-    let bytes = response
-        .write_to_bytes()
-        .map_err(|error| Error::io("encode the answer")(io::Error::other(error)))?;
-    let mut stdout = io::stdout();
-    stdout
-        .write_all(&bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(Error::io("print the answer"))
+    print_message(&response)
 }
 
 /// A shim that lives but does not answer is ended: whoever calls `delete` has given it up. The listener's peer is the process that listens.

@@ -1,6 +1,11 @@
 //! The command line that the shim v2 contract prescribes: Go's flag syntax, one action word.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use protobuf::Message;
 
 use crate::error::Error;
 
@@ -187,6 +192,18 @@ pub fn check_id(id: &str) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::invalid(format!("id {shown:?}"), reason))
+}
+
+/// An action's answer to its caller, on stdout.
+pub fn print_message(message: &impl Message) -> Result<(), Error> {
+    let bytes = message
+        .write_to_bytes()
+        .map_err(|error| Error::io("encode the answer")(io::Error::other(error)))?;
+    let mut stdout = io::stdout();
+    stdout
+        .write_all(&bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(Error::io("print the answer"))
 }
 
 #[cfg(test)]

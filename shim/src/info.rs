@@ -1,12 +1,10 @@
 //! `-info`: what this runtime is and can do, for containerd's introspection (`ctr plugins inspect-runtime`, the features of a CRI's runtime
 //! handlers). It looks at nothing: no bundle, no image, no socket.
 
-use std::io::{self, Write};
-
 use berth_proto::shim::introspection::{RuntimeInfo, RuntimeVersion};
-use protobuf::{Message, MessageField, well_known_types::any::Any};
+use protobuf::{MessageField, well_known_types::any::Any};
 
-use crate::error::Error;
+use crate::{cli::print_message, error::Error};
 
 /// The name that containerd's configuration calls the runtime by.
 const RUNTIME: &str = "io.containerd.berth.v2";
@@ -15,14 +13,7 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 
 /// Prints a `containerd.types.RuntimeInfo`.
 pub fn print() -> Result<(), Error> {
-    let bytes = info()
-        .write_to_bytes()
-        .map_err(|error| Error::io("encode the runtime's info")(io::Error::other(error)))?;
-    let mut stdout = io::stdout();
-    stdout
-        .write_all(&bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(Error::io("print the runtime's info"))
+    print_message(&info())
 }
 
 fn info() -> RuntimeInfo {
@@ -43,6 +34,8 @@ fn info() -> RuntimeInfo {
 
 #[cfg(test)]
 mod tests {
+    use protobuf::Message;
+
     use super::*;
 
     #[test]
