@@ -128,9 +128,11 @@ pub fn cgroup_intents() -> MutexGuard<'static, ()> {
 /// engine began. Another create of the pod that is under way may be about to make them: then they stay.
 fn strike_unmade_cgroups(pod: &Pod) -> Result<(), Error> {
     let node = &pod.node;
+    let is_unmade =
+        |object: &Object| matches!(object, Object::Cgroup(at) if !node.cgroups.exists(at));
     let unmade = |owner: &str| -> Result<Vec<Object>, Error> {
         let mut objects = outstanding(node, owner)?;
-        objects.retain(|object| matches!(object, Object::Cgroup(at) if !node.cgroups.exists(at)));
+        objects.retain(is_unmade);
         Ok(objects)
     };
     let _alone = cgroup_intents();
@@ -149,8 +151,10 @@ fn strike_unmade_cgroups(pod: &Pod) -> Result<(), Error> {
             return Ok(());
         }
     }
+    // Looked at again after the containers': an engine makes the pod's before the container's, and may have made both since the first look.
     of_pod
         .iter()
+        .filter(|object| is_unmade(object))
         .try_for_each(|object| strike(node, &pod.id, object))
 }
 
