@@ -1,0 +1,1 @@
+//! The API server that kubectl uses: one way for every kind, led by data.

@@ -1,0 +1,11 @@
+//! What the API's kinds are made of, as data: fields and their types, protobuf numbers, keys of lists, how they are merged.
+//!
+//! One table has all built-in kinds; a CustomResourceDefinition makes a [`Schema`] of its own. Everything that must know an object's form reads it here:
+//! the decoder of protobuf bodies, strict decoding, patches, apply, pruning and OpenAPI.
+
+mod types;
+
+pub use types::{
+    Field, GroupVersionKind, IntegerFormat, ListKind, MapKind, ObjectId, ObjectType, Schema,
+    StringFormat, Type,
+};

@@ -1,0 +1,123 @@
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+/// `group` is empty for core.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupVersionKind {
+    pub group: Box<str>,
+    pub version: Box<str>,
+    pub kind: Box<str>,
+}
+
+/// Of one [`Schema`] alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ObjectId(pub(crate) u32);
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Type {
+    /// Whatever it is (RawExtension, JSON).
+    Any,
+    Boolean,
+    Integer(IntegerFormat),
+    Number,
+    String(StringFormat),
+    Object(ObjectId),
+    List(Box<Type>, ListKind),
+    Map(Box<Type>, MapKind),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntegerFormat {
+    Int32,
+    Int64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StringFormat {
+    Plain,
+    /// base64 in JSON, bytes in protobuf.
+    Bytes,
+    /// RFC 3339, to the second.
+    Time,
+    /// RFC 3339, to the microsecond.
+    MicroTime,
+    /// resource.Quantity: a string, or a number.
+    Quantity,
+    /// A number in JSON where it is one.
+    IntOrString,
+}
+
+/// x-kubernetes-list-type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListKind {
+    Atomic,
+    Set,
+    /// x-kubernetes-list-map-keys.
+    Map {
+        keys: Vec<Box<str>>,
+    },
+}
+
+/// x-kubernetes-map-type, of maps and of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapKind {
+    Granular,
+    Atomic,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObjectType {
+    /// As in OpenAPI, like `io.k8s.api.core.v1.Pod`.
+    pub name: Box<str>,
+    /// By their names.
+    pub fields: Vec<Field>,
+    pub kind: MapKind,
+    /// x-kubernetes-preserve-unknown-fields: fields that are not named here are kept.
+    pub preserve_unknown: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    /// In JSON.
+    pub name: Box<str>,
+    pub ty: Type,
+    /// Its number in protobuf; 0: it has none.
+    pub number: u32,
+    pub required: bool,
+    /// null is a value of it.
+    pub nullable: bool,
+    /// x-kubernetes-patch-merge-key: of lists that a strategic merge merges by this key.
+    pub merge_key: Option<Box<str>>,
+    /// x-kubernetes-patch-strategy has `merge`.
+    pub patch_merge: bool,
+    /// x-kubernetes-patch-strategy has `retainKeys`.
+    pub retain_keys: bool,
+    pub default: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Schema {
+    pub(crate) objects: Vec<ObjectType>,
+    pub(crate) kinds: HashMap<GroupVersionKind, ObjectId>,
+}
+
+impl Schema {
+    pub fn kind(&self, kind: &GroupVersionKind) -> Option<ObjectId> {
+        self.kinds.get(kind).copied()
+    }
+
+    pub fn object(&self, id: ObjectId) -> &ObjectType {
+        &self.objects[id.0 as usize]
+    }
+}
+
+impl ObjectType {
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        let at = self
+            .fields
+            .binary_search_by(|field| field.name.as_ref().cmp(name))
+            .ok()?;
+        self.fields.get(at)
+    }
+}
