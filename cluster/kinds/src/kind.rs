@@ -13,7 +13,8 @@ pub struct Kind {
     pub short_names: &'static [&'static str],
     pub categories: &'static [&'static str],
     pub namespaced: bool,
-    /// Below `/registry/`, as upstream keeps it: `pods`, `services/specs`, `minions` (core's have no group; `deployments`, `leases`…).
+    /// Below `/registry/`, as upstream keeps it: `pods`, `services/specs`, `minions` (core's have no group; `deployments`, `leases`…). Empty: it
+    /// isn't kept (reviews, metrics).
     pub storage: &'static str,
     /// What it can do: `create`, `delete`, … Reviews can only be made.
     pub verbs: &'static [&'static str],
@@ -31,6 +32,10 @@ pub struct Kind {
     pub validate: fn(&Value) -> Vec<Invalid>,
     /// (new, old), after `validate`: what may not change.
     pub validate_update: fn(&Value, &Value) -> Vec<Invalid>,
+    /// From this version to the one that is kept under `storage`; both versions share it. Does nothing where this is the one.
+    pub to_stored: fn(&mut Value),
+    /// Back again.
+    pub from_stored: fn(&mut Value),
 }
 
 #[derive(Debug, Clone, Copy)]

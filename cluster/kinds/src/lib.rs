@@ -1,5 +1,12 @@
 //! The kinds that the API server has built in: names, columns, defaults and rules of each, as data and as functions without side effects.
 
+mod columns;
 mod kind;
+mod list;
+mod selectable;
+mod time;
 
+pub use columns::human_duration;
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
+pub use list::{all, by_kind, by_plural};
+pub use selectable::selectable;

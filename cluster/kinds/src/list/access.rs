@@ -1,0 +1,109 @@
+//! authentication, authorization, rbac, certificates.
+
+use super::*;
+
+const AUTHENTICATION: Kind = Kind {
+    group: "authentication.k8s.io",
+    namespaced: false,
+    verbs: CREATE,
+    ..KIND
+};
+const AUTHORIZATION: Kind = Kind {
+    group: "authorization.k8s.io",
+    namespaced: false,
+    verbs: CREATE,
+    ..KIND
+};
+const RBAC: Kind = Kind {
+    group: "rbac.authorization.k8s.io",
+    ..KIND
+};
+
+pub(super) const KINDS: &[Kind] = &[
+    Kind {
+        kind: "SelfSubjectReview",
+        plural: "selfsubjectreviews",
+        singular: "selfsubjectreview",
+        ..AUTHENTICATION
+    },
+    Kind {
+        kind: "TokenReview",
+        plural: "tokenreviews",
+        singular: "tokenreview",
+        ..AUTHENTICATION
+    },
+    Kind {
+        kind: "LocalSubjectAccessReview",
+        plural: "localsubjectaccessreviews",
+        singular: "localsubjectaccessreview",
+        namespaced: true,
+        ..AUTHORIZATION
+    },
+    Kind {
+        kind: "SelfSubjectAccessReview",
+        plural: "selfsubjectaccessreviews",
+        singular: "selfsubjectaccessreview",
+        ..AUTHORIZATION
+    },
+    Kind {
+        kind: "SelfSubjectRulesReview",
+        plural: "selfsubjectrulesreviews",
+        singular: "selfsubjectrulesreview",
+        ..AUTHORIZATION
+    },
+    Kind {
+        kind: "SubjectAccessReview",
+        plural: "subjectaccessreviews",
+        singular: "subjectaccessreview",
+        ..AUTHORIZATION
+    },
+    Kind {
+        group: "certificates.k8s.io",
+        kind: "CertificateSigningRequest",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        short_names: &["csr"],
+        namespaced: false,
+        storage: "certificatesigningrequests",
+        subresources: &[
+            Subresource {
+                name: "approval",
+                verbs: GET_PATCH_UPDATE,
+                kind: None,
+            },
+            STATUS,
+        ],
+        selectable: &["spec.signerName"],
+        ..KIND
+    },
+    Kind {
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        singular: "clusterrolebinding",
+        namespaced: false,
+        storage: "clusterrolebindings",
+        ..RBAC
+    },
+    Kind {
+        kind: "ClusterRole",
+        plural: "clusterroles",
+        singular: "clusterrole",
+        namespaced: false,
+        storage: "clusterroles",
+        ..RBAC
+    },
+    Kind {
+        kind: "RoleBinding",
+        plural: "rolebindings",
+        singular: "rolebinding",
+        storage: "rolebindings",
+        ..RBAC
+    },
+    Kind {
+        kind: "Role",
+        plural: "roles",
+        singular: "role",
+        storage: "roles",
+        ..RBAC
+    },
+];

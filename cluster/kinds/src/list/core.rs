@@ -1,0 +1,266 @@
+use super::*;
+
+const POD: &[Subresource] = &[
+    Subresource {
+        name: "attach",
+        verbs: STREAM,
+        kind: Some(("", "v1", "PodAttachOptions")),
+    },
+    Subresource {
+        name: "binding",
+        verbs: CREATE,
+        kind: Some(("", "v1", "Binding")),
+    },
+    Subresource {
+        name: "ephemeralcontainers",
+        verbs: GET_PATCH_UPDATE,
+        kind: None,
+    },
+    Subresource {
+        name: "eviction",
+        verbs: CREATE,
+        kind: Some(("policy", "v1", "Eviction")),
+    },
+    Subresource {
+        name: "exec",
+        verbs: STREAM,
+        kind: Some(("", "v1", "PodExecOptions")),
+    },
+    Subresource {
+        name: "log",
+        verbs: GET,
+        kind: None,
+    },
+    Subresource {
+        name: "portforward",
+        verbs: STREAM,
+        kind: Some(("", "v1", "PodPortForwardOptions")),
+    },
+    Subresource {
+        name: "proxy",
+        verbs: PROXY,
+        kind: Some(("", "v1", "PodProxyOptions")),
+    },
+    Subresource {
+        name: "resize",
+        verbs: GET_PATCH_UPDATE,
+        kind: None,
+    },
+    STATUS,
+];
+
+const SERVICE: &[Subresource] = &[
+    Subresource {
+        name: "proxy",
+        verbs: PROXY,
+        kind: Some(("", "v1", "ServiceProxyOptions")),
+    },
+    STATUS,
+];
+
+const NODE: &[Subresource] = &[
+    Subresource {
+        name: "proxy",
+        verbs: PROXY,
+        kind: Some(("", "v1", "NodeProxyOptions")),
+    },
+    STATUS,
+];
+
+const NAMESPACE: &[Subresource] = &[
+    Subresource {
+        name: "finalize",
+        verbs: &["update"],
+        kind: None,
+    },
+    STATUS,
+];
+
+const SERVICE_ACCOUNT: &[Subresource] = &[Subresource {
+    name: "token",
+    verbs: CREATE,
+    kind: Some(("authentication.k8s.io", "v1", "TokenRequest")),
+}];
+
+pub(super) const KINDS: &[Kind] = &[
+    Kind {
+        kind: "Binding",
+        plural: "bindings",
+        singular: "binding",
+        verbs: CREATE,
+        ..KIND
+    },
+    Kind {
+        kind: "ComponentStatus",
+        plural: "componentstatuses",
+        singular: "componentstatus",
+        short_names: &["cs"],
+        namespaced: false,
+        verbs: GET_LIST,
+        ..KIND
+    },
+    Kind {
+        kind: "ConfigMap",
+        plural: "configmaps",
+        singular: "configmap",
+        short_names: &["cm"],
+        storage: "configmaps",
+        ..KIND
+    },
+    Kind {
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        storage: "services/endpoints",
+        ..KIND
+    },
+    Kind {
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        storage: "events",
+        selectable: &[
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "source",
+            "type",
+        ],
+        ..KIND
+    },
+    Kind {
+        kind: "LimitRange",
+        plural: "limitranges",
+        singular: "limitrange",
+        short_names: &["limits"],
+        storage: "limitranges",
+        ..KIND
+    },
+    Kind {
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        namespaced: false,
+        storage: "namespaces",
+        verbs: &[
+            "create", "delete", "get", "list", "patch", "update", "watch",
+        ],
+        subresources: NAMESPACE,
+        selectable: &["status.phase"],
+        ..KIND
+    },
+    Kind {
+        kind: "Node",
+        plural: "nodes",
+        singular: "node",
+        short_names: &["no"],
+        namespaced: false,
+        storage: "minions",
+        subresources: NODE,
+        selectable: &["spec.unschedulable"],
+        ..KIND
+    },
+    Kind {
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        storage: "persistentvolumeclaims",
+        subresources: ONLY_STATUS,
+        ..KIND
+    },
+    Kind {
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        namespaced: false,
+        storage: "persistentvolumes",
+        subresources: ONLY_STATUS,
+        ..KIND
+    },
+    Kind {
+        kind: "Pod",
+        plural: "pods",
+        singular: "pod",
+        short_names: &["po"],
+        categories: IN_ALL,
+        storage: "pods",
+        subresources: POD,
+        selectable: &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.nominatedNodeName",
+        ],
+        ..KIND
+    },
+    Kind {
+        kind: "PodTemplate",
+        plural: "podtemplates",
+        singular: "podtemplate",
+        storage: "podtemplates",
+        ..KIND
+    },
+    Kind {
+        kind: "ReplicationController",
+        plural: "replicationcontrollers",
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: IN_ALL,
+        storage: "controllers",
+        subresources: SCALE_AND_STATUS,
+        selectable: &["status.replicas"],
+        ..KIND
+    },
+    Kind {
+        kind: "ResourceQuota",
+        plural: "resourcequotas",
+        singular: "resourcequota",
+        short_names: &["quota"],
+        storage: "resourcequotas",
+        subresources: ONLY_STATUS,
+        ..KIND
+    },
+    Kind {
+        kind: "Secret",
+        plural: "secrets",
+        singular: "secret",
+        storage: "secrets",
+        selectable: &["type"],
+        ..KIND
+    },
+    Kind {
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        storage: "serviceaccounts",
+        subresources: SERVICE_ACCOUNT,
+        ..KIND
+    },
+    Kind {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: IN_ALL,
+        storage: "services/specs",
+        subresources: SERVICE,
+        selectable: &["spec.clusterIP", "spec.type"],
+        ..KIND
+    },
+];

@@ -1,0 +1,100 @@
+//! coordination, node, events, metrics, and devices (resource.k8s.io).
+
+use super::*;
+
+const METRICS: Kind = Kind {
+    group: "metrics.k8s.io",
+    version: "v1beta1",
+    verbs: GET_LIST,
+    ..KIND
+};
+const RESOURCE: Kind = Kind {
+    group: "resource.k8s.io",
+    ..KIND
+};
+
+pub(super) const KINDS: &[Kind] = &[
+    Kind {
+        group: "coordination.k8s.io",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        storage: "leases",
+        ..KIND
+    },
+    Kind {
+        group: "node.k8s.io",
+        kind: "RuntimeClass",
+        plural: "runtimeclasses",
+        singular: "runtimeclass",
+        namespaced: false,
+        storage: "runtimeclasses",
+        ..KIND
+    },
+    Kind {
+        group: "events.k8s.io",
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        storage: "events",
+        selectable: &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ],
+        ..KIND
+    },
+    Kind {
+        kind: "NodeMetrics",
+        plural: "nodes",
+        singular: "node",
+        namespaced: false,
+        ..METRICS
+    },
+    Kind {
+        kind: "PodMetrics",
+        plural: "pods",
+        singular: "pod",
+        ..METRICS
+    },
+    Kind {
+        kind: "DeviceClass",
+        plural: "deviceclasses",
+        singular: "deviceclass",
+        namespaced: false,
+        storage: "deviceclasses",
+        ..RESOURCE
+    },
+    Kind {
+        kind: "ResourceClaim",
+        plural: "resourceclaims",
+        singular: "resourceclaim",
+        storage: "resourceclaims",
+        subresources: ONLY_STATUS,
+        ..RESOURCE
+    },
+    Kind {
+        kind: "ResourceClaimTemplate",
+        plural: "resourceclaimtemplates",
+        singular: "resourceclaimtemplate",
+        storage: "resourceclaimtemplates",
+        ..RESOURCE
+    },
+    Kind {
+        kind: "ResourceSlice",
+        plural: "resourceslices",
+        singular: "resourceslice",
+        namespaced: false,
+        storage: "resourceslices",
+        selectable: &["spec.nodeName", "spec.driver"],
+        ..RESOURCE
+    },
+];
