@@ -14,6 +14,17 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+impl User {
+    /// Who shows nothing at all.
+    pub fn anonymous() -> Self {
+        Self {
+            username: "system:anonymous".to_owned(),
+            groups: vec![crate::UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
+    }
+}
+
 /// What is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
