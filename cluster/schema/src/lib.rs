@@ -3,6 +3,7 @@
 //! One table has all built-in kinds; a CustomResourceDefinition makes a [`Schema`] of its own. Everything that must know an object's form reads it here:
 //! the decoder of protobuf bodies, strict decoding, patches, apply, pruning and OpenAPI.
 
+mod table;
 mod types;
 
 pub use types::{

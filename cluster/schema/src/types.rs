@@ -68,7 +68,7 @@ pub enum MapKind {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObjectType {
-    /// As in OpenAPI, like `io.k8s.api.core.v1.Pod`.
+    /// As in OpenAPI, like `io.k8s.api.core.v1.Pod`. Empty where it has none: an object within a custom resource.
     pub name: Box<str>,
     /// By their names.
     pub fields: Vec<Field>,
@@ -84,13 +84,21 @@ pub struct Field {
     pub ty: Type,
     /// Its number in protobuf; 0: it has none.
     pub number: u32,
+    /// The numbers of the messages around it in protobuf, outermost first, where JSON has the field inlined (VolumeSource in Volume).
+    pub within: Box<[u32]>,
     pub required: bool,
     /// null is a value of it.
     pub nullable: bool,
+    /// `0`, `false`, `""` or an empty list is a value of it (`replicas: 0`), and not the same as its absence.
+    pub keeps_zero: bool,
+    /// x-kubernetes-map-type of the field, which goes before that of its object's type.
+    pub map_kind: Option<MapKind>,
     /// x-kubernetes-patch-merge-key: of lists that a strategic merge merges by this key.
     pub merge_key: Option<Box<str>>,
     /// x-kubernetes-patch-strategy has `merge`.
     pub patch_merge: bool,
+    /// x-kubernetes-patch-strategy has `replace`: an object that a strategic merge replaces whole.
+    pub patch_replace: bool,
     /// x-kubernetes-patch-strategy has `retainKeys`.
     pub retain_keys: bool,
     pub default: Option<Value>,
@@ -110,6 +118,12 @@ impl Schema {
     pub fn object(&self, id: ObjectId) -> &ObjectType {
         &self.objects[id.0 as usize]
     }
+
+    pub(crate) fn push(&mut self, object: ObjectType) -> ObjectId {
+        let id = ObjectId(u32::try_from(self.objects.len()).expect("objects of a schema are few"));
+        self.objects.push(object);
+        id
+    }
 }
 
 impl ObjectType {
@@ -119,5 +133,46 @@ impl ObjectType {
             .binary_search_by(|field| field.name.as_ref().cmp(name))
             .ok()?;
         self.fields.get(at)
+    }
+}
+
+impl Field {
+    /// A field with nothing special about it.
+    pub fn plain(name: impl Into<Box<str>>, ty: Type) -> Self {
+        Field {
+            name: name.into(),
+            ty,
+            number: 0,
+            within: Box::default(),
+            required: false,
+            nullable: false,
+            keeps_zero: false,
+            map_kind: None,
+            merge_key: None,
+            patch_merge: false,
+            patch_replace: false,
+            retain_keys: false,
+            default: None,
+        }
+    }
+}
+
+impl GroupVersionKind {
+    /// By the two fields that every object has: `apps/v1` and `Deployment`.
+    pub fn new(api_version: &str, kind: &str) -> Self {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        GroupVersionKind {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+        }
+    }
+
+    /// `apps/v1`, or `v1` of core.
+    pub fn api_version(&self) -> String {
+        match self.group.as_ref() {
+            "" => self.version.to_string(),
+            group => format!("{group}/{}", self.version),
+        }
     }
 }
