@@ -128,7 +128,7 @@ pub fn shims() -> Vec<Process> {
     let pids: BTreeSet<i32> = candidates.iter().map(|process| process.pid).collect();
     candidates
         .into_iter()
-        .filter(|process| process.state != 'Z' && !pids.contains(&process.parent))
+        .filter(|process| !pids.contains(&process.parent))
         .collect()
 }
 
@@ -136,6 +136,7 @@ pub fn shims() -> Vec<Process> {
 pub fn in_cgroup(name: &str) -> Vec<Process> {
     all()
         .into_iter()
+        .filter(|process| process.state != 'Z')
         .filter(|process| {
             let cgroups =
                 fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();

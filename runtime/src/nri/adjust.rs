@@ -1,5 +1,8 @@
 //! What plugins want of a container, put into its spec. What can't be had is refused by the name of who wants it; nothing is left out.
 
+mod devices;
+mod process;
+
 use std::path::{Component, Path, PathBuf};
 
 use berth_nri::{
@@ -9,8 +12,8 @@ use berth_nri::{
 };
 use berth_proto::{cri, shim::v1::pod as v1};
 use oci_spec::runtime::{
-    Hook, Hooks, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace,
-    LinuxNamespaceType, LinuxSeccomp, Mount, PosixRlimit, Spec,
+    Hook, Hooks, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
+    PosixRlimit, Spec,
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -23,10 +26,10 @@ use crate::{
 
 /// Annotations by which shims group containers, and others that are berthd's own word.
 const OUR_ANNOTATIONS: &str = "io.kubernetes.cri.";
-/// As the kernel has it.
-const OOM_SCORE_ADJ: std::ops::RangeInclusive<i64> = -1000..=1000;
 /// Mounts, variables and devices of one container.
 const MAX_ENTRIES: usize = 10_000;
+/// Where resctrl (Intel RDT, AMD QoS) is mounted.
+const RESCTRL: &str = "/sys/fs/resctrl";
 
 /// What comes of it beside the spec.
 #[derive(Debug)]
@@ -90,9 +93,11 @@ impl Target<'_> {
         self.mounts(&adjust.mounts)?;
         self.rlimits(&adjust.rlimits)?;
         self.devices(&linux.devices)?;
+        self.net_devices(&linux.net_devices)?;
         self.sysctls(linux)?;
         self.seccomp(linux)?;
         self.process(linux)?;
+        self.memory_policy(linux)?;
         let mut notes = vec![];
         self.oom_score(linux, &mut notes)?;
         let resources = self.resources(linux, &mut notes)?;
@@ -109,17 +114,18 @@ impl Target<'_> {
         adjust: &api::ContainerAdjustment,
         linux: &api::LinuxContainerAdjustment,
     ) -> Result<(), Error> {
-        if let Some(device) = linux.net_devices.keys().next() {
-            let what = format!("network device {device:?}");
-            return Err(self.unbuilt(Field::LinuxNetDevices, &what, "they are not built"));
-        }
         if let Some(rdt) = linux.rdt.as_ref()
             && (rdt.clos_id.is_some() || rdt.schemata.is_some() || rdt.enable_monitoring.is_some())
         {
-            return Err(self.unbuilt(Field::RdtClosID, "RDT", "it is not built"));
-        }
-        if linux.memory_policy.is_some() {
-            return Err(self.unbuilt(Field::MemoryPolicy, "a memory policy", "it is not built"));
+            return Err(match Path::new(RESCTRL).join("schemata").exists() {
+                true => self.unbuilt(Field::RdtClosID, "RDT", "it is not built"),
+                false => self.error(
+                    Code::FailedPrecondition,
+                    Field::RdtClosID,
+                    "RDT",
+                    "this node has no resctrl file system mounted at /sys/fs/resctrl",
+                ),
+            });
         }
         let entries = [
             adjust.annotations.len(),
@@ -127,6 +133,7 @@ impl Target<'_> {
             adjust.env.len(),
             adjust.args.len(),
             linux.devices.len(),
+            linux.net_devices.len(),
             linux.sysctl.len(),
         ];
         match entries.into_iter().find(|count| *count > MAX_ENTRIES) {
@@ -245,86 +252,6 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Beside those that the container asks for itself.
-    fn cdi(&mut self, adjust: &[api::CDIDevice]) -> Result<(), Error> {
-        if adjust.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<&str> = adjust.iter().map(|device| device.name.as_str()).collect();
-        let what = format!("CDI devices {names:?}");
-        let asked = cri::ContainerConfig {
-            cdi_devices: names
-                .iter()
-                .map(|name| cri::CdiDevice {
-                    name: name.to_string(),
-                })
-                .collect(),
-            ..Default::default()
-        };
-        let wrong = |e: berth_spec::Error| self.wrong(Field::CdiDevices, &what, &e.to_string());
-        let mut names = berth_spec::cdi_devices(&asked).map_err(wrong)?;
-        let have = berth_spec::cdi_devices(self.config).map_err(wrong)?;
-        names.retain(|name| !have.contains(name));
-        let dirs = &self.pod.node.config.runtime.cdi_spec_dirs;
-        let mut spec = self.spec.clone();
-        berth_spec::inject_cdi(&mut spec, &names, dirs).map_err(wrong)?;
-        *self.spec = spec;
-        Ok(())
-    }
-
-    fn mounts(&mut self, adjust: &[api::Mount]) -> Result<(), Error> {
-        if adjust.is_empty() {
-            return Ok(());
-        }
-        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
-        let mut propagation = None;
-        for mount in adjust {
-            let place = removal(&mount.destination).unwrap_or(&mount.destination);
-            if !plain(place) || place == "/" {
-                let what = format!("mount at {place:?}");
-                return Err(self.wrong(Field::Mounts, &what, "it is no plain absolute path"));
-            }
-            let at = Path::new(place);
-            mounts.retain(|have| have.destination() != at);
-            if removal(&mount.destination).is_some() {
-                continue;
-            }
-            let texts = [&mount.type_, &mount.source];
-            if texts
-                .into_iter()
-                .chain(&mount.options)
-                .any(|text| text.contains('\0'))
-            {
-                let what = format!("mount at {place:?}");
-                return Err(self.wrong(Field::Mounts, &what, "a NUL is in it"));
-            }
-            let has = |names: [&str; 2]| mount.options.iter().any(|o| names.contains(&o.as_str()));
-            if has(["shared", "rshared"]) {
-                propagation = Some("rshared");
-            } else if has(["slave", "rslave"]) {
-                propagation = propagation.or(Some("rslave"));
-            }
-            let mut made = Mount::default();
-            made.set_destination(at.components().collect())
-                .set_typ(Some(mount.type_.clone()).filter(|typ| !typ.is_empty()))
-                .set_source(
-                    Some(PathBuf::from(&mount.source)).filter(|s| !s.as_os_str().is_empty()),
-                )
-                .set_options(Some(mount.options.clone()));
-            mounts.push(made);
-        }
-        // A mount comes after those that it lies in.
-        mounts.sort_by_key(|mount| mount.destination().components().count());
-        self.spec.set_mounts(Some(mounts));
-        if let (Some(wanted), Some(linux)) = (propagation, self.spec.linux_mut()) {
-            let has = linux.rootfs_propagation().clone();
-            if has.as_deref() != Some("rshared") && has.as_deref() != Some("shared") {
-                linux.set_rootfs_propagation(Some(wanted.to_owned()));
-            }
-        }
-        Ok(())
-    }
-
     fn rlimits(&mut self, adjust: &[api::POSIXRlimit]) -> Result<(), Error> {
         if adjust.is_empty() {
             return Ok(());
@@ -350,78 +277,6 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn devices(&mut self, adjust: &[api::LinuxDevice]) -> Result<(), Error> {
-        for device in adjust {
-            let path = removal(&device.path).unwrap_or(&device.path);
-            let what = format!("device {path:?}");
-            if !plain(path) || !Path::new(path).starts_with("/dev") || path == "/dev" {
-                return Err(self.wrong(Field::Devices, &what, "it is no plain path below /dev"));
-            }
-            if removal(&device.path).is_some() {
-                self.drop_device(Path::new(path));
-                continue;
-            }
-            let typ = match device.type_.as_str() {
-                "c" => LinuxDeviceType::C,
-                "b" => LinuxDeviceType::B,
-                "u" => LinuxDeviceType::U,
-                "p" => LinuxDeviceType::P,
-                _ => {
-                    return Err(self.wrong(
-                        Field::Devices,
-                        &what,
-                        "its type is none of b, c, u, p",
-                    ));
-                }
-            };
-            self.drop_device(Path::new(path));
-            let mut made = LinuxDevice::default();
-            made.set_path(PathBuf::from(path))
-                .set_typ(typ)
-                .set_major(device.major)
-                .set_minor(device.minor)
-                .set_file_mode(device.file_mode.as_ref().map(|mode| mode.value))
-                .set_uid(device.uid.as_ref().map(|id| id.value))
-                .set_gid(device.gid.as_ref().map(|id| id.value));
-            let rule = rule(
-                true,
-                Some(typ),
-                Some(device.major),
-                Some(device.minor),
-                "rwm",
-            );
-            let Some(linux) = self.spec.linux_mut() else {
-                return Ok(());
-            };
-            linux.devices_mut().get_or_insert_default().push(made);
-            if typ != LinuxDeviceType::P {
-                rules(linux).push(rule);
-            }
-        }
-        Ok(())
-    }
-
-    /// The node, and the right to open it where no other node of the container needs it.
-    fn drop_device(&mut self, path: &Path) {
-        let Some(linux) = self.spec.linux_mut() else {
-            return;
-        };
-        let nodes = linux.devices_mut().get_or_insert_default();
-        let Some(at) = nodes.iter().position(|node| node.path() == path) else {
-            return;
-        };
-        let gone = nodes.remove(at);
-        let number = |node: &LinuxDevice| (node.typ(), node.major(), node.minor());
-        if !nodes.iter().any(|node| number(node) == number(&gone)) {
-            rules(linux).retain(|rule| {
-                !(rule.allow()
-                    && rule.typ() == Some(gone.typ())
-                    && rule.major() == Some(gone.major())
-                    && rule.minor() == Some(gone.minor()))
-            });
-        }
-    }
-
     fn sysctls(&mut self, adjust: &api::LinuxContainerAdjustment) -> Result<(), Error> {
         if adjust.sysctl.is_empty() {
             return Ok(());
@@ -445,107 +300,6 @@ impl Target<'_> {
             sysctls.remove(key);
         }
         sysctls.extend(checked);
-        Ok(())
-    }
-
-    fn seccomp(&mut self, adjust: &api::LinuxContainerAdjustment) -> Result<(), Error> {
-        let Some(policy) = adjust.seccomp_policy.as_ref() else {
-            return Ok(());
-        };
-        let what = "the seccomp policy";
-        if !policy.listener_path.is_empty() {
-            return Err(self.unbuilt(Field::SeccompPolicy, what, "a listener is not built"));
-        }
-        let mut value = json!({
-            "defaultAction": policy.default_action,
-            "architectures": policy.architectures,
-            "flags": policy.flags,
-            "syscalls": policy.syscalls.iter().map(syscall).collect::<Vec<_>>(),
-        });
-        if let Some(errno) = policy.default_errno.as_ref() {
-            value["defaultErrnoRet"] = json!(errno.value);
-        }
-        let made: LinuxSeccomp = serde_json::from_value(value)
-            .map_err(|e| self.wrong(Field::SeccompPolicy, what, &e.to_string()))?;
-        if let Some(linux) = self.spec.linux_mut() {
-            linux.set_seccomp(Some(made));
-        }
-        Ok(())
-    }
-
-    /// I/O priority and scheduler: libcontainer sets them.
-    fn process(&mut self, adjust: &api::LinuxContainerAdjustment) -> Result<(), Error> {
-        if let Some(priority) = adjust.io_priority.as_ref() {
-            let what = "the I/O priority";
-            let class = match priority.class.enum_value() {
-                Ok(api::IOPrioClass::IOPRIO_CLASS_RT) => "IOPRIO_CLASS_RT",
-                Ok(api::IOPrioClass::IOPRIO_CLASS_BE) => "IOPRIO_CLASS_BE",
-                Ok(api::IOPrioClass::IOPRIO_CLASS_IDLE) => "IOPRIO_CLASS_IDLE",
-                _ => return Err(self.wrong(Field::IoPriority, what, "it has no class")),
-            };
-            if !(0..=7).contains(&priority.priority) {
-                return Err(self.wrong(Field::IoPriority, what, "it is not from 0 to 7"));
-            }
-            let value = json!({ "class": class, "priority": priority.priority });
-            let made = serde_json::from_value(value)
-                .map_err(|e| self.wrong(Field::IoPriority, what, &e.to_string()))?;
-            if let Some(process) = self.spec.process_mut() {
-                process.set_io_priority(Some(made));
-            }
-        }
-        if let Some(scheduler) = adjust.scheduler.as_ref() {
-            let what = "the scheduler";
-            let policy = match scheduler.policy.enum_value() {
-                Ok(api::LinuxSchedulerPolicy::SCHED_NONE) | Err(_) => {
-                    return Err(self.wrong(Field::LinuxSched, what, "it has no policy"));
-                }
-                Ok(policy) => format!("{policy:?}"),
-            };
-            if !scheduler.flags.is_empty() {
-                return Err(self.unbuilt(Field::LinuxSched, what, "its flags are not built"));
-            }
-            let some = |value: u64| (value != 0).then_some(value);
-            let value = json!({
-                "policy": policy,
-                "nice": scheduler.nice,
-                "priority": scheduler.priority,
-                "runtime": some(scheduler.runtime),
-                "deadline": some(scheduler.deadline),
-                "period": some(scheduler.period),
-            });
-            let made = serde_json::from_value(value)
-                .map_err(|e| self.wrong(Field::LinuxSched, what, &e.to_string()))?;
-            if let Some(process) = self.spec.process_mut() {
-                process.set_scheduler(Some(made));
-            }
-        }
-        Ok(())
-    }
-
-    fn oom_score(
-        &mut self,
-        adjust: &api::LinuxContainerAdjustment,
-        notes: &mut Vec<String>,
-    ) -> Result<(), Error> {
-        let Some(asked) = adjust.oom_score_adj.as_ref() else {
-            return Ok(());
-        };
-        if !OOM_SCORE_ADJ.contains(&asked.value) {
-            let what = format!("oom_score_adj {}", asked.value);
-            return Err(self.wrong(Field::OomScoreAdj, &what, "it is not from -1000 to 1000"));
-        }
-        let host = &self.pod.node.host;
-        let mut score = asked.value as i32;
-        if score < host.oom_score_adj && !host.can_lower_oom_score {
-            notes.push(format!(
-                "oom_score_adj {score} is below the daemon's own {}, and it lacks CAP_SYS_RESOURCE: {0} is set",
-                host.oom_score_adj
-            ));
-            score = host.oom_score_adj;
-        }
-        if let Some(process) = self.spec.process_mut() {
-            process.set_oom_score_adj(Some(score));
-        }
         Ok(())
     }
 
@@ -687,29 +441,6 @@ impl Target<'_> {
         }
         Ok(cgroup)
     }
-}
-
-fn syscall(syscall: &api::LinuxSyscall) -> Value {
-    let args: Vec<Value> = syscall
-        .args
-        .iter()
-        .map(|arg| {
-            json!({
-                "index": arg.index,
-                "value": arg.value,
-                "valueTwo": arg.value_two,
-                "op": arg.op,
-            })
-        })
-        .collect();
-    let mut value = json!({ "names": syscall.names, "action": syscall.action });
-    if let Some(errno) = syscall.errno_ret.as_ref() {
-        value["errnoRet"] = json!(errno.value);
-    }
-    if !args.is_empty() {
-        value["args"] = json!(args);
-    }
-    value
 }
 
 fn rules(linux: &mut oci_spec::runtime::Linux) -> &mut Vec<LinuxDeviceCgroup> {

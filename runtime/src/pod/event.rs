@@ -11,7 +11,7 @@ use super::{
     record::{ContainerRecord, PodLimits},
     run::Running,
     shim::Shim,
-    stop::Ended,
+    stop::{Ended, Outcome},
     update::By,
 };
 use crate::error::{Error, Failure};
@@ -127,7 +127,7 @@ pub enum Work {
         id: String,
     },
     /// The pod's containers have ended, and it can be taken down.
-    ContainersEnded(Result<Ended, Error>),
+    ContainersEnded(Result<Ended, Outcome>),
     Stopped(Result<(), Error>),
     ContainerRemoved {
         id: String,
@@ -147,7 +147,10 @@ impl Work {
             Self::PodUpdated { result, .. } => ("update pod", result.as_ref().err()),
             Self::Signalled { result, .. } => ("signal container", result.as_ref().err()),
             Self::Told { .. } => ("tell plugins", None),
-            Self::ContainersEnded(result) => ("stop pod", result.as_ref().err()),
+            Self::ContainersEnded(result) => (
+                "stop pod",
+                result.as_ref().err().and_then(|o| o.result.as_ref().err()),
+            ),
             Self::Stopped(result) => ("teardown", result.as_ref().err()),
             Self::ContainerRemoved { result, .. } => ("remove container", result.as_ref().err()),
             Self::Removed(result) => ("remove pod", result.as_ref().err()),

@@ -229,7 +229,7 @@ async fn down(driver: &mut Driver, shim: Option<Shim>, containers: Vec<Container
             let result = stop::take_down(&driver.pod, ended.alive.as_ref(), ids).await;
             (ended.last, result)
         }
-        Err(e) => (None, Err(e)),
+        Err(outcome) => (None, outcome.result),
     };
     let why = match driver.record.why.as_str() {
         "" => "its pod was stopped".to_owned(),

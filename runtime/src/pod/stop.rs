@@ -9,7 +9,7 @@ use berth_proto::{cri, shim::v1::pod as v1};
 use nix::sys::signal::Signal;
 use oci_spec::image::ImageConfiguration;
 
-use super::{Pod, create, shim::Shim, teardown};
+use super::{Pod, create, launch, shim::Shim, teardown};
 use crate::{
     error::Error,
     trace::{phase, step},
@@ -134,34 +134,40 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Outcome {
     pub result: Result<(), Error>,
-    /// Whether the shim was told to end: then the pod is no longer ready, whatever failed later.
+    /// Whether the shim was told to end, or is dead: then the pod is no longer ready, whatever failed later.
     pub began: bool,
 }
 
 /// Kills what runs, and lets go of every container's task.
-pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Result<Ended, Error> {
-    let Some(shim) = shim else {
-        return Ok(Ended {
+pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Result<Ended, Outcome> {
+    if let Some(shim) = shim {
+        let ending = end_containers(pod, &shim, &containers);
+        match phase(step!("end containers"), ending).await {
+            Ok(last) => {
+                return Ok(Ended {
+                    last: Some(last),
+                    alive: Some(shim),
+                });
+            }
+            Err(e) if e.code() == tonic::Code::Unavailable => {}
+            Err(e) => {
+                return Err(Outcome {
+                    result: Err(e),
+                    began: false,
+                });
+            }
+        }
+    }
+    // No shim any more: `delete` does what it would have done, before anybody is told that they have ended.
+    match launch::end(pod, None).await {
+        Ok(()) => Ok(Ended {
             last: None,
             alive: None,
-        });
-    };
-    match phase(
-        step!("end containers"),
-        end_containers(pod, &shim, &containers),
-    )
-    .await
-    {
-        Ok(last) => Ok(Ended {
-            last: Some(last),
-            alive: Some(shim),
         }),
-        // No shim any more: `delete` does what it would have done.
-        Err(e) if e.code() == tonic::Code::Unavailable => Ok(Ended {
-            last: None,
-            alive: None,
+        Err(e) => Err(Outcome {
+            result: Err(e),
+            began: true,
         }),
-        Err(e) => Err(e),
     }
 }
 
@@ -171,9 +177,6 @@ pub async fn take_down(
     shim: Option<&Shim>,
     containers: Vec<String>,
 ) -> Result<(), Error> {
-    if shim.is_none() {
-        super::launch::end(pod, None).await?;
-    }
     let unmounting = pod.clone();
     tokio::task::spawn_blocking(move || {
         containers

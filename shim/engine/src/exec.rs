@@ -24,7 +24,7 @@ use nix::{
     sys::prctl,
     unistd::{Gid, Uid, setfsgid, setfsuid},
 };
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxMemoryPolicy, Process};
 
 use crate::{
     Error, Maker, Stdio,
@@ -33,7 +33,7 @@ use crate::{
     filter::Filter,
     idmap,
     init::{self, load_spec, refuse_unbuilt, streams},
-    process,
+    memory_policy, process,
     record::{self, Record},
     request::ExecRequest,
     worker::Made,
@@ -47,6 +47,7 @@ struct Plan {
     capabilities: confine::Request,
     filter: Option<Filter>,
     no_new_privileges: bool,
+    memory_policy: Option<LinuxMemoryPolicy>,
     cgroup: Entrance,
     /// The node's `/proc`, for what must not be read through the container's.
     proc: OwnedFd,
@@ -174,6 +175,7 @@ fn plan(request: &ExecRequest) -> Result<Plan, Error> {
         filter,
         // Never less than init has (SEC-ENG-09).
         no_new_privileges: record.no_new_privileges || process.no_new_privileges() == Some(true),
+        memory_policy: record.memory_policy,
         cgroup,
         proc,
         process,
@@ -250,12 +252,14 @@ fn become_command(
         capabilities,
         filter,
         no_new_privileges,
+        memory_policy: policy,
         cgroup,
         proc,
     } = plan;
     cgroup
         .enter()
         .map_err(Error::io("join the container's cgroup"))?;
+    memory_policy::set(policy.as_ref())?;
     // Last of the namespaces: one's own cgroup must be seen from where one moves to another.
     // The node's is open only to the node's root.
     if own.cgroup {

@@ -161,6 +161,7 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
         bundle: request.bundle.clone(),
         no_new_privileges: process.no_new_privileges() == Some(true),
         seccomp: linux.seccomp().is_some(),
+        memory_policy: linux.memory_policy().clone(),
     }
     .write(&request.directory)?;
     berth_failpoint::site!("engine.create.recorded").map_err(Error::io("record the container"))?;

@@ -31,6 +31,7 @@ mod idmap;
 mod init;
 mod keyring;
 mod launched;
+mod memory_policy;
 mod native;
 mod pause;
 mod process;

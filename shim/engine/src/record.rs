@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci_spec::runtime::LinuxMemoryPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -26,6 +27,9 @@ pub(crate) struct Record {
     pub bundle: PathBuf,
     pub no_new_privileges: bool,
     pub seccomp: bool,
+    /// Where an exec gets its memory, too. Records before it have none.
+    #[serde(default)]
+    pub memory_policy: Option<LinuxMemoryPolicy>,
 }
 
 const NAME: &str = "record.json";

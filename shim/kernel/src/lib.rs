@@ -6,6 +6,7 @@
 //! - [`bpf`]: device rules of cgroup v2
 //! - [`clone`]: clone3 with a closure for the child
 //! - [`keyring`]: session keyrings
+//! - [`mempolicy`]: NUMA nodes that memory comes from
 //! - [`mount`]: the flags of a mount tree
 //! - [`pidfd`]: signals and waiting by descriptor
 //! - [`descriptors`] (close_range)
@@ -20,6 +21,7 @@ pub mod clone;
 pub mod descriptors;
 pub mod heap;
 pub mod keyring;
+pub mod mempolicy;
 pub mod mount;
 pub mod pause;
 pub mod pidfd;

@@ -9,7 +9,7 @@ use berth_tests::{
     cri::refused,
     nri::{Plugin, Script, event, lock, optional},
     process,
-    request::ContainerRequest,
+    request::{ContainerRequest, PodRequest},
     sh,
 };
 use protobuf::MessageField;
@@ -175,6 +175,93 @@ fn hooks_priorities_and_other_commands_of_plugins_are_carried_out() -> Result<()
 }
 
 #[test]
+fn memory_comes_from_the_nodes_and_network_devices_go_where_plugins_want_them() -> Result<()> {
+    Node::test(async |node| {
+        let plugin = joined(node, "20", "adjuster").await?;
+        let ip = |args: &str| -> Result<()> {
+            let status = std::process::Command::new("ip")
+                .args(args.split(' '))
+                .status()?;
+            ensure!(status.success(), "ip {args}");
+            Ok(())
+        };
+        ip("link add nri-a type veth peer name nri-b")?;
+        ip("addr add 198.51.100.7/24 dev nri-a")?;
+        plugin.script.adjusts(|adjust| {
+            let linux = linux(adjust);
+            linux.memory_policy = MessageField::some(api::LinuxMemoryPolicy {
+                mode: api::MpolMode::MPOL_BIND.into(),
+                nodes: "0".into(),
+                flags: vec![api::MpolFlag::MPOL_F_STATIC_NODES.into()],
+                ..Default::default()
+            });
+            let inside = api::LinuxNetDevice {
+                name: "net1".into(),
+                ..Default::default()
+            };
+            linux.net_devices.insert("nri-a".into(), inside);
+        });
+        let pod = node.run(node.pod("adjusted")).await?;
+        let id = node
+            .start_container(&pod, container("c", BUSYBOX, &["sleep", "1000"]))
+            .await?;
+        // Of its first process, and of each exec.
+        for pid in ["1", "self"] {
+            let script = format!("head -n1 /proc/{pid}/numa_maps");
+            let maps = node.cri.exec(&id, &sh(&script)).await?;
+            ensure!(maps.contains(" bind=static:0 "), "{pid}: {maps}");
+        }
+        let link = node.cri.exec(&id, &["ip", "addr", "show", "net1"]).await?;
+        ensure!(
+            link.contains("198.51.100.7/24") && link.contains("UP"),
+            "{link}"
+        );
+        ensure!(ip("link show nri-a").is_err(), "it is on the node, too");
+
+        // A device or a memory node that is not there is the container's failure, by its name, and leaves nothing.
+        type Set = fn(&mut api::ContainerAdjustment);
+        let table: [(Set, &str); 2] = [
+            (
+                |a| {
+                    drop(
+                        linux(a)
+                            .net_devices
+                            .insert("nri-x".into(), Default::default()),
+                    )
+                },
+                "nri-x",
+            ),
+            (
+                |a| {
+                    linux(a).memory_policy = MessageField::some(api::LinuxMemoryPolicy {
+                        mode: api::MpolMode::MPOL_BIND.into(),
+                        nodes: "1000".into(),
+                        ..Default::default()
+                    })
+                },
+                "\"1000\"",
+            ),
+        ];
+        let config = container("wrong", BUSYBOX, &["true"]);
+        for (set, says) in table {
+            plugin.script.adjusts(set);
+            let made = node.cri.create(&pod.id, &config, &pod.config).await;
+            let status = made.err().with_context(|| format!("{says} was taken"))?;
+            ensure!(status.message().contains(says), "{status:?}");
+            ensure!(node.cri.containers(None).await?.len() == 1, "{says}");
+        }
+        // On the node's own network there is nowhere to move one.
+        let on_node = node.run(node.pod("host").on_the_host_network()).await?;
+        plugin
+            .script
+            .adjusts(|a| drop(linux(a).net_devices.insert("lo".into(), Default::default())));
+        let made = node.cri.create(&on_node.id, &config, &on_node.config).await;
+        refused(made, Code::InvalidArgument, &["20-adjuster", "\"lo\""])?;
+        Ok(())
+    })
+}
+
+#[test]
 fn what_can_not_be_had_is_refused_by_its_name_and_leaves_nothing() -> Result<()> {
     Node::test(async |node| {
         let plugin = joined(node, "20", "adjuster").await?;
@@ -196,24 +283,29 @@ fn what_can_not_be_had_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
                     drop(
                         linux(a)
                             .net_devices
-                            .insert("eth9".into(), Default::default()),
+                            .insert("of/nobody".into(), Default::default()),
                     )
                 },
-                Code::Unimplemented,
-                "eth9",
+                Code::InvalidArgument,
+                "of/nobody",
             ),
             (
-                |a| linux(a).memory_policy = MessageField::some(Default::default()),
-                Code::Unimplemented,
-                "memory policy",
+                |a| {
+                    linux(a).memory_policy = MessageField::some(api::LinuxMemoryPolicy {
+                        mode: protobuf::EnumOrUnknown::from_i32(77),
+                        ..Default::default()
+                    })
+                },
+                Code::InvalidArgument,
+                "mode 77",
             ),
             (
                 |a| {
                     linux(a).rdt.mut_or_insert_default().clos_id =
                         MessageField::some(Default::default())
                 },
-                Code::Unimplemented,
-                "RDT",
+                Code::FailedPrecondition,
+                "resctrl",
             ),
             (
                 |a| {

@@ -53,10 +53,7 @@ impl Driver {
                 }
             }
             Work::ContainersEnded(Ok(ended)) => self.containers_ended(ended),
-            Work::ContainersEnded(Err(e)) => self.stopped(stop::Outcome {
-                result: Err(e),
-                began: false,
-            }),
+            Work::ContainersEnded(Err(outcome)) => self.stopped(outcome),
             Work::Stopped(result) => self.stopped(stop::Outcome {
                 result,
                 began: true,

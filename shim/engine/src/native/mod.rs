@@ -52,7 +52,7 @@ use crate::{
     cgroup::Entrance,
     channel, command, confine, console, idmap,
     init::{self, Prepared, streams},
-    process,
+    memory_policy, process,
     request::{CreateRequest, Failure},
     worker::Made,
 };
@@ -102,7 +102,6 @@ pub(crate) fn unsupported(prepared: &Prepared) -> Option<String> {
         ("hooks", spec.hooks().is_some()),
         ("linux.netDevices", linux.net_devices().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
@@ -407,6 +406,7 @@ impl Init<'_> {
         entrance
             .enter()
             .map_err(Error::io("join the container's cgroup"))?;
+        memory_policy::set(prepared.linux.memory_policy().as_ref())?;
         if namespaces.new_cgroup {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::io("make a cgroup namespace")(e.into()))?;
