@@ -298,6 +298,7 @@ fn by_libcontainer(
     fs::write(&config, text).map_err(Error::io(format!("write {}", config.display())))?;
 
     check_sources(&spec, id)?;
+    check_net_devices(&spec, id)?;
     make_working_directory(&spec)?;
     let complaints = Complaints::listen().map_err(Error::io("keep libcontainer's log"))?;
     last_steps.log = Some(complaints.descriptors());
@@ -388,6 +389,18 @@ pub(crate) fn children() -> Vec<i32> {
     text.split_whitespace()
         .filter_map(|pid| pid.parse().ok())
         .collect()
+}
+
+/// The kernel's answer to a name that it does not know has no name in it.
+fn check_net_devices(spec: &Spec, id: &str) -> Result<(), Error> {
+    let devices = spec.linux().iter().flat_map(|linux| linux.net_devices());
+    for name in devices.flat_map(HashMap::keys) {
+        nix::net::if_::if_nametoindex(name.as_str()).map_err(|errno| Error::Create {
+            id: id.to_owned(),
+            reason: format!("network device {name:?} to be moved into the container: {errno}"),
+        })?;
+    }
+    Ok(())
 }
 
 /// A mount source that is missing is the most usual mistake, and deserves better words than libcontainer's.
