@@ -1,12 +1,27 @@
 //! What a Table shows of a kind.
 
+mod access;
 mod duration;
+mod network;
+mod node;
+mod pod;
+mod storage;
+mod workload;
 
 use serde_json::Value;
 
 use crate::kind::{Cell, Column};
 
 pub use duration::human_duration;
+pub use workload::SCALE;
+pub(crate) use {
+    access::*,
+    network::*,
+    node::*,
+    pod::{EVENT, POD, POD_TEMPLATE},
+    storage::*,
+    workload::*,
+};
 
 pub(crate) const NAME: Column = Column {
     name: "Name",
@@ -27,6 +42,27 @@ pub(crate) const fn column(name: &'static str, kind: &'static str, cell: Cell) -
         cell,
     }
 }
+
+/// Shown with `-o wide`.
+pub(crate) const fn wide(name: &'static str, kind: &'static str, cell: Cell) -> Column {
+    Column {
+        name,
+        kind,
+        format: "",
+        priority: 1,
+        cell,
+    }
+}
+
+/// Kinds without columns of their own show when they were made, not since when.
+pub(crate) const CREATED_AT: &[Column] = &[
+    NAME,
+    column(
+        "Created At",
+        "date",
+        Cell::Pointer("/metadata/creationTimestamp"),
+    ),
+];
 
 impl Column {
     /// What the row of `object` has here; `now` is seconds since the epoch.

@@ -1,6 +1,7 @@
 //! authentication, authorization, rbac, certificates.
 
 use super::*;
+use crate::{columns, defaults};
 
 const AUTHENTICATION: Kind = Kind {
     group: "authentication.k8s.io",
@@ -74,6 +75,7 @@ pub(super) const KINDS: &[Kind] = &[
             STATUS,
         ],
         selectable: &["spec.signerName"],
+        columns: columns::CERTIFICATE_SIGNING_REQUEST,
         ..KIND
     },
     Kind {
@@ -82,6 +84,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "clusterrolebinding",
         namespaced: false,
         storage: "clusterrolebindings",
+        columns: columns::ROLE_BINDING,
+        default: defaults::role_binding,
         ..RBAC
     },
     Kind {
@@ -90,6 +94,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "clusterrole",
         namespaced: false,
         storage: "clusterroles",
+        columns: columns::CREATED_AT,
         ..RBAC
     },
     Kind {
@@ -97,6 +102,8 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "rolebindings",
         singular: "rolebinding",
         storage: "rolebindings",
+        columns: columns::ROLE_BINDING,
+        default: defaults::role_binding,
         ..RBAC
     },
     Kind {
@@ -104,6 +111,7 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "roles",
         singular: "role",
         storage: "roles",
+        columns: columns::CREATED_AT,
         ..RBAC
     },
 ];

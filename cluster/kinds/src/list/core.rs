@@ -1,4 +1,5 @@
 use super::*;
+use crate::{columns, defaults};
 
 const POD: &[Subresource] = &[
     Subresource {
@@ -97,6 +98,7 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["cs"],
         namespaced: false,
         verbs: GET_LIST,
+        columns: columns::COMPONENT_STATUS,
         ..KIND
     },
     Kind {
@@ -105,6 +107,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "configmap",
         short_names: &["cm"],
         storage: "configmaps",
+        columns: columns::CONFIG_MAP,
         ..KIND
     },
     Kind {
@@ -113,6 +116,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "endpoints",
         short_names: &["ep"],
         storage: "services/endpoints",
+        columns: columns::ENDPOINTS,
+        default: defaults::endpoints,
         ..KIND
     },
     Kind {
@@ -134,6 +139,7 @@ pub(super) const KINDS: &[Kind] = &[
             "source",
             "type",
         ],
+        columns: columns::EVENT,
         ..KIND
     },
     Kind {
@@ -142,6 +148,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "limitrange",
         short_names: &["limits"],
         storage: "limitranges",
+        columns: columns::CREATED_AT,
+        default: defaults::limit_range,
         ..KIND
     },
     Kind {
@@ -156,6 +164,8 @@ pub(super) const KINDS: &[Kind] = &[
         ],
         subresources: NAMESPACE,
         selectable: &["status.phase"],
+        columns: columns::NAMESPACE,
+        default: defaults::namespace,
         ..KIND
     },
     Kind {
@@ -167,6 +177,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "minions",
         subresources: NODE,
         selectable: &["spec.unschedulable"],
+        columns: columns::NODE,
+        default: defaults::node,
         ..KIND
     },
     Kind {
@@ -176,6 +188,8 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["pvc"],
         storage: "persistentvolumeclaims",
         subresources: ONLY_STATUS,
+        columns: columns::PERSISTENT_VOLUME_CLAIM,
+        default: defaults::persistent_volume_claim,
         ..KIND
     },
     Kind {
@@ -186,6 +200,8 @@ pub(super) const KINDS: &[Kind] = &[
         namespaced: false,
         storage: "persistentvolumes",
         subresources: ONLY_STATUS,
+        columns: columns::PERSISTENT_VOLUME,
+        default: defaults::persistent_volume,
         ..KIND
     },
     Kind {
@@ -206,6 +222,8 @@ pub(super) const KINDS: &[Kind] = &[
             "status.podIP",
             "status.nominatedNodeName",
         ],
+        columns: columns::POD,
+        default: defaults::pod,
         ..KIND
     },
     Kind {
@@ -213,6 +231,8 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "podtemplates",
         singular: "podtemplate",
         storage: "podtemplates",
+        columns: columns::POD_TEMPLATE,
+        default: defaults::pod_template,
         ..KIND
     },
     Kind {
@@ -224,6 +244,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "controllers",
         subresources: SCALE_AND_STATUS,
         selectable: &["status.replicas"],
+        columns: columns::REPLICATION_CONTROLLER,
+        default: defaults::replication_controller,
         ..KIND
     },
     Kind {
@@ -233,6 +255,8 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["quota"],
         storage: "resourcequotas",
         subresources: ONLY_STATUS,
+        columns: columns::RESOURCE_QUOTA,
+        default: defaults::resource_quota,
         ..KIND
     },
     Kind {
@@ -241,6 +265,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "secret",
         storage: "secrets",
         selectable: &["type"],
+        columns: columns::SECRET,
+        default: defaults::secret,
         ..KIND
     },
     Kind {
@@ -250,6 +276,7 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["sa"],
         storage: "serviceaccounts",
         subresources: SERVICE_ACCOUNT,
+        columns: columns::SERVICE_ACCOUNT,
         ..KIND
     },
     Kind {
@@ -261,6 +288,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "services/specs",
         subresources: SERVICE,
         selectable: &["spec.clusterIP", "spec.type"],
+        columns: columns::SERVICE,
+        default: defaults::service,
         ..KIND
     },
 ];

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{columns, defaults};
 
 pub(super) const KINDS: &[Kind] = &[Kind {
     group: "apiextensions.k8s.io",
@@ -10,5 +11,7 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     namespaced: false,
     storage: "apiextensions.k8s.io/customresourcedefinitions",
     subresources: ONLY_STATUS,
+    columns: columns::CREATED_AT,
+    default: defaults::custom_resource_definition,
     ..KIND
 }];

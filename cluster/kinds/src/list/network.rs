@@ -1,6 +1,7 @@
 //! networking, discovery.
 
 use super::*;
+use crate::{columns, defaults};
 
 const NETWORKING: Kind = Kind {
     group: "networking.k8s.io",
@@ -14,6 +15,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "ingressclass",
         namespaced: false,
         storage: "ingressclasses",
+        columns: columns::INGRESS_CLASS,
+        default: defaults::ingress_class,
         ..NETWORKING
     },
     Kind {
@@ -23,6 +26,7 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["ing"],
         storage: "ingress",
         subresources: ONLY_STATUS,
+        columns: columns::INGRESS,
         ..NETWORKING
     },
     Kind {
@@ -37,6 +41,7 @@ pub(super) const KINDS: &[Kind] = &[
             "spec.parentRef.namespace",
             "spec.parentRef.resource",
         ],
+        columns: columns::IP_ADDRESS,
         ..NETWORKING
     },
     Kind {
@@ -45,6 +50,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "networkpolicy",
         short_names: &["netpol"],
         storage: "networkpolicies",
+        columns: columns::NETWORK_POLICY,
+        default: defaults::network_policy,
         ..NETWORKING
     },
     Kind {
@@ -54,6 +61,7 @@ pub(super) const KINDS: &[Kind] = &[
         namespaced: false,
         storage: "servicecidrs",
         subresources: ONLY_STATUS,
+        columns: columns::SERVICE_CIDR,
         ..NETWORKING
     },
     Kind {
@@ -62,6 +70,8 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "endpointslices",
         singular: "endpointslice",
         storage: "endpointslices",
+        columns: columns::ENDPOINT_SLICE,
+        default: defaults::endpoint_slice,
         ..KIND
     },
 ];

@@ -1,6 +1,7 @@
 //! coordination, node, events, metrics, and devices (resource.k8s.io).
 
 use super::*;
+use crate::{columns, defaults};
 
 const METRICS: Kind = Kind {
     group: "metrics.k8s.io",
@@ -20,6 +21,7 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "leases",
         singular: "lease",
         storage: "leases",
+        columns: columns::LEASE,
         ..KIND
     },
     Kind {
@@ -29,6 +31,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "runtimeclass",
         namespaced: false,
         storage: "runtimeclasses",
+        columns: columns::RUNTIME_CLASS,
+        default: defaults::runtime_class,
         ..KIND
     },
     Kind {
@@ -50,6 +54,7 @@ pub(super) const KINDS: &[Kind] = &[
             "reportingController",
             "type",
         ],
+        columns: columns::EVENT,
         ..KIND
     },
     Kind {
@@ -57,12 +62,14 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "nodes",
         singular: "node",
         namespaced: false,
+        columns: columns::NODE_METRICS,
         ..METRICS
     },
     Kind {
         kind: "PodMetrics",
         plural: "pods",
         singular: "pod",
+        columns: columns::POD_METRICS,
         ..METRICS
     },
     Kind {
@@ -79,6 +86,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "resourceclaim",
         storage: "resourceclaims",
         subresources: ONLY_STATUS,
+        columns: columns::RESOURCE_CLAIM,
+        default: defaults::resource_claim,
         ..RESOURCE
     },
     Kind {
@@ -86,6 +95,7 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "resourceclaimtemplates",
         singular: "resourceclaimtemplate",
         storage: "resourceclaimtemplates",
+        default: defaults::resource_claim_template,
         ..RESOURCE
     },
     Kind {
@@ -95,6 +105,7 @@ pub(super) const KINDS: &[Kind] = &[
         namespaced: false,
         storage: "resourceslices",
         selectable: &["spec.nodeName", "spec.driver"],
+        columns: columns::RESOURCE_SLICE,
         ..RESOURCE
     },
 ];

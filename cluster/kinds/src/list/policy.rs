@@ -1,6 +1,7 @@
 //! policy, scheduling.
 
 use super::*;
+use crate::{columns, defaults};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind {
@@ -11,6 +12,7 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["pdb"],
         storage: "poddisruptionbudgets",
         subresources: ONLY_STATUS,
+        columns: columns::POD_DISRUPTION_BUDGET,
         ..KIND
     },
     Kind {
@@ -21,6 +23,8 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["pc"],
         namespaced: false,
         storage: "priorityclasses",
+        columns: columns::PRIORITY_CLASS,
+        default: defaults::priority_class,
         ..KIND
     },
 ];

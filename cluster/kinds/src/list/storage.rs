@@ -1,4 +1,5 @@
 use super::*;
+use crate::{columns, defaults};
 
 const STORAGE: Kind = Kind {
     group: "storage.k8s.io",
@@ -12,6 +13,8 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "csidrivers",
         singular: "csidriver",
         storage: "csidrivers",
+        columns: columns::CSI_DRIVER,
+        default: defaults::csi_driver,
         ..STORAGE
     },
     Kind {
@@ -19,6 +22,7 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "csinodes",
         singular: "csinode",
         storage: "csinodes",
+        columns: columns::CSI_NODE,
         ..STORAGE
     },
     Kind {
@@ -27,6 +31,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "csistoragecapacity",
         namespaced: true,
         storage: "csistoragecapacities",
+        columns: columns::CSI_STORAGE_CAPACITY,
+        default: defaults::csi_storage_capacity,
         ..STORAGE
     },
     Kind {
@@ -35,6 +41,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "storageclass",
         short_names: &["sc"],
         storage: "storageclasses",
+        columns: columns::STORAGE_CLASS,
+        default: defaults::storage_class,
         ..STORAGE
     },
     Kind {
@@ -43,6 +51,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "volumeattachment",
         storage: "volumeattachments",
         subresources: ONLY_STATUS,
+        columns: columns::VOLUME_ATTACHMENT,
         ..STORAGE
     },
     Kind {
@@ -51,6 +60,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "volumeattributesclass",
         short_names: &["vac"],
         storage: "volumeattributesclasses",
+        columns: columns::VOLUME_ATTRIBUTES_CLASS,
         ..STORAGE
     },
 ];

@@ -1,6 +1,7 @@
 //! apps, batch, autoscaling.
 
 use super::*;
+use crate::{columns, defaults};
 
 const APPS: Kind = Kind {
     group: "apps",
@@ -19,6 +20,7 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "controllerrevisions",
         singular: "controllerrevision",
         storage: "controllerrevisions",
+        columns: columns::CONTROLLER_REVISION,
         ..APPS
     },
     Kind {
@@ -29,6 +31,8 @@ pub(super) const KINDS: &[Kind] = &[
         categories: IN_ALL,
         storage: "daemonsets",
         subresources: ONLY_STATUS,
+        columns: columns::DAEMON_SET,
+        default: defaults::daemon_set,
         ..APPS
     },
     Kind {
@@ -39,6 +43,8 @@ pub(super) const KINDS: &[Kind] = &[
         categories: IN_ALL,
         storage: "deployments",
         subresources: SCALE_AND_STATUS,
+        columns: columns::DEPLOYMENT,
+        default: defaults::deployment,
         ..APPS
     },
     Kind {
@@ -50,6 +56,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "replicasets",
         subresources: SCALE_AND_STATUS,
         selectable: &["status.replicas"],
+        columns: columns::REPLICA_SET,
+        default: defaults::replica_set,
         ..APPS
     },
     Kind {
@@ -60,6 +68,8 @@ pub(super) const KINDS: &[Kind] = &[
         categories: IN_ALL,
         storage: "statefulsets",
         subresources: SCALE_AND_STATUS,
+        columns: columns::STATEFUL_SET,
+        default: defaults::stateful_set,
         ..APPS
     },
     Kind {
@@ -68,6 +78,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "cronjob",
         short_names: &["cj"],
         storage: "cronjobs",
+        columns: columns::CRON_JOB,
+        default: defaults::cron_job,
         ..BATCH
     },
     Kind {
@@ -76,6 +88,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "job",
         storage: "jobs",
         selectable: &["status.successful"],
+        columns: columns::JOB,
+        default: defaults::job,
         ..BATCH
     },
     Kind {
@@ -88,6 +102,8 @@ pub(super) const KINDS: &[Kind] = &[
         categories: IN_ALL,
         storage: "horizontalpodautoscalers",
         subresources: ONLY_STATUS,
+        columns: columns::HORIZONTAL_POD_AUTOSCALER,
+        default: defaults::horizontal_pod_autoscaler,
         ..KIND
     },
 ];
