@@ -1,18 +1,24 @@
 //! The kinds that the API server has built in: names, columns, defaults and rules of each, as data and as functions without side effects.
 
 mod columns;
+mod cron;
 mod defaults;
+mod field;
 mod image;
 mod kind;
 mod list;
+mod name;
+mod prepare;
 mod quantity;
 mod read;
 mod selectable;
 mod selector;
 mod time;
+mod validate;
 mod write;
 
 pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
 pub use list::{all, by_kind, by_plural};
 pub use selectable::selectable;
+pub use validate::{ephemeral_containers_update, resize_update};

@@ -17,6 +17,7 @@ use crate::{
     Invalid,
     columns::{AGE, NAME},
     kind::{Kind, Subresource},
+    validate,
 };
 
 /// Of kinds that are kept.
@@ -71,7 +72,7 @@ pub(crate) const KIND: Kind = Kind {
     prepare_create: nothing,
     prepare_update: keep,
     validate: valid,
-    validate_update: valid_update,
+    validate_update: validate::metadata_update,
     to_stored: nothing,
     from_stored: nothing,
 };
@@ -81,10 +82,6 @@ pub(crate) fn keep(_: &mut Value, _: &Value) {}
 pub(crate) fn valid(_: &Value) -> Vec<Invalid> {
     Vec::new()
 }
-pub(crate) fn valid_update(_: &Value, _: &Value) -> Vec<Invalid> {
-    Vec::new()
-}
-
 static KINDS: LazyLock<Box<[Kind]>> = LazyLock::new(|| {
     [
         core::KINDS,

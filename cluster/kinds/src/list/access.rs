@@ -1,7 +1,7 @@
 //! authentication, authorization, rbac, certificates.
 
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const AUTHENTICATION: Kind = Kind {
     group: "authentication.k8s.io",
@@ -38,12 +38,14 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "localsubjectaccessreviews",
         singular: "localsubjectaccessreview",
         namespaced: true,
+        validate: validate::access_review,
         ..AUTHORIZATION
     },
     Kind {
         kind: "SelfSubjectAccessReview",
         plural: "selfsubjectaccessreviews",
         singular: "selfsubjectaccessreview",
+        validate: validate::access_review,
         ..AUTHORIZATION
     },
     Kind {
@@ -56,6 +58,7 @@ pub(super) const KINDS: &[Kind] = &[
         kind: "SubjectAccessReview",
         plural: "subjectaccessreviews",
         singular: "subjectaccessreview",
+        validate: validate::access_review,
         ..AUTHORIZATION
     },
     Kind {
@@ -76,6 +79,9 @@ pub(super) const KINDS: &[Kind] = &[
         ],
         selectable: &["spec.signerName"],
         columns: columns::CERTIFICATE_SIGNING_REQUEST,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_request,
+        validate: validate::certificate_signing_request,
         ..KIND
     },
     Kind {
@@ -86,6 +92,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "clusterrolebindings",
         columns: columns::ROLE_BINDING,
         default: defaults::role_binding,
+        validate: validate::cluster_role_binding,
+        validate_update: validate::binding_update,
         ..RBAC
     },
     Kind {
@@ -95,6 +103,7 @@ pub(super) const KINDS: &[Kind] = &[
         namespaced: false,
         storage: "clusterroles",
         columns: columns::CREATED_AT,
+        validate: validate::cluster_role,
         ..RBAC
     },
     Kind {
@@ -104,6 +113,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "rolebindings",
         columns: columns::ROLE_BINDING,
         default: defaults::role_binding,
+        validate: validate::role_binding,
+        validate_update: validate::binding_update,
         ..RBAC
     },
     Kind {
@@ -112,6 +123,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "role",
         storage: "roles",
         columns: columns::CREATED_AT,
+        validate: validate::role,
         ..RBAC
     },
 ];

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const POD: &[Subresource] = &[
     Subresource {
@@ -108,6 +108,8 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["cm"],
         storage: "configmaps",
         columns: columns::CONFIG_MAP,
+        validate: validate::config_map,
+        validate_update: validate::config_map_update,
         ..KIND
     },
     Kind {
@@ -118,6 +120,7 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "services/endpoints",
         columns: columns::ENDPOINTS,
         default: defaults::endpoints,
+        validate: validate::endpoints,
         ..KIND
     },
     Kind {
@@ -140,6 +143,7 @@ pub(super) const KINDS: &[Kind] = &[
             "type",
         ],
         columns: columns::EVENT,
+        validate: validate::event,
         ..KIND
     },
     Kind {
@@ -150,6 +154,7 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "limitranges",
         columns: columns::CREATED_AT,
         default: defaults::limit_range,
+        validate: validate::limit_range,
         ..KIND
     },
     Kind {
@@ -166,6 +171,9 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["status.phase"],
         columns: columns::NAMESPACE,
         default: defaults::namespace,
+        prepare_create: prepare::create_namespace,
+        prepare_update: prepare::update_namespace,
+        validate: validate::namespace,
         ..KIND
     },
     Kind {
@@ -179,6 +187,9 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["spec.unschedulable"],
         columns: columns::NODE,
         default: defaults::node,
+        prepare_update: prepare::update_status,
+        validate: validate::node,
+        validate_update: validate::node_update,
         ..KIND
     },
     Kind {
@@ -190,6 +201,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::PERSISTENT_VOLUME_CLAIM,
         default: defaults::persistent_volume_claim,
+        prepare_create: prepare::create_pending,
+        prepare_update: prepare::update_status,
+        validate: validate::persistent_volume_claim,
+        validate_update: validate::persistent_volume_claim_update,
         ..KIND
     },
     Kind {
@@ -202,6 +217,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::PERSISTENT_VOLUME,
         default: defaults::persistent_volume,
+        prepare_create: prepare::create_pending,
+        prepare_update: prepare::update_status,
+        validate: validate::persistent_volume,
+        validate_update: validate::persistent_volume_update,
         ..KIND
     },
     Kind {
@@ -224,6 +243,10 @@ pub(super) const KINDS: &[Kind] = &[
         ],
         columns: columns::POD,
         default: defaults::pod,
+        prepare_create: prepare::create_pod,
+        prepare_update: prepare::update,
+        validate: validate::pod,
+        validate_update: validate::pod_update,
         ..KIND
     },
     Kind {
@@ -233,6 +256,7 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "podtemplates",
         columns: columns::POD_TEMPLATE,
         default: defaults::pod_template,
+        validate: validate::pod_template,
         ..KIND
     },
     Kind {
@@ -246,6 +270,9 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["status.replicas"],
         columns: columns::REPLICATION_CONTROLLER,
         default: defaults::replication_controller,
+        prepare_create: prepare::create_replicas,
+        prepare_update: prepare::update,
+        validate: validate::replication_controller,
         ..KIND
     },
     Kind {
@@ -257,6 +284,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::RESOURCE_QUOTA,
         default: defaults::resource_quota,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_status,
+        validate: validate::resource_quota,
+        validate_update: validate::resource_quota_update,
         ..KIND
     },
     Kind {
@@ -267,6 +298,8 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["type"],
         columns: columns::SECRET,
         default: defaults::secret,
+        validate: validate::secret,
+        validate_update: validate::secret_update,
         ..KIND
     },
     Kind {
@@ -277,6 +310,7 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "serviceaccounts",
         subresources: SERVICE_ACCOUNT,
         columns: columns::SERVICE_ACCOUNT,
+        validate: validate::subdomain,
         ..KIND
     },
     Kind {
@@ -290,6 +324,10 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["spec.clusterIP", "spec.type"],
         columns: columns::SERVICE,
         default: defaults::service,
+        prepare_create: prepare::create_service,
+        prepare_update: prepare::update_status,
+        validate: validate::service,
+        validate_update: validate::service_update,
         ..KIND
     },
 ];

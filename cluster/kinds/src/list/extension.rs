@@ -1,5 +1,5 @@
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 pub(super) const KINDS: &[Kind] = &[Kind {
     group: "apiextensions.k8s.io",
@@ -13,5 +13,9 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     subresources: ONLY_STATUS,
     columns: columns::CREATED_AT,
     default: defaults::custom_resource_definition,
+    prepare_create: prepare::create_definition,
+    prepare_update: prepare::update,
+    validate: validate::custom_resource_definition,
+    validate_update: validate::custom_resource_definition_update,
     ..KIND
 }];

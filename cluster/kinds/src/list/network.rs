@@ -1,7 +1,7 @@
 //! networking, discovery.
 
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const NETWORKING: Kind = Kind {
     group: "networking.k8s.io",
@@ -17,6 +17,10 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "ingressclasses",
         columns: columns::INGRESS_CLASS,
         default: defaults::ingress_class,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_generation,
+        validate: validate::ingress_class,
+        validate_update: validate::ingress_class_update,
         ..NETWORKING
     },
     Kind {
@@ -27,6 +31,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "ingress",
         subresources: ONLY_STATUS,
         columns: columns::INGRESS,
+        prepare_create: prepare::create,
+        prepare_update: prepare::update,
+        validate: validate::ingress,
         ..NETWORKING
     },
     Kind {
@@ -42,6 +49,8 @@ pub(super) const KINDS: &[Kind] = &[
             "spec.parentRef.resource",
         ],
         columns: columns::IP_ADDRESS,
+        validate: validate::ip_address,
+        validate_update: validate::ip_address_update,
         ..NETWORKING
     },
     Kind {
@@ -52,6 +61,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "networkpolicies",
         columns: columns::NETWORK_POLICY,
         default: defaults::network_policy,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_generation,
+        validate: validate::network_policy,
         ..NETWORKING
     },
     Kind {
@@ -62,6 +74,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "servicecidrs",
         subresources: ONLY_STATUS,
         columns: columns::SERVICE_CIDR,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_status,
+        validate: validate::service_cidr,
         ..NETWORKING
     },
     Kind {
@@ -72,6 +87,10 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "endpointslices",
         columns: columns::ENDPOINT_SLICE,
         default: defaults::endpoint_slice,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_whole,
+        validate: validate::endpoint_slice,
+        validate_update: validate::endpoint_slice_update,
         ..KIND
     },
 ];

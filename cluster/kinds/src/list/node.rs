@@ -1,7 +1,7 @@
 //! coordination, node, events, metrics, and devices (resource.k8s.io).
 
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const METRICS: Kind = Kind {
     group: "metrics.k8s.io",
@@ -22,6 +22,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "lease",
         storage: "leases",
         columns: columns::LEASE,
+        validate: validate::lease,
         ..KIND
     },
     Kind {
@@ -33,6 +34,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "runtimeclasses",
         columns: columns::RUNTIME_CLASS,
         default: defaults::runtime_class,
+        validate: validate::runtime_class,
+        validate_update: validate::runtime_class_update,
         ..KIND
     },
     Kind {
@@ -55,6 +58,9 @@ pub(super) const KINDS: &[Kind] = &[
             "type",
         ],
         columns: columns::EVENT,
+        validate: validate::new_event,
+        to_stored: prepare::event_to_core,
+        from_stored: prepare::event_from_core,
         ..KIND
     },
     Kind {
@@ -78,6 +84,9 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "deviceclass",
         namespaced: false,
         storage: "deviceclasses",
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_generation,
+        validate: validate::cluster_subdomain,
         ..RESOURCE
     },
     Kind {
@@ -88,6 +97,9 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::RESOURCE_CLAIM,
         default: defaults::resource_claim,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_status,
+        validate: validate::subdomain,
         ..RESOURCE
     },
     Kind {
@@ -96,6 +108,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "resourceclaimtemplate",
         storage: "resourceclaimtemplates",
         default: defaults::resource_claim_template,
+        validate: validate::subdomain,
+        validate_update: validate::spec_stays,
         ..RESOURCE
     },
     Kind {
@@ -106,6 +120,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "resourceslices",
         selectable: &["spec.nodeName", "spec.driver"],
         columns: columns::RESOURCE_SLICE,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_generation,
+        validate: validate::cluster_subdomain,
         ..RESOURCE
     },
 ];

@@ -1,7 +1,7 @@
 //! policy, scheduling.
 
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind {
@@ -13,6 +13,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "poddisruptionbudgets",
         subresources: ONLY_STATUS,
         columns: columns::POD_DISRUPTION_BUDGET,
+        prepare_create: prepare::create,
+        prepare_update: prepare::update,
+        validate: validate::pod_disruption_budget,
         ..KIND
     },
     Kind {
@@ -25,6 +28,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "priorityclasses",
         columns: columns::PRIORITY_CLASS,
         default: defaults::priority_class,
+        prepare_create: prepare::create_generation,
+        validate: validate::priority_class,
+        validate_update: validate::priority_class_update,
         ..KIND
     },
 ];

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const STORAGE: Kind = Kind {
     group: "storage.k8s.io",
@@ -15,6 +15,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "csidrivers",
         columns: columns::CSI_DRIVER,
         default: defaults::csi_driver,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_generation,
+        validate: validate::csi_driver,
         ..STORAGE
     },
     Kind {
@@ -23,6 +26,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "csinode",
         storage: "csinodes",
         columns: columns::CSI_NODE,
+        validate: validate::csi_node,
         ..STORAGE
     },
     Kind {
@@ -33,6 +37,7 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "csistoragecapacities",
         columns: columns::CSI_STORAGE_CAPACITY,
         default: defaults::csi_storage_capacity,
+        validate: validate::csi_storage_capacity,
         ..STORAGE
     },
     Kind {
@@ -43,6 +48,8 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "storageclasses",
         columns: columns::STORAGE_CLASS,
         default: defaults::storage_class,
+        validate: validate::storage_class,
+        validate_update: validate::storage_class_update,
         ..STORAGE
     },
     Kind {
@@ -52,6 +59,10 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "volumeattachments",
         subresources: ONLY_STATUS,
         columns: columns::VOLUME_ATTACHMENT,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_status,
+        validate: validate::volume_attachment,
+        validate_update: validate::spec_stays,
         ..STORAGE
     },
     Kind {
@@ -61,6 +72,8 @@ pub(super) const KINDS: &[Kind] = &[
         short_names: &["vac"],
         storage: "volumeattributesclasses",
         columns: columns::VOLUME_ATTRIBUTES_CLASS,
+        validate: validate::volume_attributes_class,
+        validate_update: validate::volume_attributes_class_update,
         ..STORAGE
     },
 ];

@@ -1,7 +1,7 @@
 //! apps, batch, autoscaling.
 
 use super::*;
-use crate::{columns, defaults};
+use crate::{columns, defaults, prepare, validate};
 
 const APPS: Kind = Kind {
     group: "apps",
@@ -21,6 +21,8 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "controllerrevision",
         storage: "controllerrevisions",
         columns: columns::CONTROLLER_REVISION,
+        validate: validate::controller_revision,
+        validate_update: validate::controller_revision_update,
         ..APPS
     },
     Kind {
@@ -33,6 +35,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::DAEMON_SET,
         default: defaults::daemon_set,
+        prepare_create: prepare::create_daemon_set,
+        prepare_update: prepare::update,
+        validate: validate::daemon_set,
+        validate_update: validate::selector_stays,
         ..APPS
     },
     Kind {
@@ -45,6 +51,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: SCALE_AND_STATUS,
         columns: columns::DEPLOYMENT,
         default: defaults::deployment,
+        prepare_create: prepare::create,
+        prepare_update: prepare::update_deployment,
+        validate: validate::deployment,
+        validate_update: validate::selector_stays,
         ..APPS
     },
     Kind {
@@ -58,6 +68,10 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["status.replicas"],
         columns: columns::REPLICA_SET,
         default: defaults::replica_set,
+        prepare_create: prepare::create_replicas,
+        prepare_update: prepare::update,
+        validate: validate::replica_set,
+        validate_update: validate::selector_stays,
         ..APPS
     },
     Kind {
@@ -70,6 +84,10 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: SCALE_AND_STATUS,
         columns: columns::STATEFUL_SET,
         default: defaults::stateful_set,
+        prepare_create: prepare::create_stateful_set,
+        prepare_update: prepare::update,
+        validate: validate::stateful_set,
+        validate_update: validate::stateful_set_update,
         ..APPS
     },
     Kind {
@@ -80,6 +98,9 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "cronjobs",
         columns: columns::CRON_JOB,
         default: defaults::cron_job,
+        prepare_create: prepare::create,
+        prepare_update: prepare::update,
+        validate: validate::cron_job,
         ..BATCH
     },
     Kind {
@@ -90,6 +111,10 @@ pub(super) const KINDS: &[Kind] = &[
         selectable: &["status.successful"],
         columns: columns::JOB,
         default: defaults::job,
+        prepare_create: prepare::create_job,
+        prepare_update: prepare::update,
+        validate: validate::job,
+        validate_update: validate::job_update,
         ..BATCH
     },
     Kind {
@@ -104,6 +129,9 @@ pub(super) const KINDS: &[Kind] = &[
         subresources: ONLY_STATUS,
         columns: columns::HORIZONTAL_POD_AUTOSCALER,
         default: defaults::horizontal_pod_autoscaler,
+        prepare_create: prepare::create_status,
+        prepare_update: prepare::update_status,
+        validate: validate::horizontal_pod_autoscaler,
         ..KIND
     },
 ];

@@ -1,0 +1,155 @@
+//! Amounts of things.
+
+use serde_json::Value;
+
+use crate::{
+    field::{Errors, Path},
+    name::qualified_name,
+    quantity::Quantity,
+    read::map,
+};
+
+const NOT_A_QUANTITY: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+
+/// A quantity that isn't negative.
+pub(super) fn quantity(value: &Value, path: &Path, errors: &mut Errors) -> Option<Quantity> {
+    let Some(quantity) = Quantity::of(value) else {
+        errors.invalid(path, value, NOT_A_QUANTITY);
+        return None;
+    };
+    if quantity.nano < 0 {
+        errors.invalid(path, value, "must be greater than or equal to 0");
+    }
+    Some(quantity)
+}
+
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+fn is_standard(name: &str) -> bool {
+    ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-")
+}
+
+/// What can be promised more often than it is there.
+fn overcommits(name: &str) -> bool {
+    is_native(name) && !name.starts_with("hugepages-")
+}
+
+fn container_resource(name: &str, path: &Path, errors: &mut Errors) {
+    errors.text_is(path, name, qualified_name(name));
+    if !name.contains('/') {
+        if !is_standard(name) {
+            errors.invalid_text(
+                path,
+                name,
+                "must be a standard resource type or fully qualified",
+            );
+            errors.invalid_text(path, name, "must be a standard resource for containers");
+        }
+    } else if is_native(name) && !is_standard(name) {
+        errors.invalid_text(path, name, "doesn't follow extended resource name standard");
+    }
+}
+
+/// ResourceRequirements of a container.
+pub(super) fn requirements(resources: &Value, path: &Path, errors: &mut Errors) {
+    let (limits_path, requests_path) = (path.field("limits"), path.field("requests"));
+    let limits = map(resources, "/limits");
+    for (list, path) in [
+        (limits, &limits_path),
+        (map(resources, "/requests"), &requests_path),
+    ] {
+        for (name, value) in list.into_iter().flatten() {
+            let path = path.key(name);
+            container_resource(name, &path, errors);
+            let amount = quantity(value, &path, errors);
+            if !is_native(name) && amount.is_some_and(|amount| amount.nano % 1_000_000_000 != 0) {
+                errors.invalid(&path, value, "must be an integer");
+            }
+        }
+    }
+    for (name, value) in map(resources, "/requests").into_iter().flatten() {
+        let limit = limits
+            .and_then(|limits| limits.get(name))
+            .and_then(Quantity::of);
+        let Some(request) = Quantity::of(value) else {
+            continue;
+        };
+        match limit {
+            Some(limit) if !overcommits(name) && request.nano != limit.nano => errors.invalid(
+                &requests_path,
+                value,
+                &format!("must be equal to {name} limit of {}", limit.canonical()),
+            ),
+            Some(limit) if request.nano > limit.nano => errors.invalid(
+                &requests_path,
+                value,
+                &format!(
+                    "must be less than or equal to {name} limit of {}",
+                    limit.canonical()
+                ),
+            ),
+            None if !overcommits(name) => {
+                errors.required(
+                    &limits_path,
+                    "Limit must be set for non overcommitable resources",
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A ResourceList of any kind of thing.
+pub(super) fn list(value: Option<&Value>, path: &Path, errors: &mut Errors) {
+    for (name, value) in value.and_then(Value::as_object).into_iter().flatten() {
+        let path = path.key(name);
+        errors.text_is(&path, name, qualified_name(name));
+        quantity(value, &path, errors);
+    }
+}
+
+/// A number, or `50%`.
+pub(super) fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) {
+    match value {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => match percent(text) {
+            Some(_) => {}
+            None => errors.invalid_text(
+                path,
+                text,
+                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for \
+                 validation is '[0-9]+%')",
+            ),
+        },
+        Some(value) => errors.not_negative(path, Some(value)),
+    }
+}
+
+pub(super) fn percent(text: &str) -> Option<u32> {
+    let digits = text.strip_suffix('%')?;
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+/// Of a whole that cannot be more than itself.
+pub(super) fn at_most_all(value: Option<&Value>, path: &Path, errors: &mut Errors) {
+    if let Some(Value::String(text)) = value
+        && percent(text).is_some_and(|percent| percent > 100)
+    {
+        errors.invalid_text(path, text, "must not be greater than 100%");
+    }
+}
+
+/// 0, or 0%.
+pub(super) fn is_zero(value: Option<&Value>) -> bool {
+    match value {
+        Some(Value::String(text)) => percent(text) == Some(0),
+        Some(value) => value.as_i64() == Some(0),
+        None => true,
+    }
+}
