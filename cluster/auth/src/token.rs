@@ -1,8 +1,29 @@
 //! Tokens of ServiceAccounts: JWTs signed with ES256, bound to an audience, a time and objects that must still be there.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use crate::{Error, User};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+use ring::{
+    rand::{SecureRandom, SystemRandom},
+    signature::{self, EcdsaKeyPair, KeyPair, UnparsedPublicKey},
+};
+use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{AUTHENTICATED, Error, User, rbac::SERVICE_ACCOUNT_PREFIX};
+
+/// What TokenRequest allows, in seconds.
+pub const MIN_EXPIRATION: u64 = 600;
+pub const MAX_EXPIRATION: u64 = 1 << 32;
+const DEFAULT_EXPIRATION: u64 = 3600;
+
+/// Longer ones are not looked at: ours have some hundred bytes.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// How long a token outlives the deletion of what it is bound to, in seconds: what ends gracefully still has things to do.
+const DELETION_LEEWAY: u64 = 60;
+
+const ALGORITHM: &str = "ES256";
 
 /// An object that a token lives and dies with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +40,14 @@ impl Bound {
     /// Whether `object`, as found under that name, is the one that was meant, and is not being deleted for longer than a token may
     /// outlive that (60 s). `now` in seconds since 1970.
     pub fn holds(&self, object: Option<&Value>, now: u64) -> bool {
-        let _ = (object, now);
-        false
+        let Some(metadata) = object.map(|object| &object["metadata"]) else {
+            return false;
+        };
+        let leaving = match metadata["deletionTimestamp"].as_str() {
+            Some(since) => seconds(since).is_none_or(|since| now > since + DELETION_LEEWAY),
+            None => false,
+        };
+        !self.uid.is_empty() && metadata["uid"] == self.uid && !leaving
     }
 }
 
@@ -57,35 +84,526 @@ pub struct Verified {
 }
 
 #[derive(Debug)]
-pub struct Tokens {}
+pub struct Tokens {
+    key: EcdsaKeyPair,
+    /// Which key it is, for the header.
+    kid: String,
+    issuer: String,
+    audiences: Vec<String>,
+    random: SystemRandom,
+}
 
 impl Tokens {
     /// `key` as of [`crate::Pki::token_key`]; `audiences`: the server's own.
     pub fn new(key: &[u8], issuer: String, audiences: Vec<String>) -> Result<Self, Error> {
-        let _ = (key, issuer, audiences);
-        Ok(Self {})
+        let random = SystemRandom::new();
+        let key =
+            EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, key, &random)
+                .map_err(|e| Error::Certificate {
+                    act: "read the key of the tokens",
+                    why: e.to_string(),
+                })?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key().as_ref());
+        Ok(Self {
+            kid: BASE64.encode(digest),
+            key,
+            issuer,
+            audiences,
+            random,
+        })
     }
 
     /// `now` in seconds since 1970.
     pub fn issue(&self, ask: &TokenAsk, now: u64) -> Result<Issued, Error> {
-        let _ = (ask, now);
-        Err(Error::Token("not built yet"))
+        let lives = match ask.expiration {
+            0 => DEFAULT_EXPIRATION,
+            short if short < MIN_EXPIRATION => {
+                return Err(Error::Invalid(
+                    "spec.expirationSeconds: may not specify a duration less than 10 minutes"
+                        .to_owned(),
+                ));
+            }
+            long if long > MAX_EXPIRATION => {
+                return Err(Error::Invalid(
+                    "spec.expirationSeconds: may not specify a duration larger than 2^32 seconds"
+                        .to_owned(),
+                ));
+            }
+            lives => lives,
+        };
+        let expires = now + lives;
+        let object = |(name, uid): &(String, String)| json!({ "name": name, "uid": uid });
+        let mut bound = json!({
+            "namespace": ask.namespace,
+            "serviceaccount": { "name": ask.service_account, "uid": ask.service_account_uid },
+        });
+        for (field, of) in [
+            ("pod", &ask.pod),
+            ("secret", &ask.secret),
+            ("node", &ask.node),
+        ] {
+            if let Some(of) = of {
+                bound[field] = object(of);
+            }
+        }
+        let audiences = match ask.audiences.is_empty() {
+            true => &self.audiences,
+            false => &ask.audiences,
+        };
+        let claims = json!({
+            "aud": audiences,
+            "exp": expires,
+            "iat": now,
+            "nbf": now,
+            "iss": self.issuer,
+            "jti": self.id()?,
+            "sub": format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", ask.namespace, ask.service_account),
+            "kubernetes.io": bound,
+        });
+        let header = json!({ "alg": ALGORITHM, "kid": self.kid });
+        let mut token = format!(
+            "{}.{}",
+            BASE64.encode(header.to_string()),
+            BASE64.encode(claims.to_string())
+        );
+        let signature = self
+            .key
+            .sign(&self.random, token.as_bytes())
+            .map_err(|_| Error::Token("it can't be signed"))?;
+        token.push('.');
+        token.push_str(&BASE64.encode(signature));
+        Ok(Issued { token, expires })
+    }
+
+    /// Random, in the form of a UUID.
+    fn id(&self) -> Result<String, Error> {
+        let mut bytes = [0; 16];
+        self.random
+            .fill(&mut bytes)
+            .map_err(|_| Error::Token("there are no random numbers"))?;
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok([
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..],
+        ]
+        .join("-"))
     }
 
     /// `audiences`: of whom one must be meant; empty: the server's own.
     pub fn verify(&self, token: &str, audiences: &[String], now: u64) -> Result<Verified, Error> {
-        let _ = (token, audiences, now);
-        Err(Error::Token("not built yet"))
+        let claims = self.claims(token)?;
+        let number = |name: &str| claims[name].as_u64();
+        // Who issued it is who reads it: their clocks are one.
+        if number("exp").is_none_or(|end| now >= end) {
+            return Err(Error::Token("it has expired"));
+        }
+        if number("nbf").is_none_or(|begin| now < begin) {
+            return Err(Error::Token("it doesn't hold yet"));
+        }
+        if claims["iss"] != self.issuer {
+            return Err(Error::Token("it is of another issuer"));
+        }
+        let meant = match audiences.is_empty() {
+            true => &self.audiences[..],
+            false => audiences,
+        };
+        let has: Vec<&str> = match &claims["aud"] {
+            Value::String(one) => vec![one],
+            several => several
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect(),
+        };
+        let audiences: Vec<String> = meant
+            .iter()
+            .filter(|audience| has.contains(&audience.as_str()))
+            .cloned()
+            .collect();
+        if audiences.is_empty() {
+            return Err(Error::Token("it is meant for others"));
+        }
+        let (user, bound) = who(&claims)?;
+        Ok(Verified {
+            user,
+            audiences,
+            bound,
+        })
+    }
+
+    /// What a token says whose signature is good.
+    fn claims(&self, token: &str) -> Result<Value, Error> {
+        const MALFORMED: Error = Error::Token("it is no JWT");
+        if token.len() > MAX_TOKEN {
+            return Err(MALFORMED);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(MALFORMED)?;
+        let (header, claims) = signed.split_once('.').ok_or(MALFORMED)?;
+        let decode = |part: &str| BASE64.decode(part).map_err(|_| MALFORMED);
+        let parse = |part: &str| -> Result<Value, Error> {
+            serde_json::from_slice(&decode(part)?).map_err(|_| MALFORMED)
+        };
+        let header = parse(header)?;
+        // The key decides about the algorithm, never the token: neither `none` nor a secret made of the public key.
+        if header["alg"] != ALGORITHM {
+            return Err(Error::Token("it is not signed with ES256"));
+        }
+        if header["kid"] != self.kid {
+            return Err(Error::Token("it is signed with another key"));
+        }
+        if !header["crit"].is_null() {
+            return Err(Error::Token("it asks for what isn't understood"));
+        }
+        UnparsedPublicKey::new(
+            &signature::ECDSA_P256_SHA256_FIXED,
+            self.key.public_key().as_ref(),
+        )
+        .verify(signed.as_bytes(), &decode(signature)?)
+        .map_err(|_| Error::Token("its signature is wrong"))?;
+        parse(claims)
     }
 
     /// `/openid/v1/jwks`
     pub fn jwks(&self) -> Value {
-        Value::Null
+        // An uncompressed point: 4, x, y.
+        let (x, y) = self.key.public_key().as_ref()[1..].split_at(32);
+        json!({ "keys": [{
+            "use": "sig",
+            "kty": "EC",
+            "kid": self.kid,
+            "crv": "P-256",
+            "alg": ALGORITHM,
+            "x": BASE64.encode(x),
+            "y": BASE64.encode(y),
+        }] })
     }
 
     /// `/.well-known/openid-configuration`
     pub fn discovery(&self, jwks_uri: &str) -> Value {
-        let _ = jwks_uri;
-        Value::Null
+        json!({
+            "issuer": self.issuer,
+            "jwks_uri": jwks_uri,
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": [ALGORITHM],
+        })
+    }
+}
+
+fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
+    let private = &claims["kubernetes.io"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = text(&private["namespace"]);
+    let account = &private["serviceaccount"];
+    let name = text(&account["name"]);
+    let username = format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}");
+    if namespace.is_empty() || name.is_empty() || claims["sub"] != username {
+        return Err(Error::Token("it is of no ServiceAccount"));
+    }
+    let mut bound = vec![Bound {
+        resource: "serviceaccounts",
+        namespace: namespace.clone(),
+        name,
+        uid: text(&account["uid"]),
+    }];
+    let mut extra = BTreeMap::from([(
+        "authentication.kubernetes.io/credential-id".to_owned(),
+        vec![format!("JTI={}", text(&claims["jti"]))],
+    )]);
+    for (field, resource) in [("pod", "pods"), ("secret", "secrets"), ("node", "nodes")] {
+        let object = &private[field];
+        if object.is_null() {
+            continue;
+        }
+        let (name, uid) = (text(&object["name"]), text(&object["uid"]));
+        if field != "secret" {
+            for (what, value) in [("name", &name), ("uid", &uid)] {
+                extra.insert(
+                    format!("authentication.kubernetes.io/{field}-{what}"),
+                    vec![value.clone()],
+                );
+            }
+        }
+        // The node of a token that is bound to a pod says where it runs: with the pod gone it is gone too.
+        if field == "node" && !private["pod"].is_null() {
+            continue;
+        }
+        bound.push(Bound {
+            resource,
+            namespace: if field == "node" {
+                String::new()
+            } else {
+                namespace.clone()
+            },
+            name,
+            uid,
+        });
+    }
+    let user = User {
+        username,
+        uid: text(&account["uid"]),
+        groups: vec![
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{namespace}"),
+            AUTHENTICATED.to_owned(),
+        ],
+        extra,
+    };
+    Ok((user, bound))
+}
+
+/// Since 1970, of a time as the API writes it.
+pub(crate) fn seconds(text: &str) -> Option<u64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(time.unix_timestamp()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn key() -> Vec<u8> {
+        EcdsaKeyPair::generate_pkcs8(
+            &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            &SystemRandom::new(),
+        )
+        .unwrap()
+        .as_ref()
+        .to_vec()
+    }
+
+    fn tokens() -> Tokens {
+        let audiences = vec!["https://kubernetes.default.svc".to_owned()];
+        Tokens::new(&key(), "https://issuer".to_owned(), audiences).unwrap()
+    }
+
+    fn ask() -> TokenAsk {
+        TokenAsk {
+            namespace: "ns".to_owned(),
+            service_account: "sa".to_owned(),
+            service_account_uid: "u1".to_owned(),
+            pod: Some(("p".to_owned(), "u2".to_owned())),
+            node: Some(("n".to_owned(), "u3".to_owned())),
+            ..TokenAsk::default()
+        }
+    }
+
+    fn forge(
+        token: &str,
+        header: Option<Value>,
+        claims: impl FnOnce(&mut Value),
+        sign: impl FnOnce(&[u8]) -> Vec<u8>,
+    ) -> String {
+        let parts: Vec<&str> = token.split('.').collect();
+        let decode = |part| serde_json::from_slice::<Value>(&BASE64.decode(part).unwrap()).unwrap();
+        let mut said = decode(parts[1]);
+        claims(&mut said);
+        let header = header.unwrap_or_else(|| decode(parts[0]));
+        let signed = format!(
+            "{}.{}",
+            BASE64.encode(header.to_string()),
+            BASE64.encode(said.to_string())
+        );
+        let signature = BASE64.encode(sign(signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
+
+    #[test]
+    fn a_token_says_who_it_is_and_what_it_hangs_on() {
+        let tokens = tokens();
+        let issued = tokens.issue(&ask(), NOW).unwrap();
+        assert_eq!(issued.expires, NOW + 3600);
+        let verified = tokens.verify(&issued.token, &[], NOW).unwrap();
+        assert_eq!(verified.user.username, "system:serviceaccount:ns:sa");
+        assert_eq!(verified.user.uid, "u1");
+        assert_eq!(
+            verified.user.groups,
+            [
+                "system:serviceaccounts",
+                "system:serviceaccounts:ns",
+                AUTHENTICATED
+            ]
+        );
+        assert_eq!(
+            verified.user.extra["authentication.kubernetes.io/pod-name"],
+            ["p"]
+        );
+        assert_eq!(
+            verified.user.extra["authentication.kubernetes.io/node-uid"],
+            ["u3"]
+        );
+        let bound: Vec<_> = verified
+            .bound
+            .iter()
+            .map(|b| (b.resource, b.name.as_str(), b.uid.as_str()))
+            .collect();
+        assert_eq!(
+            bound,
+            [("serviceaccounts", "sa", "u1"), ("pods", "p", "u2")]
+        );
+        assert_eq!(verified.audiences, ["https://kubernetes.default.svc"]);
+    }
+
+    #[test]
+    fn sec_api_08_what_a_token_is_bound_to_must_be_there() {
+        let bound = Bound {
+            resource: "pods",
+            namespace: "ns".to_owned(),
+            name: "p".to_owned(),
+            uid: "u2".to_owned(),
+        };
+        let since = |at: &str| json!({ "metadata": { "uid": "u2", "deletionTimestamp": at } });
+        assert!(bound.holds(Some(&json!({ "metadata": { "uid": "u2" } })), NOW));
+        assert!(!bound.holds(None, NOW));
+        assert!(
+            !bound.holds(Some(&json!({ "metadata": { "uid": "other" } })), NOW),
+            "same name, new uid"
+        );
+        // 1800000000 is 2027-01-15T08:00:00Z.
+        assert!(bound.holds(Some(&since("2027-01-15T07:59:01Z")), NOW));
+        assert!(!bound.holds(Some(&since("2027-01-15T07:58:59Z")), NOW));
+        assert!(!bound.holds(Some(&since("nonsense")), NOW));
+        let unbound = Bound {
+            uid: String::new(),
+            ..bound
+        };
+        assert!(!unbound.holds(Some(&json!({ "metadata": { "uid": "" } })), NOW));
+    }
+
+    #[test]
+    fn sec_api_08_a_token_out_of_time_or_for_others_is_refused() {
+        let tokens = tokens();
+        let issued = tokens.issue(&ask(), NOW).unwrap().token;
+        assert!(tokens.verify(&issued, &[], NOW + 3599).is_ok());
+        assert!(tokens.verify(&issued, &[], NOW + 3600).is_err());
+        assert!(tokens.verify(&issued, &[], NOW - 1).is_err());
+        assert!(tokens.verify(&issued, &["vault".to_owned()], NOW).is_err());
+        let vault = TokenAsk {
+            audiences: vec!["vault".to_owned()],
+            ..ask()
+        };
+        let vault = tokens.issue(&vault, NOW).unwrap().token;
+        assert!(tokens.verify(&vault, &[], NOW).is_err());
+        assert!(tokens.verify(&vault, &["vault".to_owned()], NOW).is_ok());
+        for expiration in [1, 599, (1 << 32) + 1] {
+            let refused = tokens.issue(
+                &TokenAsk {
+                    expiration,
+                    ..ask()
+                },
+                NOW,
+            );
+            assert!(matches!(refused, Err(Error::Invalid(_))), "{expiration}");
+        }
+    }
+
+    #[test]
+    fn sec_api_08_a_forged_token_is_refused() {
+        let (ours, theirs) = (tokens(), tokens());
+        let token = ours.issue(&ask(), NOW).unwrap().token;
+        assert!(theirs.verify(&token, &[], NOW).is_err(), "of another key");
+        let other = Tokens {
+            issuer: "https://other".to_owned(),
+            ..tokens()
+        };
+        let public = ours.key.public_key().as_ref().to_vec();
+        let hmac = |signed: &[u8]| {
+            let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &public);
+            ring::hmac::sign(&key, signed).as_ref().to_vec()
+        };
+        let with = |alg: &str| Some(json!({ "alg": alg, "kid": ours.kid }));
+        let sign = |signed: &[u8]| {
+            ours.key
+                .sign(&ours.random, signed)
+                .unwrap()
+                .as_ref()
+                .to_vec()
+        };
+        let become_root =
+            |claims: &mut Value| claims["sub"] = json!("system:serviceaccount:kube-system:root");
+        let forged = [
+            forge(&token, with("none"), |_| {}, |_| vec![]),
+            forge(&token, with("None"), |_| {}, |_| vec![]),
+            forge(&token, with("HS256"), |_| {}, hmac),
+            forge(&token, with("ES256"), |_| {}, hmac),
+            forge(&token, with("RS256"), |_| {}, sign),
+            forge(&token, Some(json!({ "alg": "ES256" })), |_| {}, sign),
+            forge(
+                &token,
+                Some(json!({ "alg": "ES256", "kid": theirs.kid })),
+                |_| {},
+                sign,
+            ),
+            forge(
+                &token,
+                Some(json!({ "alg": "ES256", "kid": ours.kid, "crit": ["exp"] })),
+                |_| {},
+                sign,
+            ),
+            forge(&token, None, |_| {}, |_| vec![]),
+            forge(&token, None, |_| {}, |_| vec![0; 64]),
+            // Signed by us, but saying what ours never do.
+            forge(&token, None, become_root, sign),
+            forge(
+                &token,
+                None,
+                |claims| claims["iss"] = json!(other.issuer),
+                sign,
+            ),
+            forge(&token, None, |claims| claims["exp"] = json!("never"), sign),
+            forge(&token, None, |claims| claims["exp"] = json!(null), sign),
+            forge(&token, None, |claims| claims["nbf"] = json!(null), sign),
+            forge(&token, None, |claims| claims["aud"] = json!({}), sign),
+            forge(
+                &token,
+                None,
+                |claims| claims["kubernetes.io"] = json!([]),
+                sign,
+            ),
+            String::new(),
+            ".".to_owned(),
+            "..".to_owned(),
+            format!("{token}."),
+            format!("{token}="),
+            format!("{token} "),
+            "a".repeat(1 << 20),
+        ];
+        for token in forged {
+            assert!(ours.verify(&token, &[], NOW).is_err(), "{token}");
+        }
+        // Any bit of it counts.
+        for at in (0..token.len()).step_by(3) {
+            let mut bytes = token.clone().into_bytes();
+            bytes[at] ^= 1;
+            if let Ok(changed) = String::from_utf8(bytes) {
+                assert!(ours.verify(&changed, &[], NOW).is_err(), "byte {at}");
+            }
+        }
+        assert!(ours.verify(&token, &[], NOW).is_ok());
+    }
+
+    #[test]
+    fn others_can_check_a_token_by_the_published_key() {
+        let tokens = tokens();
+        let token = tokens.issue(&ask(), NOW).unwrap().token;
+        let key = &tokens.jwks()["keys"][0];
+        let part = |name: &str| BASE64.decode(key[name].as_str().unwrap()).unwrap();
+        let public = [vec![4], part("x"), part("y")].concat();
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, public)
+            .verify(signed.as_bytes(), &BASE64.decode(signature).unwrap())
+            .unwrap();
+        assert_eq!(
+            tokens.discovery("https://x/openid/v1/jwks")["issuer"],
+            "https://issuer"
+        );
     }
 }

@@ -2,6 +2,19 @@
 //!
 //! [`Store`] has etcd's semantics (etcd API v3): one revision for all keys, ranges at a revision, transactions with compares, watches from a
 //! revision, compaction, leases. Whatever keeps the bytes, the answers are the same: one suite holds for all of them.
+//!
+//! [`Memory`] and [`Embedded`] share their logic ([`core`](mod@core): an index of all keys and versions in memory, the watchers, the leases) and differ in where
+//! the values are; [`Etcd`] asks a real etcd. [`facade`] lets etcd's own tools read any of them.
+
+mod core;
+mod embedded;
+mod etcd;
+pub mod facade;
+mod index;
+mod leases;
+mod memory;
+mod watchers;
+mod wire;
 
 use std::fmt;
 
@@ -9,7 +22,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-/// Counts the transactions that changed something, from 1. 0 is "none", or "the newest".
+pub use embedded::Embedded;
+pub use etcd::Etcd;
+pub use memory::Memory;
+
+/// Of an empty store, as etcd's: the first change is at 2.
+pub const FIRST_REVISION: Revision = 1;
+
+/// Operations of one branch of a transaction: etcd's `--max-txn-ops`.
+pub const MAX_OPS: usize = 128;
+
+/// Keys and values of one transaction: etcd's `--max-request-bytes`.
+pub const MAX_REQUEST_BYTES: usize = 1_572_864;
+
+/// Events that may wait for the reader of a watch, and bytes of their values: enough for a burst, and a reader that is behind by more lists sooner than it reads
+/// them all.
+pub const MAX_WAITING_EVENTS: usize = 10_000;
+pub const MAX_WAITING_BYTES: usize = 32 << 20;
+
+/// Counts the transactions that changed something, from [`FIRST_REVISION`]. 0 is "none", or "the newest".
 pub type Revision = u64;
 
 /// A lease's id; 0 is none.
@@ -230,6 +261,19 @@ pub enum Error {
     ChangedTwice { key: String },
     #[error("no lease {id:x}")]
     NoLease { id: LeaseId },
+    #[error("a transaction has {is} {what}, and {limit} are allowed")]
+    Limit {
+        what: &'static str,
+        is: usize,
+        limit: usize,
+    },
+    #[error("a transaction names an empty key")]
+    EmptyKey,
+    /// Nothing of it is served.
+    #[error(
+        "{what} is damaged: {why}; restore it from a copy, or remove it to start with an empty store"
+    )]
+    Corrupt { what: String, why: String },
     #[error("a watch was not read for so long that {waiting} events wait: list and watch again")]
     Slow { waiting: usize },
     #[error("{act}: {why}")]
