@@ -15,7 +15,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::{Cri, daemon::bin_dir, debian};
+use crate::{Cri, daemon::bin_dir, debian, machine::patient};
 
 /// How long it may take until it answers.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -90,7 +90,7 @@ conf_dir = "{0}/cni"
             .stderr(log)
             .spawn();
         self.child = Some(child.context("start containerd (Debian's package of that name)")?);
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + patient(READY_LIMIT);
         loop {
             if let Ok(cri) = self.cri().await
                 && cri.version().await.is_ok()
@@ -146,7 +146,7 @@ conf_dir = "{0}/cni"
             path,
         };
         // It says nothing of its own: a namespace's label is an event that comes at once.
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + patient(READY_LIMIT);
         while !fs::read_to_string(&listener.path)?.contains("/namespaces/") {
             ensure!(Instant::now() < deadline, "ctr events hears nothing");
             self.ctr(&["namespaces", "label", "default", "berth.test=x"])?;

@@ -19,6 +19,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::machine::patient;
+
 /// Long enough for anything a test waits for, short enough to name the call that hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Messages as large as those that other runtimes allow.
@@ -52,7 +54,7 @@ impl Cri {
         Ok(Self {
             images: channel.clone(),
             channel,
-            deadline: DEADLINE,
+            deadline: patient(DEADLINE),
             requests: Arc::default(),
         })
     }
@@ -278,7 +280,7 @@ impl Cri {
 
     /// Waits until the container has exited.
     pub async fn wait_exit(&self, id: &str) -> Result<ContainerStatus> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + patient(DEADLINE);
         loop {
             let status = self.status(id).await?;
             if status.state() == ContainerState::ContainerExited {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use crate::cri::Cri;
+use crate::{cri::Cri, machine::patient};
 
 /// How long the daemon may take until it answers `Version`; with many pods to find again, too.
 pub const READY_LIMIT: Duration = Duration::from_secs(15);
@@ -123,7 +123,7 @@ impl Daemon {
 
     /// Waits until it answers; the client to talk to it.
     pub async fn ready(&mut self) -> Result<Cri> {
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + patient(READY_LIMIT);
         loop {
             if let Some(status) = self.exited() {
                 bail!("berthd ended before it was ready: {status}");
@@ -179,7 +179,7 @@ impl Daemon {
             nix::unistd::Pid::from_raw(child.id() as i32),
             nix::sys::signal::Signal::SIGTERM,
         )?;
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + patient(READY_LIMIT);
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);

@@ -15,6 +15,7 @@ use berth_proto::cri::{
 
 use crate::{
     cgroup,
+    machine::patient,
     node::{BRIDGE, Node},
     process::{self, Process},
     request::{BUSYBOX, container},
@@ -375,7 +376,7 @@ pub async fn containers_match_the_kernel(node: &Node) -> Result<BTreeMap<String,
 /// Invariant 5: one shim a ready sandbox, no zombie of ours.
 async fn shims_match_sandboxes(node: &Node) -> Result<()> {
     let mut problem = String::new();
-    let deadline = std::time::Instant::now() + SETTLE_LIMIT;
+    let deadline = std::time::Instant::now() + patient(SETTLE_LIMIT);
     while std::time::Instant::now() < deadline {
         problem.clear();
         let pods = node.cri.pods(None).await?;
@@ -419,7 +420,7 @@ async fn shims_match_sandboxes(node: &Node) -> Result<()> {
 /// Invariant 7, as far as the ledger knows.
 pub async fn nothing_unowned(node: &Node) -> Result<()> {
     let mut findings = Vec::new();
-    let deadline = std::time::Instant::now() + SETTLE_LIMIT;
+    let deadline = std::time::Instant::now() + patient(SETTLE_LIMIT);
     while std::time::Instant::now() < deadline {
         findings = node.audit().context("audit")?;
         if findings.is_empty() {

@@ -2,13 +2,24 @@
 //! and nothing that a crashed test made stays on the host. Pids, cgroups and the disk are still the host's: those a [`crate::Node`]
 //! cleans up by name.
 
-use std::{os::unix::fs::MetadataExt, process::Command};
+use std::{os::unix::fs::MetadataExt, process::Command, sync::OnceLock, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
+
+/// `limit` for this machine: tests say how long something takes on a common one. `BERTH_TEST_PATIENCE` (1) says how many times slower
+/// this one may be: an emulated one is.
+pub fn patient(limit: Duration) -> Duration {
+    static TIMES: OnceLock<u32> = OnceLock::new();
+    let times = TIMES.get_or_init(|| {
+        let times = std::env::var("BERTH_TEST_PATIENCE");
+        times.ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+    });
+    limit * (*times).max(1)
+}
 
 /// Moves this thread, and what it starts from now on, into new mount and network namespaces with lo up.
 pub fn isolate() -> Result<()> {

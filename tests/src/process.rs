@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::machine::mount_namespace;
+use crate::machine::{mount_namespace, patient};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -164,9 +164,9 @@ pub fn kill_9(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Waits until `done` holds, at most `limit`; whether it came true.
+/// Waits until `done` holds, at most `limit` (as [`patient`] as the machine wants it); whether it came true.
 pub fn eventually(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + patient(limit);
     loop {
         if done() {
             return true;
@@ -174,7 +174,8 @@ pub fn eventually(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         if Instant::now() > deadline {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        // To look is most of the work, where the machine is slow.
+        std::thread::sleep(patient(Duration::from_millis(20)));
     }
 }
 
