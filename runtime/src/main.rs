@@ -15,6 +15,7 @@ mod error;
 mod failpoint;
 mod handler;
 mod id;
+mod kernel_floor;
 mod metrics;
 mod node;
 mod notify;
@@ -208,11 +209,18 @@ async fn open(config: Config) -> Result<Node, Error> {
         pod_id: "(none yet)".into(),
         source,
     })?;
+    let host = berth_spec::Host::probe().map_err(Error::io("probe", "this machine"))?;
+    let kernel = kernel_floor::Floor::probe(&host);
+    kernel.tell();
+    if let Some(why) = &host.cgroups_unusable {
+        tracing::error!("no pod runs: {why}");
+    }
     Ok(Node {
         images,
         network,
         ledger,
-        host: berth_spec::Host::probe().map_err(Error::io("probe", "this machine"))?,
+        host,
+        kernel,
         cgroups: cgroup::Hierarchies::probe().map_err(Error::io("read", "/proc/self/mounts"))?,
         cpu: CpuSamples::default(),
         nri: nri::Plugins::new(&config),

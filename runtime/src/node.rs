@@ -13,6 +13,7 @@ use crate::{
     cri::cpu_rate::CpuSamples,
     error::Error,
     handler::{Handler, OWN, UNKNOWN},
+    kernel_floor::Floor,
     metrics::Metrics,
     nri::Plugins,
     pod::userns::Possible,
@@ -30,9 +31,16 @@ pub struct Node {
     pub nri: Plugins,
     pub metrics: Metrics,
     pub user_namespaces_possible: Possible,
+    pub kernel: Floor,
 }
 
 impl Node {
+    /// Why no pod can run on this machine; as the condition RuntimeReady has it.
+    pub fn unfit(&self) -> Option<String> {
+        let kernel = self.kernel.too_low();
+        kernel.or_else(|| self.host.cgroups_unusable.clone())
+    }
+
     /// Where layers and snapshots lie.
     pub fn image_root(&self) -> PathBuf {
         self.config.root.join("image")

@@ -27,6 +27,7 @@ mod image_volumes;
 mod images;
 mod instant_exits;
 mod isolation;
+mod kernel_floor;
 mod lifecycle;
 mod log_lines;
 mod logs;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use oci_spec::runtime::Capability;
-use rustix::fs::statfs;
+use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
@@ -39,6 +39,10 @@ pub struct Host {
     pub cgroup_v2: bool,
     /// cgroup v1: where the hierarchies are mounted, `/sys/fs/cgroup/memory` and its like; empty on v2.
     pub cgroup_v1_mounts: Vec<PathBuf>,
+    /// v2: the files that a cgroup with every controller has (`memory.max`, `cgroup.kill`); empty on v1.
+    pub cgroup_v2_files: HashSet<String>,
+    /// Why no container can have a cgroup: where they are made is mounted read-only, or nowhere.
+    pub cgroups_unusable: Option<String>,
     pub hugetlb: bool,
     pub swap_accounting: bool,
     pub apparmor: bool,
@@ -59,6 +63,15 @@ impl Host {
         } else {
             v1_mounts(&fs::read_to_string("/proc/self/mountinfo")?)
         };
+        let mounts = match cgroup_v2 {
+            true => vec![PathBuf::from(CGROUP_ROOT)],
+            false => cgroup_v1_mounts.clone(),
+        };
+        let cgroups_unusable = unusable(&mounts);
+        let cgroup_v2_files = match cgroup_v2 {
+            true => v2_files(),
+            false => HashSet::new(),
+        };
         let hugetlb = if cgroup_v2 {
             fs::read_to_string(Path::new(CGROUP_ROOT).join("cgroup.controllers")).is_ok_and(
                 |controllers| controllers.split_whitespace().any(|name| name == "hugetlb"),
@@ -76,11 +89,13 @@ impl Host {
             cgroup_v2,
             hugetlb,
             swap_accounting: if cgroup_v2 {
-                v2_swap_accounting()
+                cgroup_v2_files.contains("memory.swap.max")
             } else {
                 v1_swap_accounting(&cgroup_v1_mounts)
             },
             cgroup_v1_mounts,
+            cgroup_v2_files,
+            cgroups_unusable,
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|enabled| enabled.starts_with('Y')),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -141,14 +156,59 @@ fn v1_swap_accounting(mounts: &[PathBuf]) -> bool {
         .any(|mount| mount.join("memory.memsw.limit_in_bytes").exists())
 }
 
-/// The root cgroup has no `memory.swap.max`: any child with the memory controller tells.
-fn v2_swap_accounting() -> bool {
-    let Ok(children) = fs::read_dir(CGROUP_ROOT) else {
-        return false;
+/// The files of a cgroup that is not the root, which lacks most of them: of one that has the memory controller, or of one that is made for
+/// this. (Before the first pod of a machine without systemd, no cgroup has any controller.)
+fn v2_files() -> HashSet<String> {
+    let root = Path::new(CGROUP_ROOT);
+    let names = |dir: &Path| -> HashSet<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     };
-    children
-        .flatten()
-        .any(|child| child.path().join("memory.swap.max").exists())
+    // In a cgroup namespace of its own the daemon sees a cgroup like others as its root.
+    let known = fs::read_dir(root).into_iter().flatten().flatten();
+    let known = known
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path());
+    for dir in std::iter::once(root.to_owned()).chain(known) {
+        if dir.join("memory.max").exists() {
+            return names(&dir);
+        }
+    }
+    // What is not to be had shows in the files; the first container would ask for as much.
+    for controller in ["memory", "hugetlb", "cpu"] {
+        let _ = fs::write(
+            root.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+    }
+    let probe = root.join(format!("berth-probe-{}", std::process::id()));
+    if fs::create_dir(&probe).is_err() {
+        return HashSet::new();
+    }
+    let files = names(&probe);
+    let _ = fs::remove_dir(&probe);
+    files
+}
+
+/// Asked of the mounts, since nothing is made for the answer.
+fn unusable(mounts: &[PathBuf]) -> Option<String> {
+    if mounts.is_empty() {
+        return Some(format!(
+            "no cgroup hierarchy with controllers is mounted at {CGROUP_ROOT}: mount cgroup2 there"
+        ));
+    }
+    let read_only = |mount: &&PathBuf| {
+        statvfs(*mount).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY))
+    };
+    mounts.iter().find(read_only).map(|mount| {
+        format!(
+            "{} is mounted read-only: containers can have no cgroups, and so no limits (mount -o remount,rw {0})",
+            mount.display()
+        )
+    })
 }
 
 #[cfg(test)]
@@ -171,6 +231,15 @@ mod tests {
         for mount in &host.cgroup_v1_mounts {
             assert!(mount.join("cgroup.procs").exists(), "{}", mount.display());
         }
+        assert_eq!(host.cgroups_unusable, None);
+        assert_eq!(host.cgroup_v2, !host.cgroup_v2_files.is_empty());
+    }
+
+    #[test]
+    fn cgroups_that_are_nowhere_or_read_only_are_told() {
+        assert!(unusable(&[]).unwrap().contains("no cgroup hierarchy"));
+        // Of sysfs' kind, and writable wherever these tests run.
+        assert_eq!(unusable(&["/dev/shm".into()]), None);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(crate) fn host() -> Host {
             "/sys/fs/cgroup/cpu,cpuacct".into(),
             "/sys/fs/cgroup/memory".into(),
         ],
+        cgroup_v2_files: HashSet::new(),
+        cgroups_unusable: None,
         hugetlb: false,
         swap_accounting: false,
         apparmor: false,

@@ -19,6 +19,9 @@ pub async fn run_pod_sandbox(
             what: "pod sandbox".into(),
             source,
         })?;
+    if let Some(why) = node.unfit() {
+        return Err(Error::FailedPrecondition(why));
+    }
     userns::check(node, &config)?;
     let handler = node.handler(&request.runtime_handler)?.to_owned();
     node.handler_config(&handler).check_pod(&handler, &config)?;

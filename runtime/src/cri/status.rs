@@ -37,7 +37,13 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
             e.to_string(),
         ),
     };
-    let runtime = condition("RuntimeReady", true, String::new(), String::new());
+    let runtime = match (node.kernel.too_low(), &node.host.cgroups_unusable) {
+        (Some(why), _) => condition("RuntimeReady", false, "KernelTooOld".into(), why),
+        (None, Some(why)) => {
+            condition("RuntimeReady", false, "CgroupsUnusable".into(), why.clone())
+        }
+        (None, None) => condition("RuntimeReady", true, String::new(), String::new()),
+    };
     let user_namespaces = node.user_namespaces().is_ok();
     // The default handler is there by its name and by none.
     let names = std::iter::once(String::new()).chain(node.config.runtime.handlers.keys().cloned());
@@ -85,6 +91,7 @@ fn info(service: &Service) -> HashMap<String, String> {
     let node = &service.registry.node;
     HashMap::from([
         ("config".to_owned(), json!(node.config).to_string()),
+        ("kernel".to_owned(), json!(node.kernel).to_string()),
         (
             "node".to_owned(),
             json!({

@@ -21,7 +21,7 @@ use rustix::{
 };
 
 use super::{Pod, mounts::Owners};
-use crate::{error::Error, node::Node};
+use crate::{error::Error, kernel_floor::ID_MAPPED_LAYERS, node::Node};
 
 impl Pod {
     /// The maps of the pod's user namespace; none: it is the node's.
@@ -115,6 +115,9 @@ impl Node {
                 uids: vec![some],
                 gids: vec![some],
             };
+            if let Some(why) = self.kernel.lacks(ID_MAPPED_LAYERS) {
+                return Err(format!("this kernel has no {ID_MAPPED_LAYERS}: {why}"));
+            }
             userns::make(&maps, false)
                 .map_err(|error| format!("this kernel makes no user namespace: {error}"))?;
             let images = self.image_root();
