@@ -750,19 +750,23 @@ impl Pod {
         let Ok(exit) = exited.await else { return };
         let cgroup = container.cgroup.clone();
         let kill_rest = !container.own_pid_namespace;
-        let oom_kills = blocking("look at a cgroup", move || {
+        let memory = blocking("look at a cgroup", move || {
             let Some(cgroup) = cgroup else {
-                return Ok(0);
+                return Ok((0, None));
             };
             let oom_kills = cgroup.oom_kills()?;
+            let limited = match oom_kills {
+                0 => None,
+                _ => cgroup.oom_limit()?,
+            };
             if kill_rest {
                 cgroup.kill()?;
             }
-            Ok(oom_kills)
+            Ok((oom_kills, limited))
         });
-        let oom_kills = oom_kills.await.unwrap_or_else(|error| {
+        let (oom_kills, limited) = memory.await.unwrap_or_else(|error| {
             journal!("end of container {}: {error}", container.id);
-            0
+            (0, None)
         });
         let oom_killed = oom_kills > 0 || self.engine.oom_killed(&container.id);
         let io = lock(&container.io).take();
@@ -791,7 +795,11 @@ impl Pod {
                     _ if oom_killed => "OOMKilled",
                     _ => "Error",
                 },
-                message: self.engine.lost().unwrap_or_default(),
+                message: match (self.engine.lost(), limited) {
+                    (Some(lost), _) => lost,
+                    (None, Some(limited)) if exit.code != 0 => limited.to_string(),
+                    (None, _) => String::new(),
+                },
             },
         };
         self.record(&container, started_at, &ended).await;

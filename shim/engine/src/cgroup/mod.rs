@@ -42,7 +42,7 @@ pub(crate) use hierarchy::unescape;
 use hierarchy::{Hierarchies, Hierarchy};
 pub use oom::OOM_BUFFER_BYTES;
 pub use pressure::{Pressure, Stall};
-pub use stats::{HugePages, Stats};
+pub use stats::{HugePages, Limited, Stats};
 
 /// How long [`Cgroup::kill`] keeps killing: an uninterruptible process (NFS, a dying disk) can outlast any bound, and the
 /// caller must hear of it.
@@ -373,6 +373,12 @@ impl Cgroup {
     /// How many processes of it the kernel has killed for want of memory.
     pub fn oom_kills(&self) -> Result<u64, Error> {
         stats::oom_kills(self, Hierarchies::of_this_machine()?)
+    }
+
+    /// Which cgroup's limit left no memory for a process of this one that was killed for it: this one or one above it. `None`: it was
+    /// the whole node that had none, or this is v1, which does not tell.
+    pub fn oom_limit(&self) -> Result<Option<Limited>, Error> {
+        stats::oom_limit(self, Hierarchies::of_this_machine()?)
     }
 }
 

@@ -210,6 +210,55 @@ pub(super) fn oom_kills(cgroup: &Cgroup, machine: &Hierarchies) -> Result<u64, E
     Ok(value(&table, "oom_kill"))
 }
 
+/// A cgroup that had no memory left below its limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limited {
+    /// From the root of the hierarchy.
+    pub cgroup: String,
+    /// Its `memory.max`; 0: it has none by now.
+    pub limit_bytes: u64,
+}
+
+impl std::fmt::Display for Limited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            cgroup,
+            limit_bytes,
+        } = self;
+        write!(
+            f,
+            "no memory was left below the limit of cgroup {cgroup} ({limit_bytes} bytes)"
+        )
+    }
+}
+
+/// `memory.events.local` (Linux 5.2) counts under `oom` where a limit was met, whoever below was killed for it; the counts of a pod's cgroup
+/// are older than its newest container, so the nearest one that has any is it.
+pub(super) fn oom_limit(cgroup: &Cgroup, machine: &Hierarchies) -> Result<Option<Limited>, Error> {
+    let Some(hierarchy) = machine.v2() else {
+        return Ok(None);
+    };
+    let root = hierarchy.directory("/");
+    let mut at = Path::new(cgroup.path());
+    while at.file_name().is_some() {
+        let path = at.to_string_lossy().into_owned();
+        let directory = hierarchy.directory(&path);
+        if directory == root {
+            break;
+        }
+        let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+        if value(&read("memory.events.local"), "oom") > 0 {
+            let limit_bytes = read("memory.max").trim().parse().unwrap_or(0);
+            return Ok(Some(Limited {
+                cgroup: path,
+                limit_bytes,
+            }));
+        }
+        at = at.parent().unwrap_or(Path::new("/"));
+    }
+    Ok(None)
+}
+
 pub(super) struct Files<'a> {
     cgroup: &'a Cgroup,
     machine: &'a Hierarchies,
