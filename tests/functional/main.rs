@@ -10,6 +10,7 @@ mod bad_input;
 mod berth_cli;
 mod berth_shim;
 mod cdi;
+mod cgroup_v2;
 mod checkpoint;
 mod cni;
 mod containerd_churn;

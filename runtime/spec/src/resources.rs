@@ -100,6 +100,16 @@ pub(crate) fn check(resources: &cri::LinuxContainerResources) -> Result<(), Erro
         }
     }
     for key in r.unified.keys() {
+        // cgroup.procs would move a process, cgroup.kill end some: how a cgroup is run is not a limit of it.
+        if key.starts_with("cgroup.") && !key.starts_with("cgroup.max.") {
+            return wrong(
+                "unified",
+                format!(
+                    "{} is no limit: only cgroup.max.* of the cgroup.* files are",
+                    quoted(key)
+                ),
+            );
+        }
         // it becomes the name of a file in the cgroup's directory
         if !key.contains('.')
             || !key
@@ -364,7 +374,7 @@ mod tests {
 
     #[test]
     fn limits_that_make_no_sense_are_refused() {
-        let table: [fn(&mut cri::LinuxContainerResources); 16] = [
+        let table: [fn(&mut cri::LinuxContainerResources); 18] = [
             |r| r.cpu_period = 999,
             |r| r.cpu_period = 1_000_001,
             |r| r.cpu_period = -1,
@@ -391,6 +401,14 @@ mod tests {
             },
             |r| drop(r.unified.insert("../cgroup.procs".into(), "1".into())),
             |r| drop(r.unified.insert("cgroup/procs".into(), "1".into())),
+            // SEC-ENG-11
+            |r| drop(r.unified.insert("cgroup.procs".into(), "1".into())),
+            |r| {
+                drop(
+                    r.unified
+                        .insert("cgroup.subtree_control".into(), "-memory".into()),
+                )
+            },
         ];
         for (row, change) in table.iter().enumerate() {
             let mut resources = cri::LinuxContainerResources::default();
