@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod apparmor;
 mod cgroup;
 mod checkpoint;
 mod cli;
@@ -226,6 +227,7 @@ async fn open(config: Config) -> Result<Node, Error> {
         nri: nri::Plugins::new(&config),
         metrics: metrics::Metrics::default(),
         user_namespaces_possible: Default::default(),
+        apparmor: Default::default(),
         config,
     })
 }

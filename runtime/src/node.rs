@@ -8,6 +8,7 @@ use berth_spec::Host;
 use berth_state::Ledger;
 
 use crate::{
+    apparmor::DefaultProfile,
     cgroup::Hierarchies,
     config::Config,
     cri::cpu_rate::CpuSamples,
@@ -31,6 +32,7 @@ pub struct Node {
     pub nri: Plugins,
     pub metrics: Metrics,
     pub user_namespaces_possible: Possible,
+    pub apparmor: DefaultProfile,
     pub kernel: Floor,
 }
 

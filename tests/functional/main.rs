@@ -6,6 +6,7 @@
     reason = "tables of cases are tuples, and what is expected stands as a list"
 )]
 
+mod apparmor;
 mod bad_input;
 mod berth_cli;
 mod berth_shim;

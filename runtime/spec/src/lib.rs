@@ -46,7 +46,9 @@ pub use cpuset::check_cpuset;
 pub use error::{Error, Kind, quoted};
 pub use host::Host;
 pub use mounts::volume_image;
-pub use security::check_sandbox_modules;
+pub use security::{
+    APPARMOR_DEFAULT, apparmor_is_loaded, check_sandbox_modules, wants_apparmor_default,
+};
 pub use sysctl::sandbox_sysctls;
 pub use userns::user_namespace;
 
@@ -92,6 +94,8 @@ pub struct Inputs<'a> {
     pub cdi_spec_dirs: &'a [PathBuf],
     /// Where the images that the container mounts are, by the number of their mount.
     pub image_volumes: &'a BTreeMap<usize, PathBuf>,
+    /// Whether [`APPARMOR_DEFAULT`] is loaded; why not. Of no matter where the container does not want it ([`wants_apparmor_default`]).
+    pub apparmor_default: Result<(), &'a str>,
     pub host: &'a Host,
 }
 
@@ -259,7 +263,12 @@ fn process(
         .set_rlimits(None)
         // Absent rather than false: libcontainer 0.7 takes a false for a true when it picks the moment to load the filter.
         .set_no_new_privileges(security.no_new_privs.then_some(true))
-        .set_apparmor_profile(security::apparmor(security, inputs.host, notes)?)
+        .set_apparmor_profile(security::apparmor(
+            security,
+            inputs.host,
+            inputs.apparmor_default,
+            notes,
+        )?)
         .set_oom_score_adj(Some(resources::oom_score_adj(
             resources,
             inputs.host,

@@ -86,41 +86,75 @@ pub(crate) fn check(security: &cri::LinuxContainerSecurityContext) -> Result<(),
     apparmor_name(security).map(drop)
 }
 
-/// The AppArmor profile to set, if any. One that is named and can't be had refuses the container.
+/// The AppArmor profile of a container that names none, or asks for the runtime's.
+pub const APPARMOR_DEFAULT: &str = "berth-default";
+
+/// Where the kernel tells which profiles are loaded, a line each: `name (enforce)`.
+const APPARMOR_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+
+/// Whether the kernel has a profile of that name. Errors: securityfs is not mounted, or not ours to read.
+pub fn apparmor_is_loaded(profile: &str) -> std::io::Result<bool> {
+    let loaded = fs::read_to_string(APPARMOR_LOADED)?;
+    Ok(loaded.lines().any(|line| {
+        line.rsplit_once(" (")
+            .is_some_and(|(name, _)| name == profile)
+    }))
+}
+
+/// Whether [`APPARMOR_DEFAULT`] will confine the container, and so has to be loaded.
+pub fn wants_apparmor_default(container: &cri::ContainerConfig, host: &Host) -> bool {
+    let security = container
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.clone())
+        .unwrap_or_default();
+    host.apparmor
+        && !security.privileged
+        && matches!(apparmor_name(&security), Ok(AppArmor::Default { .. }))
+}
+
+/// The AppArmor profile to set, if any. One that is asked for and can't be had refuses the container. `default`: why
+/// [`APPARMOR_DEFAULT`] is not loaded.
 pub(crate) fn apparmor(
     security: &cri::LinuxContainerSecurityContext,
     host: &Host,
+    default: Result<(), &str>,
     notes: &mut Vec<String>,
 ) -> Result<Option<String>, Error> {
-    let name = match apparmor_name(security)? {
-        _ if security.privileged => return Ok(None),
-        AppArmor::Unconfined => return Ok(None),
-        AppArmor::RuntimeDefault => {
-            if host.apparmor {
-                notes.push("AppArmor: there is no default profile yet; the container runs unconfined by it".into());
-            }
-            return Ok(None);
-        }
-        AppArmor::Named(name) => name,
-    };
-    let refused = |why: String| Error::SecurityModule {
+    let refused = |name: &str, why: String| Error::SecurityModule {
         module: "AppArmor",
         profile: quoted(name),
         why,
     };
+    let name = match apparmor_name(security)? {
+        _ if security.privileged => return Ok(None),
+        AppArmor::Unconfined => return Ok(None),
+        AppArmor::Default { .. } if !host.apparmor => return Ok(None),
+        AppArmor::Default { asked } => {
+            return match default {
+                Ok(()) => Ok(Some(APPARMOR_DEFAULT.to_owned())),
+                Err(why) if asked => Err(refused(APPARMOR_DEFAULT, why.to_owned())),
+                Err(why) => {
+                    notes.push(format!(
+                        "AppArmor: the container runs unconfined, its default profile can't be had: {why}"
+                    ));
+                    Ok(None)
+                }
+            };
+        }
+        AppArmor::Named(name) => name,
+    };
     if !host.apparmor {
-        return Err(refused("this machine's kernel has no AppArmor".into()));
+        return Err(refused(
+            name,
+            "this machine's kernel has no AppArmor".into(),
+        ));
     }
-    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles")
-        .map_err(|err| refused(because("read the loaded profiles", err)))?;
-    // "name (enforce)"
-    if !loaded
-        .lines()
-        .any(|line| line.rsplit_once(" (").is_some_and(|(have, _)| have == name))
-    {
-        return Err(refused("it is not loaded".into()));
+    match apparmor_is_loaded(name) {
+        Ok(true) => Ok(Some(name.to_owned())),
+        Ok(false) => Err(refused(name, "it is not loaded".into())),
+        Err(err) => Err(refused(name, because("read the loaded profiles", err))),
     }
-    Ok(Some(name.to_owned()))
 }
 
 /// SELinux labels: refused where they would have no effect, but for `spc_t`, whose meaning is no confinement.
@@ -175,11 +209,15 @@ pub fn check_sandbox_modules(config: &cri::PodSandboxConfig, host: &Host) -> Res
         privileged: security.privileged,
         ..Default::default()
     };
-    apparmor(&of_pod, host, &mut Vec::new()).map(drop)
+    // Its default is loaded when the first container needs it, and refuses that one where it can't be.
+    apparmor(&of_pod, host, Ok(()), &mut Vec::new()).map(drop)
 }
 
 enum AppArmor<'a> {
-    RuntimeDefault,
+    /// `asked`: by name; else for want of another.
+    Default {
+        asked: bool,
+    },
     Unconfined,
     Named(&'a str),
 }
@@ -187,7 +225,7 @@ enum AppArmor<'a> {
 fn apparmor_name(security: &cri::LinuxContainerSecurityContext) -> Result<AppArmor<'_>, Error> {
     let (field, name) = match &security.apparmor {
         Some(profile) => match ProfileType::try_from(profile.profile_type) {
-            Ok(ProfileType::RuntimeDefault) => return Ok(AppArmor::RuntimeDefault),
+            Ok(ProfileType::RuntimeDefault) => return Ok(AppArmor::Default { asked: true }),
             Ok(ProfileType::Unconfined) => return Ok(AppArmor::Unconfined),
             Ok(ProfileType::Localhost) => {
                 ("apparmor.localhost_ref", profile.localhost_ref.as_str())
@@ -202,7 +240,8 @@ fn apparmor_name(security: &cri::LinuxContainerSecurityContext) -> Result<AppArm
         // Deprecated since Kubernetes 1.24, and still sent beside the new field.
         #[allow(deprecated)]
         None => match security.apparmor_profile.as_str() {
-            "" | "runtime/default" => return Ok(AppArmor::RuntimeDefault),
+            "" => return Ok(AppArmor::Default { asked: false }),
+            "runtime/default" => return Ok(AppArmor::Default { asked: true }),
             "unconfined" => return Ok(AppArmor::Unconfined),
             name if name.starts_with("localhost/") => ("apparmor_profile", name),
             name => {
@@ -357,9 +396,72 @@ mod tests {
             ),
         ];
         for (security, want) in table {
-            let got = check(&security).and_then(|()| apparmor(&security, &host(), &mut Vec::new()));
+            let got = check(&security)
+                .and_then(|()| apparmor(&security, &host(), Ok(()), &mut Vec::new()));
             assert_eq!(got.as_ref().err().map(Error::kind), want, "{security:?}");
             assert!(got.is_err() || got.unwrap().is_none());
+        }
+    }
+
+    // SEC-ENG-10
+    #[test]
+    fn the_default_profile_is_had_refused_or_told_to_be_missing() {
+        let mut host = host();
+        host.apparmor = true;
+        let profile = |kind: ProfileType| {
+            Some(cri::SecurityProfile {
+                profile_type: kind as i32,
+                localhost_ref: String::new(),
+            })
+        };
+        let (had, missing) = (Ok(()), Err("no parser"));
+        #[allow(deprecated)]
+        for (security, default, want) in [
+            (security(), had, Ok(Some(APPARMOR_DEFAULT))),
+            (security(), missing, Ok(None)),
+            (
+                cri::LinuxContainerSecurityContext {
+                    apparmor: profile(ProfileType::RuntimeDefault),
+                    ..security()
+                },
+                missing,
+                Err(()),
+            ),
+            (
+                cri::LinuxContainerSecurityContext {
+                    apparmor_profile: "runtime/default".into(),
+                    ..security()
+                },
+                missing,
+                Err(()),
+            ),
+            (
+                cri::LinuxContainerSecurityContext {
+                    apparmor: profile(ProfileType::Unconfined),
+                    ..security()
+                },
+                had,
+                Ok(None),
+            ),
+            (
+                cri::LinuxContainerSecurityContext {
+                    privileged: true,
+                    ..security()
+                },
+                had,
+                Ok(None),
+            ),
+        ] {
+            let mut notes = Vec::new();
+            let got = apparmor(&security, &host, default, &mut notes);
+            let got = got.map_err(|error| assert_eq!(error.kind(), Kind::Precondition));
+            assert_eq!(
+                got,
+                want.map(|name| name.map(str::to_owned)),
+                "{security:?}"
+            );
+            // Weaker than it could be is never silent.
+            assert_eq!(notes.len(), usize::from(default.is_err() && want.is_ok()));
         }
     }
 

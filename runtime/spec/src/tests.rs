@@ -154,6 +154,7 @@ impl Fixture {
             cgroup_path: Path::new("/kubepods/pod1/c1"),
             cdi_spec_dirs: &[],
             image_volumes: &self.image_volumes,
+            apparmor_default: Ok(()),
             host: &self.host,
         }
     }

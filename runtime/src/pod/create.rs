@@ -53,11 +53,12 @@ pub async fn create(
 ) -> Result<ContainerRecord, Error> {
     let began = Instant::now();
     unanswered::ask(&plan.config).await?;
+    let apparmor = pod.node.load_apparmor_default(&plan.config).await;
     let rooted = {
         let (pod, pass) = (pod.clone(), pass.clone());
         // Files, mounts and a spec: short, but blocking.
         let here = Span::current();
-        let work = move || here.in_scope(|| Rooted::make(&pod, &plan, &pass));
+        let work = move || here.in_scope(|| Rooted::make(&pod, &plan, &pass, &apparmor));
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Panicked("create container"))??
@@ -74,9 +75,14 @@ struct Rooted {
 }
 
 impl Rooted {
-    fn make(pod: &Pod, plan: &Plan, pass: &Pass) -> Result<Self, Error> {
+    fn make(
+        pod: &Pod,
+        plan: &Plan,
+        pass: &Pass,
+        apparmor: &Result<(), String>,
+    ) -> Result<Self, Error> {
         let mut told = None;
-        Self::phases(pod, plan, pass, &mut told)
+        Self::phases(pod, plan, pass, apparmor, &mut told)
             .inspect_err(|_| nri::uncreated_blocking(pass, pod, told.as_ref()))
             .map_err(|e| after_undo(e, teardown::forget_container(pod, &plan.id)))
     }
@@ -86,6 +92,7 @@ impl Rooted {
         pod: &Pod,
         plan: &Plan,
         pass: &Pass,
+        apparmor: &Result<(), String>,
         told: &mut Option<ContainerRecord>,
     ) -> Result<Self, Error> {
         let (node, id, dir) = (&pod.node, &plan.id, pod.container_dir(&plan.id));
@@ -129,6 +136,7 @@ impl Rooted {
             cgroup_path: &cgroup,
             cdi_spec_dirs: &node.config.runtime.cdi_spec_dirs,
             image_volumes: &image_volumes,
+            apparmor_default: apparmor.as_ref().copied().map_err(String::as_str),
             host: &node.host,
         })
         .map_err(wrong)?;
