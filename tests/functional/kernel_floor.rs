@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri;
-use berth_tests::{Node, cgroup, refused};
-use nix::mount::{MsFlags, mount};
+use berth_tests::{BUSYBOX, Node, cgroup, container, refused, request::ContainerRequest};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::Code;
 
 async fn status(node: &Node) -> Result<cri::StatusResponse> {
@@ -79,11 +79,48 @@ fn a_node_whose_cgroups_are_read_only_is_not_ready_and_refuses_pods_by_its_reaso
         refused(answer, Code::FailedPrecondition, &["read-only", "cgroup"])?;
         ensure!(node.cri.pods(None).await?.is_empty());
         // Images are none of its matter.
-        node.cri.pull(berth_tests::BUSYBOX).await?;
+        node.cri.pull(BUSYBOX).await?;
         // As the message says, and the next daemon has pods again.
         remount_cgroups(MsFlags::empty())?;
         node.restart().await?;
         node.run(node.pod("taken")).await?;
         Ok(())
+    })
+}
+
+#[test]
+fn a_limit_whose_controller_is_not_there_makes_no_container() -> Result<()> {
+    const MEMORY: &str = "/sys/fs/cgroup/memory";
+    if cgroup::unified() {
+        eprintln!("skipped: a controller of cgroup v2 can't be taken away from one test alone");
+        return Ok(());
+    }
+    Node::test(async |node| {
+        // In this test's own mount namespace.
+        umount2(MEMORY, MntFlags::MNT_DETACH)?;
+        node.restart().await?;
+        let pod = node.run(node.pod("none")).await?;
+        node.cri.pull(BUSYBOX).await?;
+        let config = container("limited", BUSYBOX, &["sleep", "1000"])
+            .resources(|resources| resources.memory_limit_in_bytes = 32 << 20);
+        let answer = node.cri.create(&pod.id, &config, &pod.config).await;
+        let said = answer.as_ref().err().map(tonic::Status::message);
+        ensure!(
+            said.is_some_and(|said| said.contains("no memory controller")),
+            "{answer:?}"
+        );
+        ensure!(node.cri.containers(None).await?.is_empty());
+        // Who asks for none has one.
+        let free = container("free", BUSYBOX, &["sleep", "1000"]);
+        node.start_container(&pod, free).await?;
+        mount(
+            Some("cgroup"),
+            MEMORY,
+            Some("cgroup"),
+            MsFlags::MS_RELATIME,
+            Some("memory"),
+        )?;
+        node.remove_all().await?;
+        node.restart().await
     })
 }
