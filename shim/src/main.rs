@@ -6,7 +6,7 @@
 //!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod, cri_sandbox)
 //!               task         containers and execs                         (task, container, exec, rootfs, freeze)
 //!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
-//!             reaper: every child, adopted ones too                       (reaper)
+//!             reaper: every child, adopted ones too                       (reaper, signals)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
 //!                      and what else containerd's clients may name        (stdio_uri, logging_program, streams)
 //!   -front P: another shim, P, makes the containers; all else is as it is      (front, publish)
@@ -16,6 +16,7 @@
 //! Invariant: an exit is on record before anybody is told of it.
 //! Invariant: no call of the engine runs on the event loop, and no process of a container is reaped anywhere but in the reaper.
 
+mod activity;
 mod bootstrap;
 mod bootstrap_params;
 mod bundle;
@@ -51,6 +52,7 @@ mod rootfs;
 mod runtime_options;
 mod sandbox;
 mod serve;
+mod signals;
 mod stats;
 mod stdio_uri;
 mod stream;

@@ -21,18 +21,12 @@ use berth_proto::shim::{
     shim_async::{create_events, create_task},
     v1::pod_ttrpc::create_pod,
 };
-use futures_util::stream;
 use rustix::{fs::Mode, io::fcntl_dupfd_cloexec, net::listen, stdio};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    runtime, select,
-    signal::unix::{SignalKind, signal},
-    time::sleep,
-};
+use tokio::{net::UnixListener, runtime, select, sync::Notify, time::sleep};
 use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
-    bootstrap,
+    activity, bootstrap,
     cli::Flags,
     error::Error,
     events::Events,
@@ -42,6 +36,7 @@ use crate::{
     pod_service::PodService,
     reaper::Reaper,
     sandbox::SandboxService,
+    signals,
     streams::Streams,
     task::TaskService,
 };
@@ -54,8 +49,8 @@ const THREAD_KEPT: Duration = Duration::from_millis(50);
 const STACK_BYTES: usize = 256 << 10;
 /// Connections waiting to be accepted; the kernel caps it at somaxconn.
 const BACKLOG: i32 = 128;
-/// After a failed accept (no descriptor left): not to spin.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Descriptors looked at in one turn of the loop; more than are ready come in the next. tokio's own 1024 are 12 KiB in each shim.
+const EVENTS_A_TURN: usize = 64;
 /// For the last answer to leave.
 const LAST_ANSWER: Duration = Duration::from_millis(5);
 /// Files of a container must not be narrowed by the shim's own mask: its spec says what it wants.
@@ -100,6 +95,7 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
     runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .max_io_events_per_tick(EVENTS_A_TURN)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .thread_keep_alive(THREAD_KEPT)
         .thread_stack_size(STACK_BYTES)
@@ -142,17 +138,13 @@ async fn run(
         }
     };
     let pod = Arc::new(Pod::new(names, engine, reaper, events, streams.clone()));
-    let mut reaping = tokio::spawn(pod.reaper.clone().run());
-    tokio::spawn(idle::tidy(pod.generation()));
-    // A stray signal (a service manager that stops its whole control group) must not take the pod with it: it ends by ShutdownSandbox.
-    // Handlers and not SIG_IGN, which the container would inherit.
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("listen for SIGINT"))?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(Error::io("listen for SIGHUP"))?;
+    let mut heeding = tokio::spawn(signals::heed(pod.reaper.clone()));
+    let activity = Arc::<Notify>::default();
+    tokio::spawn(idle::tidy(pod.generation(), activity.clone()));
     let mut shutdown = pod.shutdown.subscribe();
 
     let mut server = Server::new()
-        .add_listener(Listener::new(accept(listener)))
+        .add_listener(Listener::new(activity::accept(listener, activity)))
         .register_service(task_services(&pod))
         .register_service(streams.service())
         .register_service(create_sandbox(Arc::new(SandboxService {
@@ -164,14 +156,9 @@ async fn run(
         server = server.register_service(create_events(Arc::new(events)));
     }
     server.start().await.map_err(Error::Serve)?;
-    let outcome = loop {
-        select! {
-            _ = shutdown.wait_for(|shutdown| *shutdown) => break Ok(()),
-            ended = &mut reaping => break ended.unwrap_or(Err(Error::Lost("the reaper"))),
-            _ = terminate.recv() => journal!("SIGTERM is ignored; a pod ends by ShutdownSandbox"),
-            _ = interrupt.recv() => journal!("SIGINT is ignored; a pod ends by ShutdownSandbox"),
-            _ = hangup.recv() => {}
-        }
+    let outcome = select! {
+        _ = shutdown.wait_for(|shutdown| *shutdown) => Ok(()),
+        ended = &mut heeding => ended.unwrap_or(Err(Error::Lost("the reaper"))),
     };
     // First, so that whoever asks for this pod again gets a new shim.
     if let Ok(path) = bootstrap::socket_path(flags) {
@@ -195,23 +182,4 @@ fn task_services(pod: &Arc<Pod>) -> HashMap<String, Service> {
         .map(|(name, service)| (name.replace(".v3.", ".v2."), service));
     services.extend(older);
     services
-}
-
-/// Connections of root, and of nobody else (SEC-ENG-14).
-fn accept(listener: UnixListener) -> impl stream::Stream<Item = std::io::Result<UnixStream>> {
-    stream::unfold(listener, |listener| async move {
-        loop {
-            match listener.accept().await {
-                Ok((connection, _)) => match connection.peer_cred() {
-                    Ok(peer) if peer.uid() == 0 => return Some((Ok(connection), listener)),
-                    Ok(peer) => journal!("a connection of uid {} was refused", peer.uid()),
-                    Err(error) => journal!("a connection of an unknown peer was refused: {error}"),
-                },
-                Err(error) => {
-                    journal!("accept: {error}");
-                    sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    })
 }

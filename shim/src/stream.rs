@@ -53,6 +53,11 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// Lets go of the buffer, and of that for formatted lines: the next read makes them anew.
+pub fn give_back() {
+    SCRATCH.take();
+}
+
 /// What a process's streams are to be connected to.
 #[derive(Debug, Default)]
 pub struct Request {

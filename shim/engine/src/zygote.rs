@@ -17,11 +17,11 @@ use std::{
 
 use berth_kernel::{
     clone::{Clone, SingleThreaded},
-    descriptors, pidfd,
+    code, descriptors, heap, pidfd, stack,
 };
 use nix::sys::prctl;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
 };
 use serde::Serialize;
@@ -34,6 +34,12 @@ use crate::{
 
 /// The most requests in flight: each is a process. More wait for their turn in the control socket.
 const MAX_WORKERS: usize = 32;
+
+/// Without work for so long, the launcher gives back what it holds for the next: there is one a pod.
+const REST: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// What new containers start from where their spec says nothing.
 const UMASK: u32 = 0o022;
@@ -184,6 +190,7 @@ fn run(control: &OwnedFd, shim: rustix::process::Pid, single_threaded: SingleThr
         return 1;
     }
     let mut workers: Vec<Worker> = Vec::new();
+    let mut rested = false;
     loop {
         let mut sources: Vec<PollFd<'_>> = workers
             .iter()
@@ -192,10 +199,20 @@ fn run(control: &OwnedFd, shim: rustix::process::Pid, single_threaded: SingleThr
         if workers.len() < MAX_WORKERS {
             sources.push(PollFd::new(control, PollFlags::IN));
         }
-        match poll(&mut sources, None) {
+        let patience = (!rested && workers.is_empty()).then_some(&REST);
+        match poll(&mut sources, patience) {
+            Ok(0) => {
+                rested = true;
+                drop(sources);
+                heap::give_back();
+                stack::give_back();
+                code::give_back();
+                continue;
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return 1,
         }
+        rested = false;
         let ready: Vec<bool> = sources
             .iter()
             .map(|source| !source.revents().is_empty())

@@ -5,12 +5,12 @@
 //!
 //! - [`bpf`]: device rules of cgroup v2
 //! - [`clone`]: clone3 with a closure for the child
+//! - [`code`], [`heap`], [`stack`]: pages of which nothing is needed now back to the kernel
 //! - [`keyring`]: session keyrings
 //! - [`mempolicy`]: NUMA nodes that memory comes from
 //! - [`mount`]: the flags of a mount tree
 //! - [`pidfd`]: signals and waiting by descriptor
 //! - [`descriptors`] (close_range)
-//! - [`heap`]: free pages of the allocator back to the kernel
 //! - [`signals`]: dispositions back to their defaults
 //! - [`seccomp`]: a compiled filter into the kernel
 //! - [`pause`]: the process that holds a pod's namespaces
@@ -18,6 +18,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod code;
 pub mod descriptors;
 pub mod heap;
 pub mod keyring;
@@ -27,4 +28,5 @@ pub mod pause;
 pub mod pidfd;
 pub mod seccomp;
 pub mod signals;
+pub mod stack;
 pub mod userns;
