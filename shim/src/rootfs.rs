@@ -1,11 +1,15 @@
 //! The root file system of a container whose caller says with Create what is to be mounted (containerd's snapshotters do; berthd mounts
 //! itself and asks for nothing).
 
+mod id_map;
+
 use std::{
+    borrow::Cow,
     io,
     path::{Path, PathBuf},
 };
 
+use berth_kernel::userns::IdMaps;
 use berth_proto::shim::api::Mount;
 use nix::mount::{MntFlags, MsFlags, mount as mount2, umount2};
 use rustix::{
@@ -75,7 +79,7 @@ pub fn unmount(bundle: &Path) -> Result<(), Error> {
 }
 
 /// A mount as mount(8) writes it, read.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Request<'a> {
     kind: &'a str,
     source: &'a str,
@@ -83,7 +87,9 @@ struct Request<'a> {
     recursive: bool,
     flags: MsFlags,
     /// `key`, or `key=value`, in their order.
-    data: Vec<(&'a str, Option<&'a str>)>,
+    data: Vec<(&'a str, Option<Cow<'a, str>>)>,
+    /// Through which its owners are shown.
+    id_map: Option<IdMaps>,
 }
 
 impl<'a> Request<'a> {
@@ -107,7 +113,9 @@ impl<'a> Request<'a> {
             recursive: false,
             flags: MsFlags::empty(),
             data: Vec::new(),
+            id_map: None,
         };
+        let (mut uids, mut gids) = (None, None);
         for option in &mount.options {
             let (flag, set) = match option.as_str() {
                 "bind" => {
@@ -134,15 +142,24 @@ impl<'a> Request<'a> {
                     return refuse("option loop is not supported: mount the image first".into());
                 }
                 // Not the kernel's: containerd's own words about how a snapshot is to be mounted.
-                word if word.starts_with("X-containerd.")
-                    || word.starts_with("uidmap=")
-                    || word.starts_with("gidmap=") =>
-                {
+                word if word.starts_with("X-containerd.") => {
                     return refuse(format!("option {word} is not supported"));
                 }
                 word => {
+                    if let Some((key @ ("uidmap" | "gidmap"), text)) = word.split_once('=') {
+                        let map = if key == "uidmap" {
+                            &mut uids
+                        } else {
+                            &mut gids
+                        };
+                        match id_map::ranges(text) {
+                            Ok(ranges) => *map = Some(ranges),
+                            Err(why) => return refuse(format!("option {key}: {why}")),
+                        }
+                        continue;
+                    }
                     request.data.push(match word.split_once('=') {
-                        Some((key, value)) => (key, Some(value)),
+                        Some((key, value)) => (key, Some(value.into())),
                         None => (word, None),
                     });
                     continue;
@@ -150,6 +167,10 @@ impl<'a> Request<'a> {
             };
             request.flags.set(flag, set);
         }
+        request.id_map = match id_map::both(uids, gids) {
+            Ok(maps) => maps,
+            Err(why) => return refuse(why),
+        };
         if request.kind.is_empty() && !request.bind {
             return refuse("it has no type".into());
         }
@@ -163,6 +184,42 @@ impl<'a> Request<'a> {
     }
 
     fn mount(&self, target: &Path) -> io::Result<()> {
+        match &self.id_map {
+            None => self.mount_plain(target),
+            Some(maps) if self.kind == "overlay" => {
+                let layers = self.layers();
+                id_map::overlay(maps, &layers, target, |layers| {
+                    self.with_layers(layers).mount_plain(target)
+                })
+            }
+            Some(maps) => {
+                self.mount_plain(target)?;
+                id_map::cover(maps, target)
+            }
+        }
+    }
+
+    fn layers(&self) -> Vec<String> {
+        let lowerdir = self.data.iter().find(|(key, _)| *key == "lowerdir");
+        lowerdir
+            .and_then(|(_, value)| value.as_deref())
+            .map(layers_of)
+            .unwrap_or_default()
+    }
+
+    fn with_layers(&self, layers: &[String]) -> Request<'a> {
+        let escaped = |layer: &String| layer.replace('\\', "\\\\").replace(':', "\\:");
+        let text = layers.iter().map(escaped).collect::<Vec<_>>().join(":");
+        let mut request = self.clone();
+        for (key, value) in &mut request.data {
+            if *key == "lowerdir" {
+                *value = Some(text.clone().into());
+            }
+        }
+        request
+    }
+
+    fn mount_plain(&self, target: &Path) -> io::Result<()> {
         if self.bind {
             return self.bind(target);
         }
@@ -196,7 +253,7 @@ impl<'a> Request<'a> {
                         fsconfig_set_string(&fs, "lowerdir+", layer)?;
                     }
                 }
-                Some(value) => fsconfig_set_string(&fs, *key, *value)?,
+                Some(value) => fsconfig_set_string(&fs, *key, value.as_ref())?,
                 None => fsconfig_set_flag(&fs, *key)?,
             }
         }
@@ -281,8 +338,8 @@ mod tests {
         let request = Request::read(&mount).unwrap();
         assert_eq!(request.flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
         let data = [
-            ("index", Some("off")),
-            ("lowerdir", Some("/a:/b")),
+            ("index", Some("off".into())),
+            ("lowerdir", Some("/a:/b".into())),
             ("userxattr", None),
         ];
         assert_eq!(request.data, data);
@@ -295,7 +352,11 @@ mod tests {
     fn what_is_not_understood_is_refused_by_its_name() {
         for (mount, word) in [
             (asked("ext4", "/dev/x", &["loop"]), "loop"),
-            (asked("overlay", "o", &["uidmap=0:1:2"]), "uidmap"),
+            (asked("overlay", "o", &["uidmap=0:1:2"]), "gidmap"),
+            (
+                asked("overlay", "o", &["uidmap=0:1", "gidmap=0:1:1"]),
+                "uidmap",
+            ),
             (
                 asked("overlay", "o", &["X-containerd.mkfs=1"]),
                 "X-containerd.mkfs",
@@ -324,6 +385,81 @@ mod tests {
         ] {
             assert_eq!(layers_of(text), layers, "{text}");
         }
+    }
+
+    #[test]
+    fn owners_are_shown_through_the_maps_by_an_overlay_and_by_a_bind_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for (name, uid) in [("store/1", 0), ("store/2:x", 7)] {
+            let layer = dir.path().join(name);
+            std::fs::create_dir_all(&layer).unwrap();
+            std::fs::write(layer.join(format!("of{uid}")), "").unwrap();
+            std::os::unix::fs::chown(layer.join(format!("of{uid}")), Some(uid), Some(uid + 1))
+                .unwrap();
+        }
+        for name in ["upper", "work"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let lower = format!("lowerdir={}:{}", at("store/1"), at("store/2\\:x"));
+        let (upper, work) = (
+            format!("upperdir={}", at("upper")),
+            format!("workdir={}", at("work")),
+        );
+        let maps = ["uidmap=0:300000:1,1:400000:100", "gidmap=0:500000:100"];
+        let owner = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            let meta = std::fs::symlink_metadata(dir.path().join("rootfs").join(name)).unwrap();
+            (meta.uid(), meta.gid())
+        };
+
+        let overlay = asked(
+            "overlay",
+            "overlay",
+            &[&[lower.as_str(), &upper, &work][..], &maps].concat(),
+        );
+        mount(dir.path(), std::slice::from_ref(&overlay)).unwrap();
+        let found = (owner("of0"), owner("of7"));
+        std::fs::write(dir.path().join("rootfs/new"), "").unwrap();
+        let new = owner("new");
+        unmount(dir.path()).unwrap();
+        assert_eq!(found, ((300_000, 500_001), (400_006, 500_008)));
+        assert_eq!(new, (0, 0), "the upper directory has the node's own ids");
+
+        let bind = asked(
+            "bind",
+            &at("store/1"),
+            &[&["rbind", "ro"][..], &maps].concat(),
+        );
+        mount(dir.path(), std::slice::from_ref(&bind)).unwrap();
+        let found = owner("of0");
+        let written = std::fs::write(dir.path().join("rootfs/new"), "");
+        unmount(dir.path()).unwrap();
+        assert_eq!(found, (300_000, 500_001));
+        assert_eq!(
+            written.unwrap_err().kind(),
+            io::ErrorKind::ReadOnlyFilesystem
+        );
+        assert!(
+            std::fs::read_dir(dir.path().join("rootfs"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
+
+        let unfit = asked(
+            "overlay",
+            "overlay",
+            &[&["lowerdir=/proc:/sys"][..], &maps].concat(),
+        );
+        let error = mount(dir.path(), &[unfit]).unwrap_err().to_string();
+        assert!(error.contains("id-mapped"), "{error}");
+        assert!(
+            std::fs::read_dir(dir.path().join("rootfs"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use berth_image::Snapshot;
-use berth_kernel::userns::IdMaps;
+use berth_kernel::{mount::id_mapped, userns::IdMaps};
 use berth_state::{Ledger, Object};
 use rustix::{
     fs::CWD,
@@ -19,7 +19,6 @@ use rustix::{
     },
 };
 
-use super::userns;
 use crate::error::Error;
 
 /// As Docker and containerd have it; pods that need more mount a memory volume.
@@ -84,7 +83,7 @@ fn through_store(
     place: &Path,
     mount: impl Fn(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let store = userns::id_mapped(&owners.store, &owners.maps)?;
+    let store = id_mapped(&owners.store, &owners.maps)?;
     let nowhere = PathBuf::from(format!("/proc/self/fd/{}", store.as_raw_fd()));
     match mount(&nowhere) {
         // Layers of a mount that is nowhere are taken from Linux 6.15 on.
@@ -362,7 +361,7 @@ mod tests {
         for attached in [false, true] {
             if attached {
                 own_upper(&snapshot, &owners.maps).unwrap();
-                let store = userns::id_mapped(&owners.store, &owners.maps).unwrap();
+                let store = id_mapped(&owners.store, &owners.maps).unwrap();
                 let mount = |at: &Path| {
                     let snapshot = Snapshot {
                         lowerdirs: moved(&snapshot.lowerdirs, &owners.store, at)?,

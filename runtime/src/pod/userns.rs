@@ -4,21 +4,13 @@
 //! The namespace itself is held by the pod's pause, and by the pin of its network namespace. For files only its maps count, and the kernel
 //! copies those: any user namespace with the same ones does.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    path::Path,
-    sync::OnceLock,
-};
+use std::{os::fd::OwnedFd, sync::OnceLock};
 
 use berth_kernel::{
-    mount::set_id_map,
+    mount::id_mapped,
     userns::{self, IdMaps, Mapping},
 };
 use berth_proto::{cri, shim::v1::pod::IdMapping};
-use rustix::{
-    fs::CWD,
-    mount::{OpenTreeFlags, open_tree},
-};
 
 use super::{Pod, mounts::Owners};
 use crate::{error::Error, kernel_floor::ID_MAPPED_LAYERS, node::Node};
@@ -88,15 +80,6 @@ pub async fn network_namespace(pod: &Pod) -> Result<Option<OwnedFd>, Error> {
         .map_err(|_| Error::Panicked("make user namespace"))?
         .map(|made| made.network)
         .map_err(|error| failed("make the pod's user namespace", error))
-}
-
-/// A mount of `directory`, nowhere to be seen, in which the node's users are those of the pod's maps.
-pub fn id_mapped(directory: &Path, maps: &IdMaps) -> std::io::Result<OwnedFd> {
-    let userns = userns::make(maps, false)?.user;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, directory, flags)?;
-    set_id_map(tree.as_fd(), false, userns.as_fd())?;
-    Ok(tree)
 }
 
 /// Whether this machine can have pods with user namespaces; why not. Found out once.

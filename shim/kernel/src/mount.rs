@@ -2,8 +2,16 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
+
+use rustix::{
+    fs::CWD,
+    mount::{OpenTreeFlags, open_tree},
+};
+
+use crate::userns::{self, IdMaps};
 
 /// What changes; `MOUNT_ATTR_…` bits, and one of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`, or 0 for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +62,16 @@ pub fn set_id_map(
     )
 }
 
+/// A mount of `directory`, nowhere to be seen, that shows the owners of what is in it through the maps. Errors as those of [`set_id_map`]
+/// and [`userns::make`].
+pub fn id_mapped(directory: &Path, maps: &IdMaps) -> io::Result<OwnedFd> {
+    let user = userns::make(maps, false)?.user;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, directory, flags)?;
+    set_id_map(tree.as_fd(), false, user.as_fd())?;
+    Ok(tree)
+}
+
 fn set(mount: BorrowedFd<'_>, recursive: bool, attributes: libc::mount_attr) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
@@ -78,8 +96,6 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attributes: libc::mount_attr) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
