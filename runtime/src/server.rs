@@ -22,6 +22,10 @@ use crate::{admin::Admin, cri::Service, error::Error, rpc::Surrounding};
 const MAX_MESSAGE: usize = 16 << 20;
 /// A kubelet, a person or two with crictl, a test with some dozens.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// Calls that a client has given up before they were looked at: one more ends its connection, and every other call on it. A kubelet has one
+/// connection and, of its 110 pods, one call each that it may give up at the same moment; h2's own 20 are fewer than that. A flood
+/// (CVE-2023-44487) is still ended after as many, and 1,024 of them were found to hold up other clients for more than a second.
+const MAX_PENDING_RESETS: usize = 128;
 
 /// Listens at `path`: mode 0600, a stale socket replaced. Whoever else is there has lost its lock, so it is stale.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
@@ -64,6 +68,7 @@ pub async fn serve(
     let (begin_drain, drain) = tokio::sync::oneshot::channel::<()>();
     let serving = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .layer(Surrounding(registry.node.clone()))
         .add_service(
             RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
