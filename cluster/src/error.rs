@@ -1,5 +1,6 @@
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf};
 
+use berth_shim_client::Failure;
 use tonic::{Code, Status};
 
 use crate::manifest::Problem;
@@ -110,32 +111,6 @@ pub enum Error {
     Some(usize),
 }
 
-/// What a shim did to a step of ours.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error("{message} ({code})")]
-    Refused { code: String, message: String },
-    #[error("no answer for {} s: it hangs", .0.as_secs())]
-    Hangs(Duration),
-    #[error("it has died: {0}")]
-    Died(String),
-    #[error("{0}")]
-    Garbage(String),
-    #[error("{0}")]
-    Failed(String),
-    #[error("{0}; its log ends with: {1}")]
-    Logged(Box<Failure>, String),
-}
-
-impl Failure {
-    fn bare(&self) -> &Failure {
-        match self {
-            Failure::Logged(failure, _) => failure.bare(),
-            failure => failure,
-        }
-    }
-}
-
 impl Error {
     fn failure(&self) -> Option<&Failure> {
         match self {
@@ -149,9 +124,12 @@ impl Error {
         matches!(self.failure(), Some(Failure::Refused { .. }))
     }
 
-    /// Whether a shim does not answer.
-    pub fn hangs(&self) -> bool {
-        matches!(self.failure(), Some(Failure::Hangs(_)))
+    /// Whether a shim does not answer, or what makes no sense: it may be there all the same.
+    pub fn is_odd(&self) -> bool {
+        matches!(
+            self.failure(),
+            Some(Failure::Hangs(_) | Failure::Garbage(_))
+        )
     }
 
     /// Whether a shim is gone.

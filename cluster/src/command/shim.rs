@@ -77,8 +77,14 @@ enum Command {
 
 impl Shim {
     pub async fn run(self, format: Format) -> Result<ExitCode, Error> {
+        // A shim is told paths in it, and has a working directory of its own.
+        let state = std::path::absolute(&self.state).map_err(|source| Error::File {
+            what: "find",
+            path: self.state,
+            source,
+        })?;
         let place = place::Place {
-            state: self.state,
+            state,
             namespace: self.namespace,
             deadline: Duration::from_secs(self.timeout.into()),
             verbose: self.verbose,

@@ -1,14 +1,9 @@
 //! The shim as a command: `start` makes it, `delete` cleans up after a dead one. It is detached: berthd's end is not its end.
 
-use std::{
-    path::Path,
-    process::{Output, Stdio},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
+use berth_shim_client::{Action, Bootstrap, Ended, Failure, Patience, action, bootstrap::NEWEST};
 use berth_state::Object;
-use serde::Deserialize;
-use tokio::process::{Child, Command};
 
 use super::{Pod, shim::Shim};
 use crate::error::Error;
@@ -17,21 +12,9 @@ use crate::error::Error;
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// `delete` kills what is left and waits until the kernel has reaped it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
-/// Of what the command says on stderr, as much goes into an error message.
-const STDERR_BYTES: usize = 2048;
 /// How long a shim that was told to end may take until its socket refuses.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(2);
-
-/// The newest answer of `start` that is understood: task API v3.
-const BOOTSTRAP_VERSION: &str = "3";
-
-/// What `start` prints (shim v2, bootstrap version 3).
-#[derive(Debug, Deserialize)]
-struct Bootstrap {
-    address: String,
-    protocol: String,
-}
 
 /// Starts the pod's shim and connects to it.
 pub async fn start(pod: &Pod) -> Result<Shim, Error> {
@@ -54,33 +37,21 @@ pub async fn start(pod: &Pod) -> Result<Shim, Error> {
     node.ledger
         .intend(&pod.id, &Object::Shim(socket.clone()))
         .map_err(Error::io("write ledger for", &pod.id))?;
-    let output = match spawn(pod, &binary, &front, "start") {
-        Ok(child) => ended(pod, child, "start", START_DEADLINE).await?,
-        Err(e) => {
-            // Nothing ran: there is nothing to end, and no program that could.
-            node.ledger
-                .strike(&pod.id, &Object::Shim(socket))
-                .map_err(Error::io("write ledger for", &pod.id))?;
-            return Err(e);
+    let ended = match run(pod, &binary, &front, "start", START_DEADLINE).await {
+        Ok(ended) => ended,
+        Err(failure) => {
+            if matches!(failure, Failure::NotRun { .. }) {
+                // There is nothing to end, and no program that could.
+                node.ledger
+                    .strike(&pod.id, &Object::Shim(socket))
+                    .map_err(Error::io("write ledger for", &pod.id))?;
+            }
+            return Err(error(pod, &binary, "shim start", failure));
         }
     };
-    if !output.status.success() {
-        return Err(failed(said(&output)));
-    }
-    let bootstrap: Bootstrap = serde_json::from_slice(&output.stdout).map_err(|e| {
-        let printed: String = String::from_utf8_lossy(&output.stdout)
-            .chars()
-            .take(200)
-            .collect();
-        failed(format!("`start` printed {printed:?}: {e}"))
-    })?;
-    if bootstrap.protocol != "ttrpc" {
-        return Err(failed(format!(
-            "it speaks {:?}, not ttrpc",
-            bootstrap.protocol
-        )));
-    }
-    Shim::connect(&pod.id, &bootstrap.address).await
+    let bootstrap = ended.output().and_then(Bootstrap::parse);
+    let bootstrap = bootstrap.map_err(|failure| failed(failure.to_string()))?;
+    Shim::connect(&pod.id, &bootstrap.socket).await
 }
 
 /// Ends the pod's shim, by its own word where it still listens, else through `delete`. Idempotent.
@@ -96,10 +67,9 @@ pub async fn end(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
     if !ledgered {
         return Ok(());
     }
-    let address = format!("unix://{}", socket.display());
     let connected = match shim {
         Some(shim) => Some(shim.clone()),
-        None => Shim::connect(&pod.id, &address).await.ok(),
+        None => Shim::connect(&pod.id, &socket).await.ok(),
     };
     let mut ended = false;
     if let Some(shim) = connected {
@@ -109,7 +79,7 @@ pub async fn end(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
             Err(e) => Err(e),
         };
         match told {
-            Ok(()) => ended = refuses(&pod.id, &shim.address).await,
+            Ok(()) => ended = refuses(&pod.id, &shim.socket).await,
             Err(e) => tracing::warn!(pod_id = %pod.id, "shim does not end by itself: {e}"),
         }
     }
@@ -130,21 +100,21 @@ pub async fn delete(pod: &Pod) -> Result<(), Error> {
         return Ok(());
     }
     // What it fronts, the bundle says.
-    let child = spawn(pod, &binary, &[], "delete")?;
-    let output = ended(pod, child, "delete", DELETE_DEADLINE).await?;
-    if output.status.success() {
-        return Ok(());
+    let ended = run(pod, &binary, &[], "delete", DELETE_DEADLINE).await;
+    let ended = ended.map_err(|failure| error(pod, &binary, "shim delete", failure))?;
+    match ended.output() {
+        Ok(_) => Ok(()),
+        Err(failure) => Err(Error::ShimStart {
+            path: binary,
+            why: format!("`delete` of pod {}: {failure}", pod.id),
+        }),
     }
-    Err(Error::ShimStart {
-        path: binary,
-        why: format!("`delete` of pod {}: {}", pod.id, said(&output)),
-    })
 }
 
-async fn refuses(pod_id: &str, address: &str) -> bool {
+async fn refuses(pod_id: &str, socket: &Path) -> bool {
     let since = std::time::Instant::now();
     while since.elapsed() < END_DEADLINE {
-        if Shim::connect(pod_id, address).await.is_err() {
+        if Shim::connect(pod_id, socket).await.is_err() {
             return true;
         }
         tokio::time::sleep(END_POLL).await;
@@ -152,62 +122,41 @@ async fn refuses(pod_id: &str, address: &str) -> bool {
     false
 }
 
-fn spawn(pod: &Pod, binary: &Path, front: &[String], action: &'static str) -> Result<Child, Error> {
-    let node = &pod.node;
-    Command::new(binary)
-        .current_dir(node.pod_dir(&pod.id))
-        .args(["-namespace", "k8s.io", "-id", &pod.id, "-address", ""])
-        .arg("-publish-binary")
-        .arg(binary)
-        .args(front)
-        .arg(action)
-        .env_remove("NOTIFY_SOCKET")
-        .env("BERTH_SHIM_SOCKET_DIR", node.shim_sockets())
-        .env("MAX_SHIM_VERSION", BOOTSTRAP_VERSION)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| unusable(pod, binary, &e))
-}
-
-fn unusable(pod: &Pod, binary: &Path, error: &std::io::Error) -> Error {
-    Error::ShimStart {
-        path: binary.to_owned(),
-        why: format!(
-            "{error}; key `runtime.handlers.{}.shim` names the binary",
-            pod.handler
-        ),
-    }
-}
-
-async fn ended(
+async fn run(
     pod: &Pod,
-    child: Child,
-    action: &'static str,
+    binary: &Path,
+    front: &[String],
+    name: &'static str,
     deadline: Duration,
-) -> Result<Output, Error> {
-    match tokio::time::timeout(deadline, child.wait_with_output()).await {
-        Ok(output) => output.map_err(|e| unusable(pod, &pod.node.shim_binary(&pod.handler), &e)),
-        Err(_) => Err(Error::Stuck {
-            what: format!("pod {}", pod.id),
-            stage: if action == "start" {
-                "shim start"
-            } else {
-                "shim delete"
-            },
-            since: deadline,
-        }),
-    }
+) -> Result<Ended, Failure> {
+    let node = &pod.node;
+    let action = Action {
+        program: binary.to_owned(),
+        namespace: "k8s.io".into(),
+        id: pod.id.clone(),
+        bundle: node.pod_dir(&pod.id),
+        publish_binary: binary.display().to_string(),
+        sockets: Some(node.shim_sockets()),
+        max_version: NEWEST,
+        flags: front.iter().map(Into::into).collect(),
+        ..Action::default()
+    };
+    action::run(action.command(name), b"", deadline, Patience::Output).await
 }
 
-fn said(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let from = text
-        .char_indices()
-        .map(|(at, _)| at)
-        .find(|at| text.len() - at <= STDERR_BYTES)
-        .unwrap_or(0);
-    format!("{}: {}", output.status, text[from..].trim())
+fn error(pod: &Pod, binary: &Path, stage: &'static str, failure: Failure) -> Error {
+    match failure.bare() {
+        Failure::Hangs(since) => Error::Stuck {
+            what: format!("pod {}", pod.id),
+            stage,
+            since: *since,
+        },
+        _ => Error::ShimStart {
+            path: binary.to_owned(),
+            why: format!(
+                "{failure}; key `runtime.handlers.{}.shim` names the binary",
+                pod.handler
+            ),
+        },
+    }
 }

@@ -4,7 +4,7 @@
 //! answers go on as they are, with what happened meanwhile; those without one are taken down and reported as not ready; what was
 //! half made is undone. Nothing running is disturbed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 use berth_proto::shim::v1::pod as v1;
 use berth_state::record;
@@ -91,9 +91,9 @@ async fn pod_again(
     containers: Vec<ContainerRecord>,
 ) -> Option<Driver> {
     let phase = record.phase;
-    let address = match record.address.as_str() {
-        "" => format!("unix://{}", registry.node.shim_socket(&record.id).display()),
-        address => address.to_owned(),
+    let socket = match record.address.as_str() {
+        "" => registry.node.shim_socket(&record.id),
+        address => address.strip_prefix("unix://").unwrap_or(address).into(),
     };
     let mut driver = registry.adopt(record);
     driver.claimed = !containers.is_empty();
@@ -104,7 +104,7 @@ async fn pod_again(
             remove(&driver, &containers).await.map(|()| true)
         }
         PodPhase::Ready => {
-            match living(&driver, &address).await {
+            match living(&driver, &socket).await {
                 Some((shim, said)) => ready(&mut driver, shim, &said, containers.clone()).await,
                 None => {
                     driver.record.why = "its shim was gone when berthd started".into();
@@ -114,7 +114,7 @@ async fn pod_again(
             Ok(false)
         }
         PodPhase::Stopping => {
-            let shim = living(&driver, &address).await.map(|(shim, _)| shim);
+            let shim = living(&driver, &socket).await.map(|(shim, _)| shim);
             down(&mut driver, shim, containers.clone()).await;
             Ok(false)
         }
@@ -149,8 +149,8 @@ async fn pod_again(
     Some(driver)
 }
 
-async fn living(driver: &Driver, address: &str) -> Option<(Shim, v1::InspectResponse)> {
-    let shim = Shim::connect(&driver.pod.id, address).await.ok()?;
+async fn living(driver: &Driver, socket: &Path) -> Option<(Shim, v1::InspectResponse)> {
+    let shim = Shim::connect(&driver.pod.id, socket).await.ok()?;
     let said = shim.inspect().await.ok()?;
     (said.sandbox_state.enum_value_or_default() == v1::TaskState::RUNNING).then_some((shim, said))
 }

@@ -107,7 +107,7 @@ impl<'a> Reserved<'a> {
                     pass: None,
                 };
                 let record = &mut surrounded.reserved.record;
-                record.address = surrounded.shim.address.clone();
+                record.address = format!("unix://{}", surrounded.shim.socket.display());
                 record.attachment = attachment;
                 record.timeline.merge(timeline);
                 Ok(surrounded)

@@ -1,16 +1,21 @@
 //! A connection to a pod's shim: each call with its own deadline, each error with the pod and the call in it.
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use berth_proto::{
     cri,
     shim::{
         api, sandbox_api,
         sandbox_async::SandboxClient,
-        shim_async::{Client, TaskClient},
+        shim_async::TaskClient,
         v1::{pod as v1, pod_ttrpc::PodClient},
     },
 };
+use berth_shim_client::Failure;
 use protobuf::{Message, MessageField, well_known_types::any::Any};
 use tonic::Code;
 use tracing::{field::Empty, info_span};
@@ -39,7 +44,7 @@ const CHECKPOINT_GRACE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Shim {
     pod_id: String,
-    pub address: String,
+    pub socket: PathBuf,
     task: TaskClient,
     sandbox: SandboxClient,
     pod: PodClient,
@@ -47,23 +52,30 @@ pub struct Shim {
 
 impl std::fmt::Debug for Shim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shim({})", self.address)
+        write!(f, "Shim({})", self.socket.display())
     }
 }
 
 impl Shim {
-    /// Connects to the shim at `address` (`unix:///…`). Fails fast where nobody listens.
-    pub async fn connect(pod_id: &str, address: &str) -> Result<Self, Error> {
-        let client = within(
-            pod_id,
-            "connect",
-            CONNECT_DEADLINE,
-            Client::connect(address),
-        )
-        .await?;
+    /// Connects to the shim's socket. Fails fast where nobody listens.
+    pub async fn connect(pod_id: &str, socket: &Path) -> Result<Self, Error> {
+        let client = berth_shim_client::connect(socket, CONNECT_DEADLINE).await;
+        let client = client.map_err(|failure| match failure {
+            Failure::Hangs(since) => Error::Stuck {
+                what: format!("shim of pod {pod_id}"),
+                stage: "connect",
+                since,
+            },
+            failure => Error::Shim {
+                pod_id: pod_id.to_owned(),
+                call: "connect",
+                code: Code::Unavailable,
+                message: failure.to_string(),
+            },
+        })?;
         Ok(Self {
             pod_id: pod_id.to_owned(),
-            address: address.to_owned(),
+            socket: socket.to_owned(),
             task: TaskClient::new(client.clone()),
             sandbox: SandboxClient::new(client.clone()),
             pod: PodClient::new(client),

@@ -1,9 +1,10 @@
 //! The end of what the other shim has made where it takes no part in that: it died, hangs, or has refused.
 
 use berth_engine::{Error, cgroup::Cgroup};
+use berth_shim_client::failure::line;
 use rustix::process::Signal;
 
-use super::{Container, Front, client, command::DELETE, leftovers::end_processes};
+use super::{Container, Front, command::DELETE, leftovers::end_processes};
 use crate::{container::lock, journal};
 
 impl Front {
@@ -30,7 +31,7 @@ impl Front {
             Ok(ran) => journal!(
                 "{}: delete {id}: {}",
                 self.name().0,
-                client::printable(&ran.stderr)
+                line(&String::from_utf8_lossy(&ran.stderr))
             ),
             Err(error) => journal!("{error}"),
         }

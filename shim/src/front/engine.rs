@@ -219,7 +219,7 @@ impl Engine for Front {
             }
             Err(
                 error @ Error::Shim {
-                    kind: ErrorKind::TimedOut | ErrorKind::BrokenPipe,
+                    kind: ErrorKind::TimedOut | ErrorKind::BrokenPipe | ErrorKind::InvalidData,
                     ..
                 },
             ) => {

@@ -9,6 +9,7 @@ use berth_proto::shim::{
     events::task::TaskOOM,
     shim_async::Events as Service,
 };
+use berth_shim_client::failure::line;
 use protobuf::Message;
 use ttrpc::r#async::TtrpcContext;
 
@@ -27,7 +28,11 @@ impl Service for EventsService {
         {
             let event = envelope.event.unwrap_or_default();
             match TaskOOM::parse_from_bytes(&event.value) {
-                Ok(oom) => front.note_oom(oom.container_id),
+                Ok(oom) => {
+                    let id = line(&oom.container_id);
+                    journal!("{} tells that {id} was out of memory", front.name().0);
+                    front.note_oom(oom.container_id);
+                }
                 Err(error) => journal!("event /tasks/oom of {}: {error}", front.name().0),
             }
         }

@@ -167,12 +167,11 @@ pub fn clean(bundle: &Path, namespace: &str, pod_id: &str, events: &Path) -> Vec
         };
         // Not its last word: what it leaves is killed and removed by cgroup and mount point after this.
         match calling.run("delete", id, &container, (b"", DELETE), None) {
-            Ok(ran) if ran.success == Some(true) => {}
-            Ok(ran) => journal!(
-                "{}: its action `delete` of {id} failed: {}",
-                calling.name.0,
-                ran.stderr
-            ),
+            Ok(ended) => {
+                if let Err(failure) = ended.output() {
+                    journal!("{}: `delete` of {id}: {failure}", calling.name.0);
+                }
+            }
             Err(error) => journal!("delete of {id}: {error}"),
         }
     }

@@ -37,6 +37,7 @@ use std::{
 
 use berth_engine::{Error, Process, cgroup::Cgroup};
 use berth_proto::shim::api::{CreateTaskRequest, CreateTaskResponse};
+use berth_shim_client::Bootstrap;
 use protobuf::{Message, well_known_types::any::Any};
 use rustix::process::Pid;
 use tokio::{net::unix::pipe::OpenOptions, runtime::Handle};
@@ -194,37 +195,33 @@ impl Front {
             (&options, START),
             Some(self.reaping()),
         )?;
-        if ran.success != Some(true) {
-            return Err(self.failed(
-                "run its action `start`",
-                format!("it failed: {}", ran.stderr),
-            ));
-        }
-        let address = command::address(&ran.stdout).map_err(|reason| {
-            self.name()
-                .error("run its action `start`", ErrorKind::InvalidData, reason)
-        })?;
-        record.socket = address.socket.clone();
+        let bootstrap = ran
+            .output()
+            .and_then(Bootstrap::parse)
+            .map_err(|failure| self.calling.failed("start", failure))?;
+        let socket = bootstrap.socket.display().to_string();
+        record.socket = socket.clone();
         record
             .write(&self.dir)
             .map_err(failed("prepare its start"))?;
-        let client = self
-            .runtime
-            .block_on(Client::connect(self.name(), &address))?;
+        let client = self.runtime.block_on(Client::connect(
+            self.name(),
+            &self.calling.namespace,
+            &bootstrap,
+        ))?;
         journal!(
-            "{} serves task API v{} on {}",
+            "{} serves task API v{} on {socket}",
             self.name().0,
-            address.version,
-            address.socket
+            bootstrap.version
         );
         {
             let mut state = lock(&self.state);
             state.client = Some(Arc::new(client));
             state.ended = Some(Arc::new(ran.pidfd));
-            state.socket = address.socket.clone();
+            state.socket = socket.clone();
         }
         if let Some(me) = self.me.upgrade() {
-            self.runtime.spawn(process::guard(me, address.socket));
+            self.runtime.spawn(process::guard(me, socket));
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use berth_engine::Error;
 use berth_proto::shim::api::{
     CloseIORequest, DeleteRequest, DeleteResponse, Empty, WaitRequest, WaitResponse,
 };
+use berth_shim_client::failure::line as shown;
 use rustix::process::Pid;
 use tokio::{
     io::AsyncReadExt,
@@ -203,7 +204,7 @@ pub async fn drain_log(mut source: Receiver, name: String) {
             continue;
         }
         for line in String::from_utf8_lossy(&buffer[..read]).lines() {
-            journal!("{name} says: {}", super::client::printable(line));
+            journal!("{name} says: {}", shown(line));
         }
         left = left.saturating_sub(read);
         if left == 0 {

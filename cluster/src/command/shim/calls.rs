@@ -117,7 +117,7 @@ struct Listed {
     group: String,
     shim: String,
     /// Of its task service.
-    version: i32,
+    version: u32,
     shim_pid: Option<u32>,
     pid: Option<u32>,
     status: String,
@@ -147,7 +147,7 @@ impl Ps {
                 Err(Some(error)) if error.is_refusal() => {
                     (None, None, "unknown to its shim".into())
                 }
-                Err(Some(error)) if !error.hangs() => (None, None, "shim is dead".into()),
+                Err(Some(error)) if !error.is_odd() => (None, None, "shim is dead".into()),
                 Err(_) => (None, None, "shim hangs".into()),
             };
             list.push(Listed {

@@ -15,6 +15,7 @@ use berth_proto::shim::{
     },
     runc_options::Options,
 };
+use berth_shim_client::{Failure, bootstrap::NEWEST, failure::last_words};
 use clap::Args;
 use protobuf::{CodedOutputStream, Message, MessageField, well_known_types::any::Any};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -25,16 +26,14 @@ use tokio::{
 };
 
 use super::{
-    binary::{Binary, last_words},
+    binary::Binary,
     bundle::Config,
     place::{Place, Record},
     stdio::{Names, mkfifo},
     task::Task,
 };
-use crate::error::{Error, Failure};
+use crate::error::Error;
 
-/// The newest bootstrap answer that there is.
-const MAX_VERSION: u32 = 3;
 /// How long a shim that was told to end may take until its socket refuses.
 const END: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
@@ -64,7 +63,7 @@ pub struct Origin {
     #[arg(long, value_name = "PATH", conflicts_with = "options")]
     config_path: Option<String>,
     /// The newest answer of `start` that the shim is told to be understood; 0: nothing is said, as by containerd 1.6
-    #[arg(long, default_value_t = MAX_VERSION, value_parser = clap::value_parser!(u32).range(0..=3))]
+    #[arg(long, default_value_t = NEWEST, value_parser = clap::value_parser!(u32).range(0..=3))]
     max_version: u32,
 }
 
@@ -252,18 +251,17 @@ impl Reserved {
             Some(any) => any.write_to_bytes().unwrap_or_default(),
             None => Vec::new(),
         };
-        let paths = place.paths();
-        let call = record.call(place, &paths, self.max_version);
+        let call = record.call(place, self.max_version);
         let started = record.binary().start(&call, &encoded, place.deadline).await;
         let bootstrap = match started {
             Ok(bootstrap) => bootstrap,
-            // It may have left a process before it hung.
-            Err(error) if error.hangs() => {
+            // It may have left a process all the same.
+            Err(error) if error.is_odd() => {
                 return Err(undone(with_log(error, &log), give_up(place, &record).await));
             }
             Err(error) => return Err(undone(with_log(error, &log), record.remove(place))),
         };
-        record.socket = Some(bootstrap.path);
+        record.socket = Some(bootstrap.socket);
         record.version = bootstrap.version;
         let created = async {
             record.write()?;
@@ -426,8 +424,7 @@ pub async fn give_up(place: &Place, record: &Record) -> Result<(), Error> {
         kill(record);
         gone(record).await;
     }
-    let paths = place.paths();
-    let call = record.call(place, &paths, 0);
+    let call = record.call(place, 0);
     let deleted = record.binary().delete(&call, place.deadline).await;
     let removed = record.remove(place);
     deleted.map(drop).and(removed)

@@ -10,13 +10,10 @@ use std::{
     time::Duration,
 };
 
+use berth_shim_client::{Action, Bootstrap};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    binary::{Binary, Bootstrap, Call},
-    bundle,
-    task::Task,
-};
+use super::{binary::Binary, bundle, task::Task};
 use crate::error::Error;
 
 /// `sockaddr_un.sun_path` without its final NUL.
@@ -47,7 +44,7 @@ pub struct Record {
     pub shim: PathBuf,
     /// None until `start` has answered.
     pub socket: Option<PathBuf>,
-    pub version: i32,
+    pub version: u32,
     /// The shim's process, and when it began (clock ticks since boot): the identity of a process.
     pub process: Option<(i32, u64)>,
     /// Where the shim tells its events.
@@ -197,7 +194,7 @@ impl Place {
     /// The shim of a container that is on record.
     pub async fn connect(&self, record: &Record) -> Result<Task, Error> {
         let name = record.binary().name();
-        let Some(path) = record.socket.clone() else {
+        let Some(socket) = record.socket.clone() else {
             return Err(Error::Invalid {
                 what: format!("container {}", record.id),
                 why: format!(
@@ -207,7 +204,7 @@ impl Place {
             });
         };
         let bootstrap = Bootstrap {
-            path,
+            socket,
             version: record.version,
         };
         Task::connect(&name, &record.namespace, &bootstrap, self.deadline).await
@@ -247,16 +244,19 @@ impl Record {
     }
 
     /// With what its shim's program is called.
-    pub fn call<'a>(&'a self, place: &Place, paths: &'a Paths, max_version: u32) -> Call<'a> {
-        Call {
-            namespace: &self.namespace,
-            id: &self.id,
-            bundle: &self.dir,
-            address: &paths.address,
-            events: &self.events,
-            sockets: &paths.sockets,
+    pub fn call(&self, place: &Place, max_version: u32) -> Action {
+        Action {
+            program: self.shim.clone(),
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            bundle: self.dir.clone(),
+            // What takes containerd's place for the shim.
+            address: place.state.join("berth-shim.sock"),
+            events: Some(self.events.clone()),
+            publish_binary: String::new(),
+            sockets: Some(place.state.join("s")),
             max_version,
-            debug: place.verbose,
+            flags: place.verbose.then(|| "-debug".into()).into_iter().collect(),
         }
     }
 
@@ -274,22 +274,6 @@ impl Record {
             let _ = fs::remove_file(socket);
         }
         Ok(())
-    }
-}
-
-/// Paths that every shim of a state directory is told.
-#[derive(Debug)]
-pub struct Paths {
-    address: PathBuf,
-    sockets: PathBuf,
-}
-
-impl Place {
-    pub fn paths(&self) -> Paths {
-        Paths {
-            address: self.state.join("berth-shim.sock"),
-            sockets: self.state.join("s"),
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What changes by itself: the shim's word on its containers, and time.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -163,7 +164,7 @@ pub(super) async fn watch(mut shim: Shim, handle: Arc<Handle>) {
             Err(Error::Stuck { .. }) => continue,
             Err(error) => error,
         };
-        let Some(new) = reconnect(&handle.pod.id, &shim.address).await else {
+        let Some(new) = reconnect(&handle.pod.id, &shim.socket).await else {
             let _ = handle.tell(Event::Lost(error.to_string())).await;
             return;
         };
@@ -174,13 +175,13 @@ pub(super) async fn watch(mut shim: Shim, handle: Arc<Handle>) {
     }
 }
 
-async fn reconnect(pod_id: &str, address: &str) -> Option<Shim> {
+async fn reconnect(pod_id: &str, socket: &Path) -> Option<Shim> {
     for pause in RECONNECT_PAUSES_MS {
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        if nobody_listens(address).await {
+        if nobody_listens(socket).await {
             return None;
         }
-        if let Ok(shim) = Shim::connect(pod_id, address).await
+        if let Ok(shim) = Shim::connect(pod_id, socket).await
             && shim.inspect().await.is_ok()
         {
             return Some(shim);
@@ -190,10 +191,9 @@ async fn reconnect(pod_id: &str, address: &str) -> Option<Shim> {
 }
 
 /// Whether the socket refuses: then its shim is dead, and won't come back.
-async fn nobody_listens(address: &str) -> bool {
+async fn nobody_listens(socket: &Path) -> bool {
     use std::io::ErrorKind;
-    let path = address.strip_prefix("unix://").unwrap_or(address);
-    match tokio::net::UnixStream::connect(path).await {
+    match tokio::net::UnixStream::connect(socket).await {
         Ok(_) => false,
         Err(e) => matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound),
     }

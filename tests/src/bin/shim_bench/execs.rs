@@ -1,27 +1,24 @@
 //! Many execs by a client of our own on the shim's socket, past containerd: the shim is what is measured.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use berth_proto::shim::{
-    api::{
-        ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
-        StartRequest, StartResponse, WaitRequest, WaitResponse,
-    },
-    shim_async::Client,
+use berth_proto::shim::api::{
+    ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
+    StartRequest, StartResponse, WaitRequest, WaitResponse,
 };
+use berth_shim_client::{Bootstrap, Connection};
 use protobuf::{Message, MessageField, well_known_types::any::Any};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::tasks::NAMESPACE;
 
-/// Every shim under a containerd of 1.x speaks it, ours too.
-const SERVICE: &str = "containerd.task.v2.Task";
+const CONNECT: Duration = Duration::from_secs(2);
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 #[derive(Clone)]
 pub struct Shim {
-    client: Client,
+    connection: Connection,
     id: String,
 }
 
@@ -35,33 +32,16 @@ impl Shim {
         let path = bundle.join("address");
         let address =
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let address = address.trim();
-        let address = if address.starts_with("unix://") {
-            address.to_owned()
-        } else {
-            format!("unix://{address}")
-        };
+        let bootstrap = Bootstrap::parse(address.as_bytes())?;
         Ok(Self {
-            client: Client::connect(&address).await?,
+            connection: Connection::open(&bootstrap, NAMESPACE, CONNECT).await?,
             id: id.into(),
         })
     }
 
     async fn call<A: Message>(&self, method: &str, request: &impl Message) -> Result<A> {
-        let request = ttrpc::Request {
-            service: SERVICE.into(),
-            method: method.into(),
-            payload: request.write_to_bytes()?,
-            metadata: vec![ttrpc::proto::KeyValue {
-                key: "containerd-namespace-ttrpc".into(),
-                value: NAMESPACE.into(),
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
-        let answer = self.client.request(request).await;
-        let answer = answer.with_context(|| method.to_owned())?;
-        Ok(A::parse_from_bytes(&answer.payload)?)
+        let answer = self.connection.call(method, request, None).await;
+        answer.with_context(|| method.to_owned())
     }
 
     pub async fn pid(&self) -> Result<i32> {
