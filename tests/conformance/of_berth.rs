@@ -1,71 +1,34 @@
 //! The suite, asked of a berthd of the test's own: each group of cases a test.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use berth_tests::{
-    BUSYBOX, Node,
+    Setup,
     conformance::{
-        GROUPS, Request,
+        GROUPS,
         report::{Verdict, Word},
     },
 };
 
+use crate::asked::{self, groups};
+
 /// Reasons that a case may be skipped for on a machine that the tests run on.
 const SKIPPABLE: [&str; 1] = ["criu does not work here"];
 
-fn conforms(group: &str) -> Result<()> {
-    let (_, cases) = GROUPS
-        .iter()
-        .find(|(name, _)| *name == group)
-        .expect("every group has its test");
-    Node::test(async |node| {
-        let dir = node.dir.join("volumes/suite");
-        std::fs::create_dir_all(&dir)?;
-        let request = Request {
-            cri: node.cri.clone(),
-            image: format!("docker.io/library/{BUSYBOX}:latest"),
-            runtime_handler: String::new(),
-            dir,
-            host_network: false,
-            jobs: 3,
-        };
-        let report = request
-            .run(cases, &|verdict| eprintln!("{}", verdict.line()))
-            .await?;
-        let fine = |verdict: &Verdict| match verdict.verdict {
-            Word::Passed => true,
-            Word::Failed | Word::Known | Word::Unimplemented => false,
-            Word::Skipped => SKIPPABLE
-                .iter()
-                .any(|reason| verdict.reason.contains(reason)),
-        };
-        let bad: Vec<&str> = report
-            .cases
+fn fine(verdict: &Verdict) -> bool {
+    match verdict.verdict {
+        Word::Passed => true,
+        Word::Failed | Word::Known | Word::Unimplemented => false,
+        Word::Skipped => SKIPPABLE
             .iter()
-            .filter(|verdict| !fine(verdict))
-            .map(|verdict| verdict.case.as_str())
-            .collect();
-        ensure!(bad.is_empty(), "{}: {bad:#?}", report.summary());
-        ensure!(report.passed > 0, "nothing was asked");
-        Ok(())
-    })
+            .any(|reason| verdict.reason.contains(reason)),
+    }
 }
 
-macro_rules! groups {
-    ($($test:ident $group:literal),* $(,)?) => {
-        $(#[test]
-        fn $test() -> Result<()> {
-            conforms($group)
-        })*
-
-        #[test]
-        fn every_group_of_the_suite_has_a_test() {
-            let tested = [$($group),*];
-            assert!(GROUPS.iter().map(|(name, _)| *name).eq(tested));
-        }
-    };
+fn conforms(group: &str) -> Result<()> {
+    asked::conforms(Setup::default(), group, fine)
 }
 
-groups![
+groups![conforms:
     version_and_status_conform "runtime",
     pods_conform "pods",
     containers_conform "containers",
@@ -81,3 +44,8 @@ groups![
     images_conform "images",
     answers_to_bad_input_conform "bad_input",
 ];
+
+#[test]
+fn every_group_of_the_suite_has_a_test() {
+    assert!(GROUPS.iter().map(|(name, _)| name).eq(TESTED));
+}

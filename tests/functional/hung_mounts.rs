@@ -93,12 +93,8 @@ fn a_container_that_can_not_be_killed_holds_up_its_own_stop_alone_rel_01() -> Re
             "{state:?}, alive: {lives}"
         );
         silent.abort()?;
-        let limit = Instant::now() + Duration::from_secs(15);
-        while node.cri.status(&id).await?.state() != ContainerState::ContainerExited {
-            ensure!(Instant::now() < limit, "it runs on though it can end");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        ensure!(node.cri.status(&id).await?.exit_code == 137);
+        let ended = node.cri.exits_within(&id, Duration::from_secs(15)).await?;
+        ensure!(ended.exit_code == 137);
         node.cri.stop_pod(&pod.id).await?;
         node.cri.remove_pod(&pod.id).await?;
         ensure!(node.audit()?.is_empty(), "{:?}", node.audit()?);

@@ -1,7 +1,7 @@
 //! Pods whose containers are made by a stock shim, Debian's containerd-shim-runc-v2 with runc, beside pods of our own. What every pod
 //! must do is asked of them by the conformance suite (`tests/conformance/of_stock_shims.rs`).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{self, ContainerState, NamespaceMode, PodSandboxState};
@@ -43,20 +43,14 @@ fn stock_shim(pod: &Pod) -> Result<process::Process> {
         .context("no stock shim")
 }
 
-async fn exits(node: &Node, id: &str, within: Duration) -> Result<cri::ContainerStatus> {
-    let began = Instant::now();
-    loop {
-        let status = node.cri.status(id).await?;
-        if status.state() == ContainerState::ContainerExited {
-            return Ok(status);
-        }
-        ensure!(
-            began.elapsed() < within,
-            "after {within:?} it is {:?}",
-            status.state()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+/// A pod that something is going to happen to, its container, and the container of another pod.
+async fn victim_and_neighbour(node: &Node) -> Result<(Pod, String, String)> {
+    let victim = run(node, node.pod("victim")).await?;
+    let other = run(node, node.pod("other")).await?;
+    let config = container("c", BUSYBOX, &["sleep", "1000"]);
+    let id = node.start_container(&victim, config.clone()).await?;
+    let stays = node.start_container(&other, config).await?;
+    Ok((victim, id, stays))
 }
 
 #[test]
@@ -154,15 +148,9 @@ fn a_pid_namespace_that_is_the_pods_is_that_of_its_pause_which_reaps() -> Result
 #[test]
 fn a_stock_shim_that_is_killed_ends_its_containers_and_no_others_rel_07() -> Result<()> {
     Node::test_with(both(), async |node| {
-        let (victim, other) = (
-            run(node, node.pod("victim")).await?,
-            run(node, node.pod("other")).await?,
-        );
-        let config = container("c", BUSYBOX, &["sleep", "1000"]);
-        let id = node.start_container(&victim, config.clone()).await?;
-        let stays = node.start_container(&other, config).await?;
+        let (victim, id, stays) = victim_and_neighbour(node).await?;
         process::kill_9(stock_shim(&victim)?.pid);
-        let status = exits(node, &id, Duration::from_secs(5)).await?;
+        let status = node.cri.exits_within(&id, Duration::from_secs(5)).await?;
         ensure!(status.exit_code == 137, "{status:?}");
         ensure!(
             status.message.contains("containerd-shim-runc-v2"),
@@ -191,13 +179,7 @@ fn a_stock_shim_that_is_killed_ends_its_containers_and_no_others_rel_07() -> Res
 fn a_front_that_is_killed_takes_the_stock_shim_and_its_containers_along_rel_07() -> Result<()> {
     Node::test_with(both(), async |node| {
         for daemon_is_down in [false, true] {
-            let (victim, other) = (
-                run(node, node.pod("victim")).await?,
-                run(node, node.pod("other")).await?,
-            );
-            let config = container("c", BUSYBOX, &["sleep", "1000"]);
-            let id = node.start_container(&victim, config.clone()).await?;
-            let stays = node.start_container(&other, config).await?;
+            let (victim, id, stays) = victim_and_neighbour(node).await?;
             let front = process::Process::read(stock_shim(&victim)?.parent).context("no front")?;
             ensure!(front.cmdline().contains("-front"), "{}", front.cmdline());
             if daemon_is_down {
@@ -207,7 +189,7 @@ fn a_front_that_is_killed_takes_the_stock_shim_and_its_containers_along_rel_07()
             if daemon_is_down {
                 node.restart().await?;
             }
-            exits(node, &id, Duration::from_secs(5)).await?;
+            node.cri.exits_within(&id, Duration::from_secs(5)).await?;
             ensure!(process::eventually(Duration::from_secs(5), || {
                 process::in_cgroup(&id).is_empty()
             }));
@@ -226,13 +208,7 @@ fn a_front_that_is_killed_takes_the_stock_shim_and_its_containers_along_rel_07()
 #[test]
 fn a_pod_whose_stock_shim_hangs_can_be_stopped_and_removed_and_others_go_on_rel_03() -> Result<()> {
     Node::test_with(both(), async |node| {
-        let (victim, other) = (
-            run(node, node.pod("victim")).await?,
-            run(node, node.pod("other")).await?,
-        );
-        let config = container("c", BUSYBOX, &["sleep", "1000"]);
-        let id = node.start_container(&victim, config.clone()).await?;
-        let stays = node.start_container(&other, config).await?;
+        let (victim, id, stays) = victim_and_neighbour(node).await?;
         let shim = stock_shim(&victim)?;
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(shim.pid),

@@ -139,12 +139,8 @@ fn a_frozen_container_holds_up_its_own_stop_alone_and_goes_with_the_thaw_rel_01(
         true_to_the_kernel(node, &id).await?;
         // Where it was killed frozen, as v2 does it, the cgroup may be gone.
         let _ = fs::write(&file, thaw);
-        let limit = Instant::now() + Duration::from_secs(15);
-        while node.cri.status(&id).await?.state() != ContainerState::ContainerExited {
-            ensure!(Instant::now() < limit, "it runs on after the thaw");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        ensure!(node.cri.status(&id).await?.exit_code == 137);
+        let ended = node.cri.exits_within(&id, Duration::from_secs(15)).await?;
+        ensure!(ended.exit_code == 137);
         node.cri.stop_pod(&pod.id).await?;
         node.cri.remove_pod(&pod.id).await?;
         ensure!(node.audit()?.is_empty(), "{:?}", node.audit()?);

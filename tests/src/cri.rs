@@ -280,7 +280,12 @@ impl Cri {
 
     /// Waits until the container has exited.
     pub async fn wait_exit(&self, id: &str) -> Result<ContainerStatus> {
-        let deadline = Instant::now() + patient(DEADLINE);
+        self.exits_within(id, DEADLINE).await
+    }
+
+    /// As [`Cri::wait_exit`], in this time.
+    pub async fn exits_within(&self, id: &str, patience: Duration) -> Result<ContainerStatus> {
+        let deadline = Instant::now() + patient(patience);
         loop {
             let status = self.status(id).await?;
             if status.state() == ContainerState::ContainerExited {
@@ -288,7 +293,7 @@ impl Cri {
             }
             ensure!(
                 Instant::now() < deadline,
-                "container {id} is still {:?} after {DEADLINE:?}",
+                "container {id} is still {:?} after {patience:?}",
                 status.state()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -53,6 +53,8 @@ pub struct Pod {
     pub dir: TempDir,
     pub bundle: PathBuf,
     pub env: HashMap<String, String>,
+    /// Beside those that every action is called with.
+    pub flags: Vec<String>,
     pub cgroup: String,
 }
 
@@ -94,6 +96,7 @@ impl Pod {
             dir,
             bundle,
             env,
+            flags: Vec::new(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Pod {
                 "-publish-binary",
                 "",
             ])
+            .args(&self.flags)
             .args(action)
             .current_dir(&self.bundle)
             .envs(&self.env)

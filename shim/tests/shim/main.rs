@@ -3,9 +3,12 @@
 mod containers;
 mod events;
 mod exec;
+mod front;
+mod group;
 mod harness;
 mod leftovers;
 mod logs;
 mod process;
+mod rest;
 mod sandbox;
 mod stdio;
