@@ -57,7 +57,8 @@ impl Hierarchies {
         if cgroup.file_name().is_none() {
             return Ok(());
         }
-        self.dirs(cgroup).try_for_each(|dir| remove_tree(&dir))
+        self.dirs(cgroup).try_for_each(|dir| remove_tree(&dir))?;
+        stop_slice(cgroup)
     }
 
     /// Removes `cgroup` where nothing is in it; a cgroup that another pod uses by now stays. Says whether it is gone.
@@ -78,8 +79,29 @@ impl Hierarchies {
                 Err(e) => return Err(e),
             }
         }
+        if gone {
+            stop_slice(cgroup)?;
+        }
         Ok(gone)
     }
+}
+
+/// systemd has a slice for active until it is told otherwise, also without its directory. Whoever removes the directory first knows that
+/// nobody is in it: what systemd stops it stops with all that is in it. A scope ends by itself.
+fn stop_slice(cgroup: &Path) -> io::Result<()> {
+    let unit = cgroup.file_name().and_then(|name| name.to_str());
+    let Some(unit) = unit.filter(|unit| unit.ends_with(".slice")) else {
+        return Ok(());
+    };
+    if !berth_systemd::is_booted() {
+        return Ok(());
+    }
+    // It waits for an answer, some ms and at most for the client's patience.
+    tokio::task::block_in_place(|| {
+        berth_systemd::Units::connect()
+            .and_then(|mut units| units.stop(unit))
+            .map_err(io::Error::other)
+    })
 }
 
 /// Deepest first: rmdir of a cgroup with children is EBUSY, and its files go with it.

@@ -160,6 +160,27 @@ impl Config {
                 .and_then(|()| handler.check(name))
                 .map_err(ConfigError::Contradiction)?;
         }
+        let by_slice = self
+            .cgroup
+            .parent
+            .extension()
+            .is_some_and(|kind| kind == "slice");
+        let named = !self.cgroup.parent.as_os_str().is_empty();
+        match self.cgroup.driver {
+            CgroupDriver::Cgroupfs if by_slice => {
+                Some("is a slice, which the driver \"cgroupfs\" has not")
+            }
+            CgroupDriver::Systemd if named && !by_slice => {
+                Some("is no slice, which the driver \"systemd\" wants")
+            }
+            _ => None,
+        }
+        .map_or(Ok(()), |why| {
+            let parent = self.cgroup.parent.display();
+            Err(ConfigError::Contradiction(format!(
+                "key `cgroup.parent`: {parent} {why} (key `cgroup.driver`)"
+            )))
+        })?;
         for (flag, dir) in [("root", &self.root), ("state", &self.state)] {
             plain_absolute(dir)
                 .map_err(|why| ConfigError::Contradiction(format!("key `{flag}`: {why}")))?;
@@ -233,8 +254,16 @@ mod tests {
             ("root = \"x\"", &["line 1", "root", "absolute"]),
             ("state = \"/a/../b\"", &["state", "`..`"]),
             (
-                "[cgroup]\ndriver = \"systemd\"",
-                &["line 2", "driver", "cgroupfs"],
+                "[cgroup]\nparent = \"/x/a.slice\"",
+                &["line 2", "parent", "where systemd has"],
+            ),
+            (
+                "[cgroup]\ndriver = \"systemd\"\nparent = \"/pods\"",
+                &["cgroup.parent", "/pods", "systemd"],
+            ),
+            (
+                "[cgroup]\ndriver = \"cgroupfs\"\nparent = \"a.slice\"",
+                &["cgroup.parent", "a.slice", "cgroupfs"],
             ),
             (
                 "[cgroup]\ndriver = \"x\"",

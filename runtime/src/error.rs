@@ -47,6 +47,9 @@ pub enum Error {
         why: String,
         code: Code,
     },
+    /// A key of the configuration that this machine can't keep.
+    #[error("configuration: {0}")]
+    Config(String),
     #[error(transparent)]
     Stream(#[from] berth_stream::Error),
     #[error(transparent)]
@@ -112,7 +115,7 @@ impl Error {
                 Spec::Unimplemented => Code::Unimplemented,
                 Spec::Internal => Code::Internal,
             },
-            Self::FailedPrecondition(_) => Code::FailedPrecondition,
+            Self::FailedPrecondition(_) | Self::Config(_) => Code::FailedPrecondition,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::AlreadyExists(_) => Code::AlreadyExists,
             Self::ResourceExhausted(_) => Code::ResourceExhausted,

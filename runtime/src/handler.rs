@@ -68,7 +68,6 @@ impl Options {
                 .map(|root| format!("Root={}", root.display())),
             flag("NoPivotRoot", self.no_pivot_root),
             flag("NoNewKeyring", self.no_new_keyring),
-            flag("SystemdCgroup", self.systemd_cgroup),
         ]
         .into_iter()
         .flatten()
@@ -88,9 +87,9 @@ impl Handler {
                 "key `runtime.handlers.{name}.options`: options are for other shims; Berth's own makes containers itself"
             ));
         }
-        if self.options.systemd_cgroup == Some(true) {
+        if self.options.systemd_cgroup.is_some() {
             return Err(format!(
-                "{}: the systemd driver is not built yet; leave it out",
+                "{}: leave it out: it follows `cgroup.driver`",
                 key("SystemdCgroup")
             ));
         }
@@ -135,13 +134,14 @@ impl Handler {
     }
 
     /// What our shim is told of another one: flags for its command line.
-    pub fn front(&self) -> Result<Vec<String>, String> {
+    pub fn front(&self, systemd_cgroup: bool) -> Result<Vec<String>, String> {
         let Some(program) = self.program() else {
             return Ok(Vec::new());
         };
         let found = find(&program)?;
         let mut flags = vec!["-front".to_owned(), found.display().to_string()];
-        for word in self.options.words() {
+        let by_systemd = systemd_cgroup.then(|| "SystemdCgroup=true".to_owned());
+        for word in self.options.words().into_iter().chain(by_systemd) {
             flags.extend(["-front-option".to_owned(), word]);
         }
         Ok(flags)
@@ -229,7 +229,7 @@ mod tests {
             handler("shim = \"/bin/sh\"\noptions = { BinaryName = \"crun\", NoPivotRoot = true }")
                 .unwrap();
         assert_eq!(
-            crun.front().unwrap(),
+            crun.front(false).unwrap(),
             [
                 "-front",
                 "/bin/sh",
@@ -239,6 +239,8 @@ mod tests {
                 "NoPivotRoot=true"
             ]
         );
+        let by_systemd = crun.front(true).unwrap();
+        assert_eq!(by_systemd.last().unwrap(), "SystemdCgroup=true");
         let shim = "shim = \"io.containerd.runc.v2\"";
         for (text, says) in [
             (format!("{shim}\noptions = {{ Nonsense = 1 }}"), "Nonsense"),
@@ -278,7 +280,7 @@ mod tests {
         ] {
             let error = handler(&format!("shim = {shim:?}"))
                 .unwrap()
-                .front()
+                .front(false)
                 .unwrap_err();
             assert!(error.contains(says), "{shim}: {error}");
         }

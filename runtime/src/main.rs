@@ -8,6 +8,7 @@
 mod admin;
 mod apparmor;
 mod cgroup;
+mod cgroup_driver;
 mod checkpoint;
 mod cli;
 mod config;
@@ -114,7 +115,7 @@ async fn daemon(config: Config, exporter: Option<trace::Exporter>) -> Result<(),
     }
     // Cgroups below it that carry an id are this daemon's: so `berth audit` finds those that nobody knows of any more.
     let parents = node.config.state.join("cgroup-parents");
-    let parent = format!("{}\n", node.config.cgroup.parent.display());
+    let parent = format!("{}\n", node.cgroup.parent.display());
     std::fs::write(&parents, parent).map_err(Error::io("write", &parents))?;
     std::fs::set_permissions(&parents, std::fs::Permissions::from_mode(0o600))
         .map_err(Error::io("close to others", &parents))?;
@@ -216,12 +217,16 @@ async fn open(config: Config) -> Result<Node, Error> {
     if let Some(why) = &host.cgroups_unusable {
         tracing::error!("no pod runs: {why}");
     }
+    let machine = cgroup_driver::Machine::probe(host.cgroup_v2);
+    let cgroup = cgroup_driver::Chosen::of(&config.cgroup, &machine).map_err(Error::Config)?;
+    tracing::info!(driver = ?cgroup.driver, parent = %cgroup.parent.display(), "cgroups");
     Ok(Node {
         images,
         network,
         ledger,
         host,
         kernel,
+        cgroup,
         cgroups: cgroup::Hierarchies::probe().map_err(Error::io("read", "/proc/self/mounts"))?,
         cpu: CpuSamples::default(),
         nri: nri::Plugins::new(&config),

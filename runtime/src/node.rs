@@ -10,6 +10,7 @@ use berth_state::Ledger;
 use crate::{
     apparmor::DefaultProfile,
     cgroup::Hierarchies,
+    cgroup_driver::Chosen,
     config::Config,
     cri::cpu_rate::CpuSamples,
     error::Error,
@@ -27,6 +28,7 @@ pub struct Node {
     pub images: Store,
     pub network: Network,
     pub host: Host,
+    pub cgroup: Chosen,
     pub cgroups: Hierarchies,
     pub cpu: CpuSamples,
     pub nri: Plugins,

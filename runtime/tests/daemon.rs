@@ -105,7 +105,7 @@ fn the_printed_default_is_a_valid_configuration() {
 fn a_bad_configuration_ends_it_with_the_key_the_line_and_what_is_allowed() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    fs::write(&file, "[cgroup]\n\ndriver = \"systemd\"\n").unwrap();
+    fs::write(&file, "[cgroup]\n\ndriver = \"systemc\"\n").unwrap();
     for arguments in [
         &["--config", file.to_str().unwrap()][..],
         &["config", "check", "--config", file.to_str().unwrap()],

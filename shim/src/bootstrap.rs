@@ -49,12 +49,13 @@ const ALLOCATOR: [(&str, &str); 4] = [
     ("MALLOC_TOP_PAD_", "4096"),
 ];
 /// What the serving shim keeps of its environment; the rest is the daemon's own.
-const KEPT_ENV: [&str; 8] = [
+const KEPT_ENV: [&str; 9] = [
     "PATH",
     "TTRPC_ADDRESS",
     "GRPC_ADDRESS",
     "NAMESPACE",
     "BERTH_SHIM_SOCKET_DIR",
+    "DBUS_SYSTEM_BUS_ADDRESS",
     "FAILPOINTS",
     "FAILPOINT_TRACE",
     "RUST_BACKTRACE",

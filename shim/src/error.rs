@@ -77,6 +77,8 @@ impl Error {
                 | EngineError::Sysctl { .. } => Code::INVALID_ARGUMENT,
                 // The kernel's own word on a limit: less memory than is in use, CPUs that the cgroup above does not have.
                 EngineError::Cgroup(CgroupError::Limit { .. }) => Code::FAILED_PRECONDITION,
+                EngineError::Cgroup(CgroupError::Systemd { .. }) => Code::FAILED_PRECONDITION,
+                EngineError::Cgroup(CgroupError::Path { .. }) => Code::INVALID_ARGUMENT,
                 EngineError::Unfit { .. } | EngineError::NoMemory(_) => Code::FAILED_PRECONDITION,
                 EngineError::Criu { .. } => Code::FAILED_PRECONDITION,
                 EngineError::Shim { kind, .. } => match kind {

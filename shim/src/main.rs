@@ -43,6 +43,7 @@ mod journal;
 mod logging_program;
 mod metrics;
 mod oom;
+mod oom_accounts;
 mod open_files;
 mod pod;
 mod pod_service;

@@ -35,6 +35,7 @@ use crate::{
     events::Events,
     exec_output::Outputs,
     exec_sync::Calls,
+    oom_accounts::OomAccounts,
     reaper::{Exit, Reaper},
     stdio_uri::Outside,
     streams::Streams,
@@ -58,6 +59,7 @@ pub struct Pod {
     sandbox: watch::Sender<Sandbox>,
     order: tokio::sync::Mutex<()>,
     containers: Mutex<BTreeMap<String, Slot>>,
+    oom_accounts: OomAccounts,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,7 @@ impl Pod {
             events,
             outputs: Outputs::default(),
             calls: Calls::default(),
+            oom_accounts: OomAccounts::default(),
             shutdown: watch::Sender::new(false),
             generation: watch::Sender::new(1),
             sandbox: watch::Sender::new(Sandbox::None),
@@ -142,7 +145,8 @@ impl Pod {
     pub fn cgroup(&self) -> Result<Cgroup, Error> {
         match self.sandbox() {
             Sandbox::Created { setup } | Sandbox::Running { setup, .. } => {
-                Ok(Cgroup::at(&setup.options.cgroup_parent)?)
+                let options = &setup.options;
+                Ok(Cgroup::by(options.systemd_cgroup, &options.cgroup_parent)?)
             }
             Sandbox::None | Sandbox::Stopped { .. } => Err(Error::State {
                 action: "limit sandbox",

@@ -147,10 +147,7 @@ impl Service for PodService {
     ) -> ttrpc::Result<UpdateSandboxResponse> {
         let resources: oci_spec::runtime::LinuxResources = json("resources", &request.resources)?;
         let cgroup = self.pod.cgroup()?;
-        let notes = blocking("UpdateSandbox", move || {
-            cgroup.create()?;
-            Ok(cgroup.change(&resources)?)
-        });
+        let notes = blocking("UpdateSandbox", move || Ok(cgroup.ensure(&resources)?));
         for note in notes.await? {
             journal!("limits of the pod: {note}");
         }

@@ -12,21 +12,27 @@ use crate::error::Error;
 const RUNC: &str = "containerd.runc.v1.Options";
 const ANY_SHIM: &str = "runtimeoptions.v1.Options";
 
+/// What this shim does at the word of its options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Cgroups are units of systemd: `linux.cgroupsPath` is `slice:prefix:name`.
+    pub systemd_cgroup: bool,
+}
+
 /// Refuses what this shim does not do.
-pub fn check(options: &MessageField<Any>) -> Result<(), Error> {
+pub fn taken(options: &MessageField<Any>) -> Result<Taken, Error> {
     let Some(any) = options.as_ref() else {
-        return Ok(());
+        return Ok(Taken::default());
     };
     match any.type_url.rsplit('/').next().unwrap_or_default() {
         // An Any of nothing.
-        "" if any.value.is_empty() => Ok(()),
-        RUNC => check_runc(&any.value),
-        // `type_url`, `config_path` and `config_body`: a file of settings for the shim, which has none.
-        ANY_SHIM if any.value.is_empty() => Ok(()),
+        "" if any.value.is_empty() => Ok(Taken::default()),
+        RUNC => of_runc(&any.value),
+        ANY_SHIM => of_any_shim(&any.value),
         other => Err(Error::invalid(
             "runtime options",
             format!(
-                "{other:?} is not taken: this shim has no settings but those of {RUNC} that are left at their defaults"
+                "{other:?} is not taken: this shim has no settings but SystemdCgroup of {RUNC}, and those of it that are left at their defaults"
             ),
         )),
     }
@@ -81,7 +87,45 @@ pub fn encode(shim: &Path, words: &[String], dir: &Path) -> Result<Option<Any>, 
     }))
 }
 
-fn check_runc(bytes: &[u8]) -> Result<(), Error> {
+/// `config_body`, field 3 of runtimeoptions.v1.Options.
+const CONFIG_BODY: u32 = 3;
+
+/// containerd since 1.7 passes the options of a runtime that it does not know as they stand in its configuration: as TOML, in `config_body`.
+/// `type_url` and `config_path` name a file of settings for the shim, which has none.
+fn of_any_shim(bytes: &[u8]) -> Result<Taken, Error> {
+    let invalid = |error| Error::invalid("runtime options", error);
+    let other = |what: &str| {
+        Error::invalid(
+            "runtime options",
+            format!(
+                "{what} of {ANY_SHIM} is not taken: this shim has one setting, SystemdCgroup = true or false"
+            ),
+        )
+    };
+    let mut taken = Taken::default();
+    let mut input = protobuf::CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof().map_err(invalid)? {
+        // A field's number, and the type of what has a length.
+        if tag != CONFIG_BODY << 3 | 2 {
+            return Err(other("another field than config_body"));
+        }
+        let body = input.read_bytes().map_err(invalid)?;
+        let body = String::from_utf8(body).map_err(|_| other("a config_body that is no text"))?;
+        for line in body.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            match line
+                .split_once('=')
+                .map(|(key, value)| (key.trim(), value.trim()))
+            {
+                Some(("SystemdCgroup", "true")) => taken.systemd_cgroup = true,
+                Some(("SystemdCgroup", "false")) => taken.systemd_cgroup = false,
+                _ => return Err(other(&format!("{line:?}"))),
+            }
+        }
+    }
+    Ok(taken)
+}
+
+fn of_runc(bytes: &[u8]) -> Result<Taken, Error> {
     let options = Options::parse_from_bytes(bytes)
         .map_err(|error| Error::invalid("runtime options", error))?;
     // Taken: IoUid and IoGid, the owner of the streams, who is the process's user here; TaskApiAddress and its version, where a sandbox's task
@@ -92,12 +136,13 @@ fn check_runc(bytes: &[u8]) -> Result<(), Error> {
         ("ShimCgroup", !options.shim_cgroup.is_empty()),
         ("BinaryName", !options.binary_name.is_empty()),
         ("Root", !options.root.is_empty()),
-        ("SystemdCgroup", options.systemd_cgroup),
         ("CriuImagePath", !options.criu_image_path.is_empty()),
         ("CriuWorkPath", !options.criu_work_path.is_empty()),
     ];
     match set.into_iter().find(|(_, set)| *set) {
-        None => Ok(()),
+        None => Ok(Taken {
+            systemd_cgroup: options.systemd_cgroup,
+        }),
         Some((name, _)) => Err(Error::invalid(
             format!("runtime option {name}"),
             "this shim makes containers itself and does not support it; remove it from the runtime's options",
@@ -158,16 +203,31 @@ mod tests {
             }),
             any(ANY_SHIM, Vec::new()),
         ] {
-            check(&taken).unwrap();
+            assert_eq!(super::taken(&taken).unwrap(), Taken::default());
+        }
+        let by_systemd = runc(Options {
+            systemd_cgroup: true,
+            ..Options::new()
+        });
+        assert!(super::taken(&by_systemd).unwrap().systemd_cgroup);
+        let body = |text: &str| {
+            let length = u8::try_from(text.len()).unwrap();
+            any(ANY_SHIM, [&[0x1a, length][..], text.as_bytes()].concat())
+        };
+        for (text, systemd_cgroup) in [
+            ("SystemdCgroup = true\n", true),
+            ("  SystemdCgroup=true", true),
+            ("SystemdCgroup = false", false),
+            ("", false),
+        ] {
+            let taken = super::taken(&body(text)).unwrap();
+            assert_eq!(taken.systemd_cgroup, systemd_cgroup, "{text}");
+        }
+        for text in ["BinaryName = \"crun\"", "SystemdCgroup = 1", "[table]", "x"] {
+            let refused = super::taken(&body(text)).unwrap_err().to_string();
+            assert!(refused.contains("SystemdCgroup"), "{text}: {refused}");
         }
         for (refused, word) in [
-            (
-                runc(Options {
-                    systemd_cgroup: true,
-                    ..Options::new()
-                }),
-                "SystemdCgroup",
-            ),
             (
                 runc(Options {
                     binary_name: "crun".into(),
@@ -179,7 +239,7 @@ mod tests {
             (any("some.other.Options", vec![1]), "some.other.Options"),
             (any(RUNC, vec![0xff]), "runtime options"),
         ] {
-            let error = check(&refused).unwrap_err().to_string();
+            let error = taken(&refused).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -46,6 +46,8 @@ pub struct Daemon {
     pub inherited: Vec<OwnedFd>,
     /// More flags of each start.
     pub arguments: Vec<String>,
+    /// More variables of each start.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -61,6 +63,7 @@ impl Daemon {
             trace: None,
             inherited: Vec::new(),
             arguments: Vec::new(),
+            environment: Vec::new(),
         };
         fs::write(&daemon.config, config)?;
         Ok(daemon)
@@ -100,6 +103,7 @@ impl Daemon {
             .args(&self.arguments)
             .env("PATH", path)
             .env("RUST_BACKTRACE", "1")
+            .envs(self.environment.iter().cloned())
             .env_remove("FAILPOINTS");
         if !self.failpoints.is_empty() {
             command.env("FAILPOINTS", &self.failpoints);

@@ -43,6 +43,7 @@ pub mod remote;
 pub mod request;
 pub mod spdy;
 pub mod swap;
+pub mod systemd;
 pub mod tarball;
 
 pub use cri::{Cri, refused};

@@ -27,6 +27,7 @@ use crate::{
     invariant, machine, process,
     registry::{ADDRESS, Registry, write_mirrors},
     request::runtime_default,
+    systemd,
 };
 
 /// The registries whose names resolve to the test's own.
@@ -57,6 +58,10 @@ pub struct Setup {
     pub inherited: Vec<OwnedFd>,
     /// More flags of the daemon.
     pub arguments: Vec<String>,
+    /// More variables of the daemon; `$DIR` is the test's directory.
+    pub environment: Vec<(String, String)>,
+    /// Cgroups are made by systemd, which is PID 1 (see [`crate::systemd`]). Also with `BERTH_TEST_CGROUP_DRIVER=systemd`.
+    pub by_systemd: bool,
     /// No kill -9 and second check at the end: for tests that do so all the time.
     pub no_restart: bool,
     /// More lines of configuration, whole tables; `$DIR` is the test's directory.
@@ -103,7 +108,8 @@ impl Node {
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let mut place = Place::make()?;
+            let by_systemd = setup.by_systemd || systemd::is_wanted();
+            let mut place = Place::make(by_systemd)?;
             let outcome = async {
                 let mut node = Node::start(&place, &images, setup).await?;
                 test(&mut node).await?;
@@ -190,6 +196,10 @@ impl Node {
         daemon.failpoints = std::mem::take(&mut setup.failpoints);
         daemon.inherited = std::mem::take(&mut setup.inherited);
         daemon.arguments = std::mem::take(&mut setup.arguments);
+        for (name, value) in std::mem::take(&mut setup.environment) {
+            let value = value.replace("$DIR", &dir.display().to_string());
+            daemon.environment.push((name, value));
+        }
         let umask = setup
             .umask_zero
             .then(|| nix::sys::stat::umask(nix::sys::stat::Mode::empty()));
@@ -270,7 +280,10 @@ impl Node {
 
     /// A cgroup parent for a pod that names its own, below this test's.
     pub fn own_cgroup_parent(&self, name: &str) -> String {
-        format!("{}/{name}", self.cgroup_parent)
+        match self.cgroup_parent.ends_with(".slice") {
+            true => systemd::slice_below(&self.cgroup_parent, name),
+            false => format!("{}/{name}", self.cgroup_parent),
+        }
     }
 
     pub async fn run(&self, config: PodSandboxConfig) -> Result<Pod> {
@@ -426,7 +439,7 @@ struct Place {
 const PREFIX: &str = "/tmp/bt-";
 
 impl Place {
-    fn make() -> Result<Self> {
+    fn make(by_systemd: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let tag = format!(
@@ -440,7 +453,10 @@ impl Place {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
         Ok(Self {
             dir,
-            cgroup_parent: format!("/berth-test-{tag}"),
+            cgroup_parent: match by_systemd {
+                true => systemd::slice_of(&tag),
+                false => format!("/berth-test-{tag}"),
+            },
             failed: true,
         })
     }
@@ -515,6 +531,7 @@ fn sweep() {
             .filter(mine)
             .map(|process| process.pid)
             .collect();
+        systemd::forget(&systemd::slice_of(tag));
         clean(&path, &format!("/berth-test-{tag}"), processes);
     }
 }
@@ -541,6 +558,7 @@ fn clean(dir: &Path, cgroup_parent: &str, mut doomed: BTreeSet<i32>) {
     process::eventually(Duration::from_secs(2), || {
         cgroup::remove(cgroup_parent).is_ok()
     });
+    systemd::forget(cgroup_parent);
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let prefix = format!("{}/", dir.display());
     for target in mounts

@@ -13,7 +13,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::machine::{mount_namespace, patient};
+use crate::{
+    machine::{mount_namespace, patient},
+    systemd,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -132,7 +135,7 @@ pub fn shims() -> Vec<Process> {
         .collect()
 }
 
-/// Processes in a cgroup (of any hierarchy) that has `name` among its path's parts.
+/// Processes in a cgroup (of any hierarchy) that has `name` among its path's parts, or a unit of systemd that is named by it.
 pub fn in_cgroup(name: &str) -> Vec<Process> {
     all()
         .into_iter()
@@ -143,7 +146,7 @@ pub fn in_cgroup(name: &str) -> Vec<Process> {
             cgroups.lines().any(|line| {
                 line.splitn(3, ':')
                     .nth(2)
-                    .is_some_and(|path| path.split('/').any(|part| part == name))
+                    .is_some_and(|path| path.split('/').any(|part| systemd::names(part, name)))
             })
         })
         .collect()

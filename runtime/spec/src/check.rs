@@ -9,7 +9,7 @@ use std::{
 use berth_proto::cri;
 
 use crate::{
-    capabilities, cdi_devices, devices,
+    CgroupDriver, capabilities, cdi_devices, devices,
     error::{Error, quoted},
     mounts, process, resources, seccomp, security, sysctl, user, userns,
 };
@@ -27,10 +27,7 @@ const LABELS_LIMIT: usize = (256 << 10) + (16 << 10);
 const HOSTNAME_LIMIT: usize = 64;
 
 /// PATH_MAX, with its NUL.
-const PATH_LIMIT: usize = 4096;
-
-/// Components of a cgroup parent: a kubelet needs four, the kernel's default bound on depth is none.
-const CGROUP_DEPTH: usize = 32;
+pub(crate) const PATH_LIMIT: usize = 4096;
 
 /// Kubernetes' bounds on name servers (3) and search domains (32), with room for other clients.
 const DNS_LIMIT: usize = 64;
@@ -41,7 +38,7 @@ const PORTS: std::ops::RangeInclusive<i32> = 1..=65_535;
 
 /// Checks a pod's configuration (names, labels, sysctls, cgroup parent, log directory, ports, namespaces): bad input ends here,
 /// before anything is made.
-pub fn check_sandbox(config: &cri::PodSandboxConfig) -> Result<(), Error> {
+pub fn check_sandbox(config: &cri::PodSandboxConfig, driver: CgroupDriver) -> Result<(), Error> {
     let Some(metadata) = &config.metadata else {
         return Err(Error::invalid("metadata", "is missing"));
     };
@@ -73,7 +70,7 @@ pub fn check_sandbox(config: &cri::PodSandboxConfig) -> Result<(), Error> {
     let Some(linux) = &config.linux else {
         return Ok(());
     };
-    check_cgroup_parent(&linux.cgroup_parent)?;
+    driver.check_parent(&linux.cgroup_parent)?;
     for resources in [&linux.resources, &linux.overhead].into_iter().flatten() {
         resources::check(resources)?;
     }
@@ -324,44 +321,6 @@ fn check_ports(mappings: &[cri::PortMapping]) -> Result<(), Error> {
     Ok(())
 }
 
-/// With the cgroupfs driver a parent is a path from the root of each hierarchy, `/kubepods/besteffort/pod1`. `..` in it would put
-/// the pod anywhere; a name in `.slice` is the systemd driver's, or a slice of the node's own.
-fn check_cgroup_parent(parent: &str) -> Result<(), Error> {
-    let wrong = |why: &str| {
-        Err(Error::invalid(
-            "cgroup_parent",
-            format!("{} {why}", quoted(parent)),
-        ))
-    };
-    if parent.is_empty() {
-        return Ok(());
-    }
-    if !parent.starts_with('/')
-        || parent.len() >= PATH_LIMIT
-        || parent.chars().any(char::is_control)
-    {
-        return wrong("is not an absolute path");
-    }
-    let parts: Vec<_> = parent.trim_matches('/').split('/').collect();
-    if parts
-        .iter()
-        .any(|part| part.is_empty() || *part == "." || *part == "..")
-    {
-        return wrong("is not a plain path below the root");
-    }
-    if parts.iter().any(|part| {
-        part.ends_with(".slice") || part.ends_with(".scope") || part.ends_with(".service")
-    }) {
-        return wrong(
-            "is a unit of systemd, and the cgroup driver is cgroupfs (a kubelet's --cgroup-driver must agree)",
-        );
-    }
-    if parts.len() > CGROUP_DEPTH {
-        return wrong("is more than 32 levels deep");
-    }
-    Ok(())
-}
-
 fn check_namespaces(options: &cri::NamespaceOption, of_container: bool) -> Result<(), Error> {
     use cri::NamespaceMode::{Container, Node, Pod, Target};
     for (field, mode, allowed) in [
@@ -604,7 +563,7 @@ mod tests {
         for (name, change) in table {
             let mut config = sandbox();
             change(&mut config);
-            let err = check_sandbox(&config).expect_err(name);
+            let err = check_sandbox(&config, CgroupDriver::Cgroupfs).expect_err(name);
             assert_eq!(err.kind(), Kind::Invalid, "{name}: {err}");
             assert!(
                 err.to_string().len() < 600,
@@ -642,11 +601,16 @@ mod tests {
         };
         options(&mut config).userns_options = Some(userns);
         options(&mut config).pid = cri::NamespaceMode::Container as i32;
-        check_sandbox(&config).unwrap();
+        check_sandbox(&config, CgroupDriver::Cgroupfs).unwrap();
 
         let userns = options(&mut config).userns_options.as_mut().unwrap();
         userns.mode = cri::NamespaceMode::Pod as i32;
-        assert_eq!(check_sandbox(&config).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(
+            check_sandbox(&config, CgroupDriver::Cgroupfs)
+                .unwrap_err()
+                .kind(),
+            Kind::Invalid
+        );
         let userns = options(&mut config).userns_options.as_mut().unwrap();
         userns.uids = vec![cri::IdMapping {
             host_id: 65_536,
@@ -654,7 +618,7 @@ mod tests {
             length: 65_536,
         }];
         userns.gids = userns.uids.clone();
-        check_sandbox(&config).unwrap();
+        check_sandbox(&config, CgroupDriver::Cgroupfs).unwrap();
     }
 
     // SEC-CRI-04

@@ -10,6 +10,7 @@
 mod accounts;
 mod capabilities;
 mod cdi;
+mod cgroup_driver;
 mod check;
 mod cpuset;
 mod devices;
@@ -41,6 +42,7 @@ use oci_spec::{
 };
 
 pub use cdi::{cdi_devices, inject_cdi};
+pub use cgroup_driver::CgroupDriver;
 pub use check::{check_container, check_runtime_handler, check_sandbox};
 pub use cpuset::check_cpuset;
 pub use error::{Error, Kind, quoted};

@@ -92,6 +92,19 @@ pub(super) fn absolute_or_empty<'de, D: Deserializer<'de>>(d: D) -> Result<PathB
     Ok(path)
 }
 
+/// A path, a slice of systemd by its name or its path, or empty.
+pub(super) fn cgroup_parent<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(d)?;
+    let text = path.to_str().unwrap_or_default();
+    if text.ends_with(".slice") {
+        berth_systemd::name::slice_of_caller(text)
+            .map_err(|why| de::Error::custom(format!("{text:?} {why}")))?;
+    } else if !text.is_empty() {
+        plain_absolute(&path).map_err(de::Error::custom)?;
+    }
+    Ok(path)
+}
+
 pub(super) fn state_dir<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
     let path = absolute(d)?;
     if path.as_os_str().len() > MAX_STATE_LEN {

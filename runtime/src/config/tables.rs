@@ -6,9 +6,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::keys::{
-    absolute, absolute_all, absolute_or_empty, endpoint, from_0_to_1_000_000, from_0_to_64,
-    from_1_to_64, from_1_to_100_000, from_100_ms_to_1_h, link_name, metrics_listen, mtu, subnet,
-    subnet_v6,
+    absolute, absolute_all, absolute_or_empty, cgroup_parent, endpoint, from_0_to_1_000_000,
+    from_0_to_64, from_1_to_64, from_1_to_100_000, from_100_ms_to_1_h, link_name, metrics_listen,
+    mtu, subnet, subnet_v6,
 };
 use crate::handler::Handler;
 
@@ -53,26 +53,30 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cgroup {
-    #[serde(deserialize_with = "absolute")]
+    /// A path for cgroupfs, a slice for systemd. Empty: the driver's own.
+    #[serde(deserialize_with = "cgroup_parent")]
     pub parent: PathBuf,
     pub driver: CgroupDriver,
 }
 
+/// As it is asked for; which it is then, [`crate::cgroup_driver`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
+    /// systemd where the machine is its, else cgroupfs.
+    Auto,
     Cgroupfs,
+    Systemd,
 }
 
 impl<'de> Deserialize<'de> for CgroupDriver {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(Self::Auto),
             "cgroupfs" => Ok(Self::Cgroupfs),
-            "systemd" => Err(de::Error::custom(
-                "key `driver`: the systemd driver is not built yet, allowed is \"cgroupfs\"",
-            )),
+            "systemd" => Ok(Self::Systemd),
             other => Err(de::Error::custom(format!(
-                "key `driver`: {other:?} is no cgroup driver, allowed is \"cgroupfs\""
+                "key `driver`: {other:?} is no cgroup driver, allowed are \"auto\", \"cgroupfs\" and \"systemd\""
             ))),
         }
     }
@@ -185,8 +189,8 @@ impl Default for Network {
 impl Default for Cgroup {
     fn default() -> Self {
         Self {
-            parent: "/berth-pods".into(),
-            driver: CgroupDriver::Cgroupfs,
+            parent: PathBuf::new(),
+            driver: CgroupDriver::Auto,
         }
     }
 }

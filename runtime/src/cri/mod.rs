@@ -76,7 +76,7 @@ impl RuntimeService for Service {
         &self,
         _: Request<RuntimeConfigRequest>,
     ) -> Answer<RuntimeConfigResponse> {
-        answer("RuntimeConfig", Ok(status::runtime_config()))
+        answer("RuntimeConfig", Ok(status::runtime_config(self)))
     }
 
     async fn update_runtime_config(

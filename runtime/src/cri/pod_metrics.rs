@@ -104,9 +104,13 @@ struct Readings {
 impl Readings {
     fn of(pod: &PodView, container: Option<&ContainerView>) -> Self {
         let metadata = pod.pod.config.metadata.clone().unwrap_or_default();
-        let parent = pod.pod.cgroup_parent();
         let (name, id, image, cgroup) = match container {
-            None => (String::new(), &pod.pod.id, String::new(), parent),
+            None => (
+                String::new(),
+                &pod.pod.id,
+                String::new(),
+                pod.pod.cgroup_parent.clone(),
+            ),
             Some(container) => {
                 let config = &container.record.config;
                 let image = config.image.clone().unwrap_or_default();
@@ -117,7 +121,7 @@ impl Readings {
                         named if named.is_empty() => image.image,
                         named => named,
                     },
-                    parent.join(&container.record.id),
+                    pod.pod.container_cgroup(&container.record.id),
                 )
             }
         };

@@ -159,7 +159,7 @@ fn info(service: &Service, view: &PodView) -> HashMap<String, String> {
         "hostname": pod.hostname(),
         "netns": view.netns,
         "userNamespace": berth_spec::user_namespace(&pod.config).map(user_namespace),
-        "cgroupParent": pod.cgroup_parent(),
+        "cgroupParent": pod.cgroup_parent,
         "resources": resources(&view.limits.resources),
         "overhead": resources(&view.limits.overhead),
         "bundle": pod.dir(),

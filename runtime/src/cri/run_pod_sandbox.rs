@@ -13,7 +13,7 @@ pub async fn run_pod_sandbox(
         .config
         .ok_or_else(|| Error::InvalidArgument("config is missing".into()))?;
     let node = &service.registry.node;
-    berth_spec::check_sandbox(&config)
+    berth_spec::check_sandbox(&config, node.cgroup.driver)
         .and_then(|()| berth_spec::check_sandbox_modules(&config, &node.host))
         .map_err(|source| Error::Spec {
             what: "pod sandbox".into(),

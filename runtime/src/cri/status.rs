@@ -96,6 +96,8 @@ fn info(service: &Service) -> HashMap<String, String> {
             "node".to_owned(),
             json!({
                 "cgroupV2": node.host.cgroup_v2,
+                "cgroupDriver": format!("{:?}", node.cgroup.driver).to_lowercase(),
+                "cgroupParent": node.cgroup.parent,
                 "swapAccounting": node.host.swap_accounting,
                 "hugetlb": node.host.hugetlb,
                 "apparmor": node.host.apparmor,
@@ -110,10 +112,14 @@ fn info(service: &Service) -> HashMap<String, String> {
     ])
 }
 
-pub fn runtime_config() -> RuntimeConfigResponse {
+pub fn runtime_config(service: &Service) -> RuntimeConfigResponse {
+    let driver = match service.registry.node.cgroup.driver {
+        berth_spec::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        berth_spec::CgroupDriver::Systemd => CgroupDriver::Systemd,
+    };
     RuntimeConfigResponse {
         linux: Some(LinuxRuntimeConfiguration {
-            cgroup_driver: CgroupDriver::Cgroupfs as i32,
+            cgroup_driver: driver as i32,
         }),
     }
 }

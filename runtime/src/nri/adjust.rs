@@ -423,9 +423,18 @@ impl Target<'_> {
         if path.is_empty() {
             return Ok(self.cgroup.clone());
         }
-        let parent = self.pod.cgroup_parent();
+        let parent = &self.pod.cgroup_parent;
         let cgroup: PathBuf = Path::new(path).components().collect();
         let what = format!("cgroup {path:?}");
+        if self.pod.is_by_systemd() {
+            let linux = self.spec.linux().as_ref();
+            let given = linux.and_then(|linux| linux.cgroups_path().as_deref());
+            if given == Some(Path::new(path)) {
+                return Ok(self.cgroup.clone());
+            }
+            let why = "the cgroup driver is systemd, and a container's scope has its id";
+            return Err(self.wrong(Field::CgroupsPath, &what, why));
+        }
         if !plain(path) || cgroup.parent() != Some(parent.as_path()) {
             let why = format!("it must lie right below the pod's, {}", parent.display());
             return Err(self.wrong(Field::CgroupsPath, &what, &why));

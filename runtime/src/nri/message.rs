@@ -31,7 +31,7 @@ fn sandbox(pod: &Pod, ips: Vec<String>, netns: String, pid: u32) -> api::PodSand
     let metadata = pod.config.metadata.clone().unwrap_or_default();
     let empty = cri::LinuxPodSandboxConfig::default();
     let config = pod.config.linux.as_ref().unwrap_or(&empty);
-    let parent = pod.cgroup_parent().display().to_string();
+    let parent = pod.cgroup_parent.display().to_string();
     let resources = |of: &Option<cri::LinuxContainerResources>| match of {
         Some(resources) => MessageField::some(limits::message(resources)),
         None => MessageField::none(),

@@ -26,6 +26,7 @@ use super::{
     teardown, unanswered, update,
 };
 use crate::{
+    cgroup_driver,
     checkpoint::restore::{Archive, Unpacked},
     error::Error,
     failpoint, nri,
@@ -96,7 +97,8 @@ impl Rooted {
         told: &mut Option<ContainerRecord>,
     ) -> Result<Self, Error> {
         let (node, id, dir) = (&pod.node, &plan.id, pod.container_dir(&plan.id));
-        let cgroup = pod.cgroup_parent().join(id);
+        let cgroup = pod.container_cgroup(id);
+        let in_spec = cgroup_driver::cgroups_path(&pod.cgroup_parent, id);
         let wrong = |source| Error::Spec {
             what: format!("container {}", name(&plan.config)),
             source,
@@ -133,7 +135,7 @@ impl Rooted {
             hosts: &pod.dir().join("hosts"),
             hostname: &pod.dir().join("hostname"),
             shm: &pod.shm(),
-            cgroup_path: &cgroup,
+            cgroup_path: &in_spec,
             cdi_spec_dirs: &node.config.runtime.cdi_spec_dirs,
             image_volumes: &image_volumes,
             apparmor_default: apparmor.as_ref().copied().map_err(String::as_str),
@@ -273,15 +275,15 @@ fn intend_cgroup(pod: &Pod, owner: &str, cgroup: PathBuf) -> Result<(), Error> {
 pub(super) fn intend_pause(pod: &Pod) -> Result<(), Error> {
     let _alone = teardown::cgroup_intents();
     intend_cgroups_of_pod(pod)?;
-    intend_cgroup(pod, &pod.id, pod.cgroup_parent().join(&pod.id))
+    intend_cgroup(pod, &pod.id, pod.container_cgroup(&pod.id))
 }
 
 /// Under [`teardown::cgroup_intents`].
 pub(super) fn intend_cgroups_of_pod(pod: &Pod) -> Result<(), Error> {
     let node = &pod.node;
-    for above in node.cgroups.missing(&pod.cgroup_parent()) {
+    for above in node.cgroups.missing(&pod.cgroup_parent) {
         // The parent of all pods is no pod's own.
-        if above != node.config.cgroup.parent {
+        if above != node.cgroup.parent {
             intend_cgroup(pod, &pod.id, above)?;
         }
     }

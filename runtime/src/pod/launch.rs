@@ -26,13 +26,15 @@ pub async fn start(pod: &Pod) -> Result<Shim, Error> {
     };
     // Before anything is made: what is missing is missing to begin with.
     let handler = node.handler_config(&pod.handler);
-    let front = handler.front().map_err(|why| Error::ShimStart {
-        path: handler.shim.clone(),
-        why: format!(
-            "{why}; key `runtime.handlers.{}.shim` names the binary",
-            pod.handler
-        ),
-    })?;
+    let front = handler
+        .front(pod.is_by_systemd())
+        .map_err(|why| Error::ShimStart {
+            path: handler.shim.clone(),
+            why: format!(
+                "{why}; key `runtime.handlers.{}.shim` names the binary",
+                pod.handler
+            ),
+        })?;
     let socket = node.shim_socket(&pod.id);
     node.ledger
         .intend(&pod.id, &Object::Shim(socket.clone()))

@@ -64,7 +64,7 @@ use std::{
 
 use berth_proto::cri;
 
-use crate::node::Node;
+use crate::{cgroup_driver, node::Node};
 
 /// What of a pod never changes. Shared by its driver and the work under way.
 #[derive(Debug)]
@@ -76,6 +76,8 @@ pub struct Pod {
     pub handler: String,
     /// ns since the epoch
     pub created_at: i64,
+    /// Its cgroup, relative to the root of each hierarchy.
+    pub cgroup_parent: PathBuf,
 }
 
 /// What makes two RunPodSandbox the same.
@@ -153,11 +155,21 @@ impl Pod {
         }
     }
 
-    /// The pod's cgroup, relative to the root of each hierarchy.
-    pub fn cgroup_parent(&self) -> PathBuf {
-        match self.config.linux.as_ref().map(|l| l.cgroup_parent.as_str()) {
-            None | Some("") => self.node.config.cgroup.parent.join(&self.id),
-            Some(parent) => Path::new("/").join(parent.trim_start_matches('/')),
-        }
+    /// Its cgroups are units of systemd.
+    pub fn is_by_systemd(&self) -> bool {
+        cgroup_driver::is_slice(&self.cgroup_parent)
+    }
+
+    /// A container's cgroup, relative to the root of each hierarchy.
+    pub fn container_cgroup(&self, container_id: &str) -> PathBuf {
+        cgroup_driver::of_container(&self.cgroup_parent, container_id)
+    }
+
+    /// The pod's cgroup where no caller has named it: nobody else's.
+    pub fn own_cgroup(&self) -> Option<&Path> {
+        let linux = self.config.linux.as_ref();
+        linux
+            .is_none_or(|linux| linux.cgroup_parent.is_empty())
+            .then_some(&self.cgroup_parent)
     }
 }

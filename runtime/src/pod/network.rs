@@ -32,7 +32,7 @@ pub fn request(pod: &Pod) -> Result<AttachRequest, Error> {
             searches: dns.searches,
             options: dns.options,
         },
-        cgroup_path: Some(pod.cgroup_parent()),
+        cgroup_path: Some(pod.cgroup_parent.clone()),
         annotations: config
             .annotations
             .iter()

@@ -59,7 +59,7 @@ pub fn plan(pod: &Pod, limits: &PodLimits) -> Result<Plan, Error> {
     for part in [&limits.resources, &limits.overhead] {
         berth_spec::container_limits(part, host).map_err(wrong)?;
     }
-    let cgroup = pod.cgroup_parent();
+    let cgroup = &pod.cgroup_parent;
     if !is_ours(pod)? {
         tracing::debug!(pod_id = %pod.id, cgroup = %cgroup.display(), "the cgroup is the caller's: its limits stay");
         return Ok(Plan(None));
@@ -73,7 +73,7 @@ pub fn plan(pod: &Pod, limits: &PodLimits) -> Result<Plan, Error> {
         }),
         ..Default::default()
     };
-    berth_spec::check_cpuset(&config, &cgroup, host).map_err(wrong)?;
+    berth_spec::check_cpuset(&config, cgroup, host).map_err(wrong)?;
     for note in notes {
         tracing::warn!(pod_id = %pod.id, "{note}");
     }
@@ -82,12 +82,12 @@ pub fn plan(pod: &Pod, limits: &PodLimits) -> Result<Plan, Error> {
 
 /// Berth has made the pod's cgroup, or is the one who will.
 fn is_ours(pod: &Pod) -> Result<bool, Error> {
-    let (node, cgroup) = (&pod.node, pod.cgroup_parent());
+    let (node, cgroup) = (&pod.node, &pod.cgroup_parent);
     let objects = node
         .ledger
         .outstanding(&pod.id)
         .map_err(Error::io("read ledger of", &pod.id))?;
-    Ok(objects.contains(&Object::Cgroup(cgroup.clone())) || !node.cgroups.exists(&cgroup))
+    Ok(objects.contains(&Object::Cgroup(cgroup.clone())) || !node.cgroups.exists(cgroup))
 }
 
 /// Makes the pod's cgroup where it is missing, and limits it: all limits, or none of them.

@@ -42,6 +42,9 @@ pub struct PodRecord {
     /// Limits as they are now, where they are no longer those of `config`.
     #[serde(default)]
     pub limits: Option<PodLimits>,
+    /// Its cgroup by the driver that it was made with. Empty in records of before there was more than one.
+    #[serde(default)]
+    pub cgroup_parent: PathBuf,
 }
 
 /// What a pod may use, and what it costs beyond its containers.

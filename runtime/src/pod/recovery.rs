@@ -341,6 +341,7 @@ async fn sweep_orphans(registry: &Arc<Registry>) {
             timeline: Default::default(),
             why: String::new(),
             limits: None,
+            cgroup_parent: Default::default(),
         };
         let driver = registry.adopt(record);
         let swept = teardown::surroundings(&driver.pod, None).await;

@@ -170,6 +170,7 @@ impl Registry {
             timeline: Timeline::default(),
             why: String::new(),
             limits: None,
+            cgroup_parent: Default::default(),
         };
         let (handle, driver) = self.enter(&mut inner, record);
         tokio::spawn(driver.create());
@@ -181,13 +182,19 @@ impl Registry {
         self.enter(&mut self.lock(), record).1
     }
 
-    fn enter(self: &Arc<Self>, inner: &mut Inner, record: PodRecord) -> (Arc<Handle>, Driver) {
+    fn enter(self: &Arc<Self>, inner: &mut Inner, mut record: PodRecord) -> (Arc<Handle>, Driver) {
+        if record.cgroup_parent.as_os_str().is_empty() {
+            let linux = record.config.linux.as_ref();
+            let named = linux.map_or("", |linux| linux.cgroup_parent.as_str());
+            record.cgroup_parent = self.node.cgroup.of_pod(named, &record.id);
+        }
         let pod = Arc::new(Pod {
             node: self.node.clone(),
             id: record.id.clone(),
             config: record.config.clone(),
             handler: record.runtime_handler.clone(),
             created_at: record.created_at,
+            cgroup_parent: record.cgroup_parent.clone(),
         });
         let (events, queue) = mpsc::channel(QUEUE);
         let view = RwLock::new(Arc::new(PodView::unborn(pod.clone())));

@@ -63,6 +63,7 @@ impl<'a> Reserved<'a> {
                 timeline: Timeline::default(),
                 why: String::new(),
                 limits: None,
+                cgroup_parent: pod.cgroup_parent.clone(),
             },
         };
         match reserved.write() {
@@ -258,7 +259,8 @@ fn options(pod: &Pod) -> Result<SandboxOptions, Error> {
         uts: namespace_mode(namespaces.network).into(),
         pid: namespace_mode(namespaces.pid).into(),
         sysctls: sysctls.into_iter().collect(),
-        cgroup_parent: pod.cgroup_parent().display().to_string(),
+        cgroup_parent: pod.cgroup_parent.display().to_string(),
+        systemd_cgroup: pod.is_by_systemd(),
         exits_dir: pod.node.exits_dir(&pod.id).display().to_string(),
         oom_score_adj: match pod.node.host.can_lower_oom_score {
             true => SANDBOX_OOM_SCORE_ADJ,

@@ -13,6 +13,7 @@ use tonic::Code;
 
 use super::{Pod, image_volumes, launch, mounts, shim::Shim};
 use crate::{
+    cgroup_driver::is_slice,
     error::Error,
     failpoint,
     node::Node,
@@ -45,8 +46,10 @@ pub async fn surroundings(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
     })?;
     failpoint::at(|| berth_failpoint::site!("pod.stop.detached"))?;
     // A parent that the caller named may serve other pods, too.
-    let own = pod.node.config.cgroup.parent.join(&pod.id);
-    cgroups(&pod.node, &pod.id, Some(&own))
+    match pod.own_cgroup() {
+        Some(own) => cgroups(&pod.node, &pod.id, Of::Pod(own)),
+        None => cgroups(&pod.node, &pod.id, Of::Parents),
+    }
 }
 
 /// Removes the bundle and, last of all, the record. Whatever fails, the record stays: somebody must know of what is left.
@@ -111,7 +114,7 @@ pub fn unroot(pod: &Pod, container_id: &str) -> Result<(), Error> {
     if rootfs.exists() {
         mounts::gone(&pod.node.ledger, container_id, &rootfs)?;
     }
-    cgroups(&pod.node, container_id, None)
+    cgroups(&pod.node, container_id, Of::Container)
 }
 
 /// Held by whoever writes down the cgroups of a container to be made, and by [`strike_unmade_cgroups`]: one for all pods, for it is
@@ -128,8 +131,11 @@ pub fn cgroup_intents() -> MutexGuard<'static, ()> {
 /// engine began. Another create of the pod that is under way may be about to make them: then they stay.
 fn strike_unmade_cgroups(pod: &Pod) -> Result<(), Error> {
     let node = &pod.node;
-    let is_unmade =
-        |object: &Object| matches!(object, Object::Cgroup(at) if !node.cgroups.exists(at));
+    // Of a slice a directory tells nothing: systemd may have it for active without one. It is stopped with the pod.
+    let is_unmade = |object: &Object| match object {
+        Object::Cgroup(at) => !is_slice(at) && !node.cgroups.exists(at),
+        _ => false,
+    };
     let unmade = |owner: &str| -> Result<Vec<Object>, Error> {
         let mut objects = outstanding(node, owner)?;
         objects.retain(is_unmade);
@@ -194,11 +200,25 @@ pub fn sweep(node: &Node, owner: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The cgroups that the ledger has of `owner`. `own`: the one that is nobody else's, to be removed with what is in it.
-fn cgroups(node: &Node, owner: &str, own: Option<&Path>) -> Result<(), Error> {
+/// Which of an owner's cgroups are nobody else's, to be removed with what is in them.
+#[derive(Debug, Clone, Copy)]
+enum Of<'a> {
+    Container,
+    Pod(&'a Path),
+    /// A pod whose cgroup the caller has named.
+    Parents,
+}
+
+/// The cgroups that the ledger has of `owner`.
+fn cgroups(node: &Node, owner: &str, of: Of<'_>) -> Result<(), Error> {
     for object in outstanding(node, owner)?.into_iter().rev() {
         if let Object::Cgroup(cgroup) = &object {
-            if own.is_none_or(|own| own == cgroup) {
+            let own = match of {
+                Of::Container => true,
+                Of::Pod(own) => own == cgroup,
+                Of::Parents => false,
+            };
+            if own {
                 node.cgroups
                     .remove(cgroup)
                     .map_err(Error::io("remove cgroup", cgroup))?;

@@ -51,7 +51,7 @@ pub(super) fn plan(
     let mut config = record.config.clone();
     let linux = config.linux.get_or_insert_default();
     linux.resources = Some(change.clone());
-    let cgroup = pod.cgroup_parent().join(&record.id);
+    let cgroup = pod.container_cgroup(&record.id);
     berth_spec::check_cpuset(&config, &cgroup, &pod.node.host).map_err(wrong)?;
     let (mut oci, _) = berth_spec::container_limits(&together(change, &resources), &pod.node.host)
         .map_err(wrong)?;

@@ -148,7 +148,7 @@ fn look(places: &Places) -> io::Result<BTreeSet<Finding>> {
         }
     }
     for (object, owner) in &books.entries {
-        if !kernel.has(places, object) {
+        if !kernel.has(places, object) && !ends_by_itself(object) {
             let detail = format!(
                 "of {owner}: it is in the ledger; berthd strikes it off when it removes {}",
                 named(owner)
@@ -241,6 +241,16 @@ fn outlived(books: &Books, object: &Object) -> bool {
             .file_stem()
             .and_then(|name| name.to_str())
             .is_some_and(|name| books.pods.contains(name)),
+        _ => false,
+    }
+}
+
+/// systemd takes the directory of a unit away as it likes: a scope's with its last process. berthd strikes them off with the container and the pod.
+fn ends_by_itself(object: &Object) -> bool {
+    match object {
+        Object::Cgroup(path) => path
+            .extension()
+            .is_some_and(|kind| kind == "scope" || kind == "slice"),
         _ => false,
     }
 }

@@ -22,6 +22,8 @@ pub struct Create {
     pub stdio: Stdio,
     /// A console is made and its master comes back; `stdio` is not used.
     pub tty: bool,
+    /// Its cgroup, `slice:prefix:name`, is made as a scope by systemd.
+    pub systemd_cgroup: bool,
     /// Its processes are those of a checkpoint. They stand still until the start.
     pub restore: Option<Restore>,
 }

@@ -154,10 +154,12 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
         }
     }
     let cgroup_path = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
-    let cgroup = Cgroup::at(cgroup_path.ok_or_else(|| refuse("has no linux.cgroupsPath"))?)?;
+    let cgroup_path = cgroup_path.ok_or_else(|| refuse("has no linux.cgroupsPath"))?;
+    let cgroup = Cgroup::by(request.systemd_cgroup, cgroup_path)?;
 
     Record {
         cgroup: cgroup.path().to_owned(),
+        systemd_cgroup: request.systemd_cgroup,
         bundle: request.bundle.clone(),
         no_new_privileges: process.no_new_privileges() == Some(true),
         seccomp: linux.seccomp().is_some(),
@@ -165,11 +167,7 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
     }
     .write(&request.directory)?;
     berth_failpoint::site!("engine.create.recorded").map_err(Error::io("record the container"))?;
-    cgroup.create()?;
-    let notes = match linux.resources() {
-        Some(resources) => cgroup.apply(resources)?,
-        None => Vec::new(),
-    };
+    let notes = cgroup.make(linux.resources().as_ref())?;
     berth_failpoint::site!("engine.create.limited").map_err(Error::io("limit the container"))?;
     let filter = match linux.seccomp() {
         Some(profile) => Some(filter::prepare(
@@ -270,7 +268,10 @@ fn by_libcontainer(
     process::adjust_oom_score(None, &process)?;
     process.set_oom_score_adj(None);
     // libcontainer gets what it is to do, and the capabilities that the last steps need on top of the request.
-    linux.set_seccomp(None).set_resources(None);
+    linux
+        .set_seccomp(None)
+        .set_resources(None)
+        .set_cgroups_path(Some(cgroup.path().into()));
     // It knows these without their "r", and means them recursively.
     let propagation = linux.rootfs_propagation().as_deref();
     if let Some(name) = propagation.and_then(|name| name.strip_prefix('r')) {

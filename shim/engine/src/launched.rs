@@ -119,7 +119,7 @@ impl Launched {
     pub fn cgroup(&self, id: &str) -> Result<Cgroup, Error> {
         let record = Record::read(&self.directory(id)?)?
             .ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
-        Ok(Cgroup::at(&record.cgroup)?)
+        Ok(record.cgroup()?)
     }
 
     /// What this machine could not do of a container's limits, to be logged once.
@@ -159,7 +159,7 @@ impl Launched {
     /// Ends and removes all that a container's record names. Idempotent.
     fn clean_up(&self, directory: &Path) -> Result<(), Error> {
         if let Some(record) = Record::read(directory)? {
-            let cgroup = Cgroup::at(&record.cgroup)?;
+            let cgroup = record.cgroup()?;
             cgroup.kill()?;
             cgroup.remove()?;
         }
@@ -195,6 +195,7 @@ impl Engine for Launched {
             seccomp_cache_dir: self.config.seccomp_cache_dir.clone(),
             maker: self.config.maker,
             tty: create.tty,
+            systemd_cgroup: create.systemd_cgroup,
             restore: create.restore.map(|restore| RestoreRequest {
                 criu: restore.criu,
                 images: restore.images,

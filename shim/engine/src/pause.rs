@@ -38,6 +38,8 @@ pub struct Pause {
     pub user: Option<UserNamespace>,
     /// The pod's cgroup, for an engine whose pause is a container.
     pub cgroup_parent: String,
+    /// `cgroup_parent` is a slice of systemd's, and the pause's cgroup is to be a scope in it.
+    pub systemd_cgroup: bool,
 }
 
 /// Maps of a user namespace, as specs have them.

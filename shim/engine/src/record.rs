@@ -16,7 +16,7 @@ use std::{
 use oci_spec::runtime::LinuxMemoryPolicy;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, cgroup::Cgroup};
 
 /// Far longer than a record is.
 const MAX_RECORD_BYTES: u64 = 64 << 10;
@@ -24,6 +24,9 @@ const MAX_RECORD_BYTES: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub cgroup: String,
+    /// The cgroup is a unit of systemd.
+    #[serde(default)]
+    pub systemd_cgroup: bool,
     pub bundle: PathBuf,
     pub no_new_privileges: bool,
     pub seccomp: bool,
@@ -39,6 +42,10 @@ pub(crate) fn seccomp_path(directory: &Path) -> PathBuf {
 }
 
 impl Record {
+    pub(crate) fn cgroup(&self) -> Result<Cgroup, Error> {
+        Ok(Cgroup::by(self.systemd_cgroup, &self.cgroup)?)
+    }
+
     /// Whole or not there: by rename.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), Error> {
         let path = directory.join(NAME);

@@ -38,6 +38,7 @@ pub(crate) struct CreateRequest {
     pub seccomp_cache_dir: Option<PathBuf>,
     pub maker: Maker,
     pub tty: bool,
+    pub systemd_cgroup: bool,
     pub restore: Option<RestoreRequest>,
 }
 
@@ -199,6 +200,11 @@ impl From<Error> for Failure {
                 file,
                 value: cut(value),
                 errno: source.raw_os_error().unwrap_or_default(),
+            },
+            // A machine without what the driver needs: none of the request's doing.
+            Error::Cgroup(CgroupError::Systemd { path, reason }) => Failure::Unfit {
+                step: cut(format!("make cgroup {path}")),
+                reason: cut(reason),
             },
             Error::Sysctl { name, reason } => Failure::Sysctl {
                 name: cut(name),

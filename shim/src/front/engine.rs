@@ -39,7 +39,8 @@ impl Engine for Front {
         let failed = |error: ShimError| self.failed("make the pod's pause", error);
         leftovers::ensure_dir(&self.dir).map_err(failed)?;
         pause::write(&bundle, &self.pod_id, pause).map_err(failed)?;
-        let cgroup = Cgroup::at(&pause::cgroup(&pause.cgroup_parent, &self.pod_id))?;
+        let cgroup = pause::cgroup(pause, &self.pod_id);
+        let cgroup = Cgroup::by(pause.systemd_cgroup, &cgroup)?;
         let container = Container {
             bundle: bundle.clone(),
             cgroup: Some(cgroup),
@@ -70,6 +71,7 @@ impl Engine for Front {
             bundle,
             stdio,
             tty,
+            systemd_cgroup,
             restore,
         } = create;
         if restore.is_some() {
@@ -79,7 +81,7 @@ impl Engine for Front {
         let cgroup = pause::introduce(&bundle, &self.pod_id, tty)
             .map_err(|error| self.failed(step(), error))?
             .as_deref()
-            .map(Cgroup::at)
+            .map(|path| Cgroup::by(systemd_cgroup, path))
             .transpose()?;
         let streams = Streams::lay(self.name(), stdio)?;
         let container = Container {

@@ -21,8 +21,15 @@ const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 const NOBODY: u32 = 65535;
 
 /// The cgroup of a pod's pause, as that of a container whose id is the pod's.
-pub fn cgroup(parent: &str, pod_id: &str) -> String {
-    format!("{}/{pod_id}", parent.trim_end_matches('/'))
+pub fn cgroup(pause: &Pause, pod_id: &str) -> String {
+    let parent = pause.cgroup_parent.trim_end_matches('/');
+    match pause.systemd_cgroup {
+        true => {
+            let slice = parent.rsplit('/').next().unwrap_or_default();
+            format!("{slice}:berth:{pod_id}")
+        }
+        false => format!("{parent}/{pod_id}"),
+    }
 }
 
 /// Writes the bundle. It is there already where a start is tried again.
@@ -102,7 +109,7 @@ fn spec(pod_id: &str, pause: &Pause) -> Value {
         "linux": {
             "namespaces": namespaces,
             "sysctl": sysctls,
-            "cgroupsPath": cgroup(&pause.cgroup_parent, pod_id),
+            "cgroupsPath": cgroup(pause, pod_id),
             "resources": { "devices": [{ "allow": false, "access": "rwm" }], "cpu": { "shares": 2 } },
             "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
                 "/proc/sched_debug", "/proc/scsi"],
@@ -187,6 +194,7 @@ mod tests {
             oom_score_adj: Some(-998),
             user: None,
             cgroup_parent: "/pods/a/".into(),
+            systemd_cgroup: false,
         };
         let spec = spec("p", &pause);
         assert_eq!(
@@ -194,6 +202,12 @@ mod tests {
             json!([{ "type": "mount" }, { "type": "network", "path": "/run/n" }, { "type": "ipc" }, { "type": "uts" }])
         );
         assert_eq!(spec["linux"]["cgroupsPath"], "/pods/a/p");
+        let by_systemd = Pause {
+            cgroup_parent: "/a.slice/a-b.slice".into(),
+            systemd_cgroup: true,
+            ..Pause::default()
+        };
+        assert_eq!(cgroup(&by_systemd, "p"), "a-b.slice:berth:p");
         assert_eq!(spec["linux"]["sysctl"]["net.ipv4.ip_forward"], "1");
         assert_eq!(spec["process"]["oomScoreAdj"], -998);
         assert_eq!(spec["process"]["capabilities"]["bounding"], json!([]));

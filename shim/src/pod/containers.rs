@@ -73,9 +73,12 @@ impl Pod {
     ) -> Result<Arc<Container>, Error> {
         let options: Option<CreateOptions> =
             unpack(&request.options, "berth.shim.v1.CreateOptions")?;
-        if options.is_none() {
-            runtime_options::check(&request.options)?;
-        }
+        let systemd_cgroup = match (&options, self.sandbox()) {
+            (None, _) => runtime_options::taken(&request.options)?.systemd_cgroup,
+            (Some(_), Sandbox::Running { setup, .. }) => setup.options.systemd_cgroup,
+            // Refused further on.
+            (Some(_), _) => false,
+        };
         let bundle = PathBuf::from(&request.bundle);
         if !bundle.is_absolute() {
             return Err(Error::invalid(
@@ -87,13 +90,19 @@ impl Pod {
         let mounts = std::mem::take(&mut request.rootfs);
         if mounts.is_empty() {
             return self
-                .make_on(request, creation, options, bundle, false)
+                .make_on(request, creation, (options, systemd_cgroup), bundle, false)
                 .await;
         }
         let at = bundle.clone();
         blocking("mount", move || rootfs::mount(&at, &mounts)).await?;
         let made = self
-            .make_on(request, creation, options, bundle.clone(), true)
+            .make_on(
+                request,
+                creation,
+                (options, systemd_cgroup),
+                bundle.clone(),
+                true,
+            )
             .await;
         if made.is_err()
             && let Err(undo) = rootfs::unmount(&bundle)
@@ -108,7 +117,7 @@ impl Pod {
         self: &Arc<Self>,
         request: CreateTaskRequest,
         creation: Option<TaskCreate>,
-        options: Option<CreateOptions>,
+        (options, systemd_cgroup): (Option<CreateOptions>, bool),
         bundle: PathBuf,
         mounted: bool,
     ) -> Result<Arc<Container>, Error> {
@@ -127,7 +136,7 @@ impl Pod {
         let cgroup = summary
             .cgroups_path
             .as_deref()
-            .map(Cgroup::at)
+            .map(|path| Cgroup::by(systemd_cgroup, path))
             .transpose()?;
         // Under another runtime fifos are all that there is.
         let under_berth = options.is_some();
@@ -159,8 +168,12 @@ impl Pod {
             bundle: bundle.clone(),
             stdio,
             tty,
+            systemd_cgroup,
             restore,
         };
+        if let Some(cgroup) = &cgroup {
+            self.oom_accounts.open(cgroup);
+        }
         let made = blocking("create", move || Ok(engine.create(create)?)).await;
         let made = made.and_then(|process| {
             berth_failpoint::site!("shim.create.made")
@@ -173,6 +186,9 @@ impl Pod {
             Ok(made) => made,
             Err(error) => {
                 let engine = self.engine.clone();
+                if let Some(cgroup) = &cgroup {
+                    let _ = self.oom_accounts.close(cgroup);
+                }
                 if let Err(undo) = blocking("delete", move || Ok(engine.delete(&id)?)).await {
                     journal!("undo create: {undo}");
                 }

@@ -35,11 +35,12 @@ impl Pod {
         let Ok(exit) = exited.await else { return };
         let cgroup = container.cgroup.clone();
         let kill_rest = !container.own_pid_namespace;
+        let pod = self.clone();
         let memory = blocking("look at a cgroup", move || {
             let Some(cgroup) = cgroup else {
                 return Ok((0, None));
             };
-            let oom_kills = cgroup.oom_kills()?;
+            let oom_kills = pod.oom_accounts.close(&cgroup)?;
             let limited = match oom_kills {
                 0 => None,
                 _ => cgroup.oom_limit()?,

@@ -94,6 +94,7 @@ impl Pod {
             oom_score_adj: Some(options.oom_score_adj),
             user: user_namespace::asked(options),
             cgroup_parent: options.cgroup_parent.clone(),
+            systemd_cgroup: options.systemd_cgroup,
         };
         let making = self.reaper.making();
         let engine = self.engine.clone();

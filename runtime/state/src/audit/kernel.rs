@@ -27,6 +27,18 @@ pub fn is_id(name: &str) -> bool {
     name.len() == 64 && is_hex(name)
 }
 
+/// Whose a cgroup is by its name: an id, or with systemd's driver a slice or a scope whose name ends with one (`berth-<id>.scope`).
+fn id_of_cgroup(name: &str) -> Option<&str> {
+    let unit = name
+        .strip_suffix(".scope")
+        .or_else(|| name.strip_suffix(".slice"));
+    let id = match unit {
+        Some(unit) => unit.rsplit('-').next()?,
+        None => name,
+    };
+    is_id(id).then_some(id)
+}
+
 fn is_hex(name: &str) -> bool {
     name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -302,8 +314,7 @@ impl Kernel {
             }
             let name = entry.file_name();
             let below = at.join(&name);
-            let id = name.to_str().filter(|name| is_id(name));
-            if let Some(id) = id {
+            if let Some(id) = name.to_str().and_then(id_of_cgroup) {
                 let ours = books.knows(id) || parents.contains(at);
                 if ours {
                     self.found.insert(
@@ -466,6 +477,22 @@ fn unescape(word: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_is_told_by_the_id_in_its_name() {
+        let id = "0f".repeat(32);
+        for name in [
+            id.clone(),
+            format!("berth-{id}.scope"),
+            format!("berth-{id}.slice"),
+            format!("a-b-{id}.slice"),
+        ] {
+            assert_eq!(id_of_cgroup(&name), Some(id.as_str()), "{name}");
+        }
+        for name in ["berth.slice", "kubepods-pod1_2.slice", "x.scope", "-.slice"] {
+            assert_eq!(id_of_cgroup(name), None);
+        }
+    }
 
     #[test]
     fn paths_of_mountinfo_are_unescaped() {

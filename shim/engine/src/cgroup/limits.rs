@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use berth_systemd::{Property, property};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
 use super::{Cgroup, Error, devices, hierarchy::Hierarchies};
@@ -84,19 +85,39 @@ impl Before {
     }
 }
 
+/// `tell`: whoever else writes these files hears of it once the kernel has taken them.
 pub(super) fn change(
     cgroup: &Cgroup,
     machine: &Hierarchies,
     resources: &LinuxResources,
+    tell: impl FnOnce() -> Result<(), Error>,
 ) -> Result<Vec<String>, Error> {
     let mut before = Before::default();
     let written = write_all(cgroup, machine, resources, |write| {
         before.keep(cgroup, machine, write)
     });
-    if written.is_err() {
+    let told = written.and_then(|notes| {
+        tell()?;
+        if cgroup.is_by_systemd() {
+            // It has written them once more, to whole percents.
+            let writes = plan_v2(resources);
+            for write in &writes {
+                execute(cgroup, machine, write, &writes)?;
+            }
+        }
+        Ok(notes)
+    });
+    if told.is_err() {
         before.put_back();
     }
-    written
+    told
+}
+
+/// The same limits as systemd is told of them.
+pub(super) fn properties(resources: &LinuxResources) -> Vec<Property> {
+    let writes = plan_v2(resources);
+    let of_file = |write: &Write| property::of_file(&write.file, &write.value);
+    writes.iter().flat_map(of_file).collect()
 }
 
 pub(super) fn apply(
@@ -491,6 +512,30 @@ mod tests {
                 "hugetlb.1GB.max=0",
             ]
         );
+    }
+
+    #[test]
+    fn systemd_is_told_of_the_same_limits() {
+        use berth_systemd::property::Value;
+        let told = properties(&resources(SPEC));
+        let number = |name| {
+            told.iter().find_map(|property| match property.value {
+                Value::Number(value) if property.name == name => Some(value),
+                _ => None,
+            })
+        };
+        for (name, value) in [
+            ("CPUWeight", 59),
+            ("CPUQuotaPerSecUSec", 200_000),
+            ("CPUQuotaPeriodUSec", 100_000),
+            ("MemoryMax", 32 << 20),
+            ("MemorySwapMax", 0),
+            ("TasksMax", 64),
+        ] {
+            assert_eq!(number(name), Some(value), "{name}");
+        }
+        // And of the processors.
+        assert_eq!(told.len(), 7, "{told:?}");
     }
 
     #[test]

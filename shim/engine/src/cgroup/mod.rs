@@ -1,9 +1,10 @@
-//! One interface over cgroup v1 and v2: the cgroupfs driver.
+//! One interface over cgroup v1 and v2, and over who makes them: we ourselves in the file system, or systemd.
 //!
 //! - `hierarchy`: which hierarchies this machine has, found once
 //! - `devices`: v2's device rules
 //! - `limits`: what an OCI resource becomes, as a list of files and values
 //! - `oom`: word of a cgroup that runs out of memory
+//! - `systemd`: the systemd driver: scopes and slices instead of directories
 //! - `stats`: the figures that the kubelet asks for; `block_io` those of block devices, `pressure` those of stalls
 //!
 //! A [`Cgroup`] is a path from the root of the hierarchies, and exists in every one of them under the same path, the named and
@@ -15,7 +16,7 @@
 //! (zbus, with its own executor threads) into a shim that is to be small and, before its runtime starts, single-threaded.
 //!
 //! A path in systemd's form (`slice:prefix:name`, which containerd's CRI makes of every parent in `.slice`) is the cgroup that systemd would
-//! make of it, made without systemd. Seat: the systemd driver (transient units over D-Bus) goes beside this one.
+//! make of it: made without systemd by [`Cgroup::at`], and as a unit by [`Cgroup::by_systemd`].
 
 mod block_io;
 mod devices;
@@ -24,6 +25,7 @@ mod limits;
 mod oom;
 mod pressure;
 mod stats;
+mod systemd;
 
 use std::{
     fs::{self, File},
@@ -35,6 +37,7 @@ use std::{
 };
 
 use berth_kernel::pidfd;
+use berth_systemd::Started;
 use oci_spec::runtime::LinuxResources;
 
 pub use block_io::DeviceIo;
@@ -89,6 +92,9 @@ pub enum Error {
         "cgroup {path} was not frozen after {waited_ms} ms: a process of it waits in the kernel, uninterruptible"
     )]
     Unfrozen { path: String, waited_ms: u64 },
+    /// The systemd driver: what systemd, D-Bus or this machine had against it.
+    #[error("cgroup {path}: {reason}")]
+    Systemd { path: String, reason: String },
     #[error("cgroup {path}: {what} limits are not built")]
     Unsupported { path: String, what: &'static str },
     #[error("set {file} of cgroup {path} to {value:?}: {source}")]
@@ -112,6 +118,8 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     path: String,
+    /// systemd's, as the unit that the path ends with.
+    is_unit: bool,
 }
 
 impl Cgroup {
@@ -119,7 +127,7 @@ impl Cgroup {
     /// form, `slice:prefix:name`.
     pub fn at(path: &str) -> Result<Cgroup, Error> {
         if !path.starts_with('/')
-            && let Some(path) = path_of_systemd(path)
+            && let Some(path) = systemd::path_of(path)
         {
             return Cgroup::at(&path);
         }
@@ -150,6 +158,53 @@ impl Cgroup {
         }
         Ok(Cgroup {
             path: path.to_owned(),
+            is_unit: false,
+        })
+    }
+
+    /// Names a cgroup that systemd makes: `slice:prefix:name`, or the path of a slice or scope. It needs cgroup v2 and systemd as PID 1, which
+    /// whatever makes or changes it asks for.
+    pub fn by_systemd(path: &str) -> Result<Cgroup, Error> {
+        let cgroup = Cgroup::at(path)?;
+        if berth_systemd::name::unit_of(&cgroup.path).is_none() {
+            return Err(Error::Path {
+                path: cgroup.path,
+                reason: "is no unit of systemd; with the systemd driver it must be slice:prefix:name",
+            });
+        }
+        Ok(Cgroup {
+            is_unit: true,
+            ..cgroup
+        })
+    }
+
+    /// [`Cgroup::by_systemd`] or [`Cgroup::at`].
+    pub fn by(systemd: bool, path: &str) -> Result<Cgroup, Error> {
+        match systemd {
+            true => Cgroup::by_systemd(path),
+            false => Cgroup::at(path),
+        }
+    }
+
+    /// It is a unit: its directory goes when systemd likes.
+    pub fn is_by_systemd(&self) -> bool {
+        self.is_unit
+    }
+
+    fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+
+    fn unit(&self) -> Option<&str> {
+        self.is_unit.then(|| self.name())
+    }
+
+    /// The one above it; none: it is right below the root.
+    pub fn parent(&self) -> Option<Cgroup> {
+        let (above, _) = self.path.rsplit_once('/')?;
+        (!above.is_empty()).then(|| Cgroup {
+            path: above.to_owned(),
+            is_unit: self.is_unit,
         })
     }
 
@@ -183,6 +238,30 @@ impl Cgroup {
         ))
     }
 
+    /// Makes a container's, limited, and answers as [`Cgroup::apply`]. By systemd the calling process is in it afterwards, and has to stay until another
+    /// is: it is the worker that makes the container.
+    pub fn make(&self, resources: Option<&LinuxResources>) -> Result<Vec<String>, Error> {
+        if let Some(unit) = self.unit() {
+            systemd::start_scope(self, unit, resources)?;
+        }
+        // What systemd has made lacks the controllers that it does not know.
+        self.create()?;
+        resources.map_or_else(|| Ok(Vec::new()), |resources| self.apply(resources))
+    }
+
+    /// Makes a pod's where it is missing, and changes its limits: all of them, or none.
+    pub fn ensure(&self, resources: &LinuxResources) -> Result<Vec<String>, Error> {
+        let started = match self.unit() {
+            None => Started::Exists,
+            Some(unit) => systemd::start_slice(self, unit, resources)?,
+        };
+        self.create()?;
+        match started {
+            Started::Started => self.apply(resources),
+            Started::Exists => self.change(resources),
+        }
+    }
+
     /// Makes it, and what is missing above it, in every hierarchy. Idempotent. On an error nothing is undone: [`Cgroup::remove`].
     pub fn create(&self) -> Result<(), Error> {
         for hierarchy in Hierarchies::of_this_machine()?.all() {
@@ -199,7 +278,11 @@ impl Cgroup {
 
     /// [`Cgroup::apply`] to a cgroup in use: where one limit is refused, those that were written before it are put back.
     pub fn change(&self, resources: &LinuxResources) -> Result<Vec<String>, Error> {
-        limits::change(self, Hierarchies::of_this_machine()?, resources)
+        let tell = || match self.unit() {
+            None => Ok(()),
+            Some(unit) => systemd::change(self, unit, resources),
+        };
+        limits::change(self, Hierarchies::of_this_machine()?, resources, tell)
     }
 
     /// Moves a process in, in every hierarchy. Dear: the kernel holds up every fork and exit of the machine for it, and waits
@@ -359,6 +442,9 @@ impl Cgroup {
 
     /// Removes it and what is below, in every hierarchy. Idempotent. Its processes must be gone.
     pub fn remove(&self) -> Result<(), Error> {
+        if let Some(unit) = self.unit() {
+            systemd::gone(self, unit);
+        }
         for directory in self.directories()? {
             remove_tree(&directory)?;
         }
@@ -398,40 +484,6 @@ impl Entrance {
         }
         Ok(())
     }
-}
-
-/// Where systemd has the scope `prefix-name.scope` of a slice: below `a.slice` for `a-b.slice` (systemd.slice(5)). None: not of that form.
-fn path_of_systemd(path: &str) -> Option<String> {
-    let mut parts = path.split(':');
-    let (Some(slice), Some(prefix), Some(name), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return None;
-    };
-    if path.contains('/') || name.is_empty() {
-        return None;
-    }
-    let mut directory = String::new();
-    let mut nested = String::new();
-    for part in slice.strip_suffix(".slice")?.split('-') {
-        if part.is_empty() {
-            // The root slice is "-.slice", and no other name has an empty part.
-            if slice == "-.slice" {
-                break;
-            }
-            return None;
-        }
-        if !nested.is_empty() {
-            nested.push('-');
-        }
-        nested.push_str(part);
-        directory = format!("{directory}/{nested}.slice");
-    }
-    Some(match prefix {
-        _ if name.ends_with(".slice") => format!("{directory}/{name}"),
-        "" => format!("{directory}/{name}.scope"),
-        prefix => format!("{directory}/{prefix}-{name}.scope"),
-    })
 }
 
 fn libc_sigkill() -> i32 {
@@ -539,22 +591,25 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_systemd_is_where_systemd_would_have_it() {
-        for (path, expected) in [
-            (
-                "test.slice:cri-containerd:c1",
-                "/test.slice/cri-containerd-c1.scope",
-            ),
-            (
-                "kubepods-burstable-pod1.slice:cri-containerd:c1",
-                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-c1.scope",
-            ),
-            ("-.slice:berth:c1", "/berth-c1.scope"),
-            ("a.slice::c1", "/a.slice/c1.scope"),
-            ("a.slice:b:c.slice", "/a.slice/c.slice"),
+    fn what_systemd_makes_is_a_unit_and_nothing_else_sec_eng_11() {
+        for (path, unit) in [
+            ("a-b.slice:berth:c1", "/a.slice/a-b.slice/berth-c1.scope"),
+            ("/a.slice/a-b.slice", "/a.slice/a-b.slice"),
         ] {
-            assert_eq!(Cgroup::at(path).unwrap().path(), expected, "{path}");
+            let cgroup = Cgroup::by_systemd(path).unwrap();
+            assert_eq!(cgroup.path(), unit);
+            assert_ne!(cgroup, Cgroup::at(path).unwrap());
         }
+        for (path, says) in [
+            ("/kubepods/pod1/c1", "slice:prefix:name"),
+            ("kubepods", "absolute"),
+            ("/a.slice/../b.slice", ".."),
+        ] {
+            let refused = Cgroup::by_systemd(path).unwrap_err().to_string();
+            assert!(refused.contains(says), "{path}: {refused}");
+        }
+        let above = Cgroup::at("/a/b").unwrap().parent().unwrap();
+        assert_eq!((above.path(), above.parent()), ("/a", None));
     }
 
     #[test]

@@ -296,6 +296,7 @@ pub fn a_terminal_is_the_containers_own(world: &mut World) {
     );
     let create = Create {
         restore: None,
+        systemd_cgroup: false,
         id: bundle.id.clone(),
         bundle: bundle.path.clone(),
         stdio: Stdio::default(),

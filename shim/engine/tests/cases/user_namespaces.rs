@@ -574,6 +574,7 @@ pub fn a_terminal_in_a_user_namespace_is_its_users(world: &mut World) {
             bundle: mapped.0.path.clone(),
             stdio: Stdio::default(),
             tty: true,
+            systemd_cgroup: false,
             restore: None,
         })
         .expect("create");

@@ -115,6 +115,7 @@ impl World {
             bundle: bundle.path.clone(),
             stdio,
             tty: false,
+            systemd_cgroup: false,
             restore: None,
         })
     }
