@@ -27,6 +27,7 @@ mod rpc;
 mod server;
 mod sessions;
 mod trace;
+mod watchdog;
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::ExitCode, sync::Arc};
 
@@ -155,7 +156,12 @@ async fn daemon(config: Config, exporter: Option<trace::Exporter>) -> Result<(),
         registry: registry.clone(),
         streams,
     };
+    let watchdog =
+        watchdog::interval().map(|every| tokio::spawn(watchdog::keep(socket.clone(), every)));
     server::serve(listener, service, end, grace).await?;
+    if let Some(watchdog) = watchdog {
+        watchdog.abort();
+    }
     nri::stop(&registry).await;
     let _ = std::fs::remove_file(&socket);
     if let Some(serving) = metrics {

@@ -4,3 +4,5 @@
 mod by_hand;
 mod driver;
 mod faults;
+mod package;
+mod service;
