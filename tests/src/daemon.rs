@@ -156,7 +156,7 @@ impl Daemon {
 
     /// Whether a failpoint's SIGKILL ended it; waits a moment for that.
     pub async fn was_killed(&mut self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + patient(within);
         while self.child.is_some() {
             if let Some(status) = self.exited() {
                 return status.signal() == Some(9);

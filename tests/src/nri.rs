@@ -23,6 +23,8 @@ use ttrpc::r#async::{
     transport::{Listener, Socket},
 };
 
+use crate::machine::patient;
+
 /// How long a test waits for what a plugin is to hear.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -106,7 +108,7 @@ impl Script {
         let since = Instant::now();
         while !self.heard_of(id).iter().any(|heard| heard == call) {
             ensure!(
-                since.elapsed() < PATIENCE,
+                since.elapsed() < patient(PATIENCE),
                 "no {call} of {id} in {:#?}",
                 self.heard()
             );
@@ -202,7 +204,7 @@ impl Plugin {
             plugin_idx: index.into(),
             ..Default::default()
         };
-        let context = ttrpc::context::with_duration(PATIENCE);
+        let context = ttrpc::context::with_duration(patient(PATIENCE));
         self.runtime
             .register_plugin(context, &request)
             .await
@@ -215,7 +217,7 @@ impl Plugin {
             update: updates,
             ..Default::default()
         };
-        let context = ttrpc::context::with_duration(PATIENCE);
+        let context = ttrpc::context::with_duration(patient(PATIENCE));
         let answer = self.runtime.update_containers(context, &request).await?;
         Ok(answer.failed.into_iter().map(|u| u.container_id).collect())
     }
@@ -228,7 +230,10 @@ impl Plugin {
     pub async fn wait_let_go(&self) -> Result<()> {
         let since = Instant::now();
         while !self.is_let_go() {
-            ensure!(since.elapsed() < PATIENCE, "the plugin is still connected");
+            ensure!(
+                since.elapsed() < patient(PATIENCE),
+                "the plugin is still connected"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::image::digest;
+use crate::{image::digest, machine::patient};
 
 pub const ADDRESS: &str = "127.0.0.1:5000";
 /// How long the registry may take to answer its first request.
@@ -64,7 +64,7 @@ impl Registry {
             storage: storage.to_owned(),
             password,
         };
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + patient(START_LIMIT);
         while registry.request("GET", "/v2/", "", &[]).is_err() {
             ensure!(
                 Instant::now() < deadline,

@@ -10,6 +10,8 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
 };
 
+use crate::machine::patient;
+
 const PROTOCOL: &str = "v5.channel.k8s.io";
 /// Or the one before, without the message that ends stdin alone.
 const EITHER: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
@@ -102,7 +104,7 @@ impl Remote {
     /// The next message: its channel and bytes. `None`: the session has ended.
     pub async fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+            let next = tokio::time::timeout(patient(PATIENCE), self.0.next()).await;
             match next.context("nothing came")? {
                 None | Some(Ok(Message::Close(_)) | Err(_)) => return Ok(None),
                 Some(Ok(Message::Binary(bytes))) => {
