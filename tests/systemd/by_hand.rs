@@ -32,10 +32,9 @@ fn the_option_systemd_cgroup_makes_a_scope_and_wants_systemds_form() -> Result<(
         path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
         command
             .env("PATH", path)
-            .arg("shim")
-            .args(words)
-            .arg("--state")
-            .arg(dir.join("run"));
+            .args(["shim", "--state"])
+            .arg(dir.join("run"))
+            .args(words);
         Ok(command)
     };
     let spec = |cgroups_path: &str| -> Result<()> {

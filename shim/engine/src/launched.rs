@@ -119,7 +119,7 @@ impl Launched {
     pub fn cgroup(&self, id: &str) -> Result<Cgroup, Error> {
         let record = Record::read(&self.directory(id)?)?
             .ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
-        Ok(record.cgroup()?)
+        record.cgroup()
     }
 
     /// What this machine could not do of a container's limits, to be logged once.
