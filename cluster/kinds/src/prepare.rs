@@ -8,7 +8,7 @@ use crate::{
     field::same,
     quantity::Quantity,
     read::{flag, items, map, text},
-    write::{ensure, object_at},
+    write::{absent, each, ensure, object_at},
 };
 
 fn generation(object: &mut Value, count: i64) {
@@ -260,6 +260,86 @@ pub(crate) fn create_service(service: &mut Value) {
     status(service, json!({"loadBalancer": {}}));
 }
 
+/// What a service was given stays its own where an update leaves it out, and goes with the type that it was given for.
+pub(crate) fn update_service(new: &mut Value, old: &Value) {
+    keep(new, old, "status");
+    let (now, before) = (
+        text(new, "/spec/type").to_owned(),
+        text(old, "/spec/type").to_owned(),
+    );
+    let Some(spec) = object_at(new, "/spec") else {
+        return;
+    };
+    let null = &Value::Null;
+    let old = old.get("spec").unwrap_or(null);
+    let of = |spec: &Map<String, Value>, name: &str| spec.get(name).cloned().unwrap_or_default();
+    let stays = |spec: &Map<String, Value>, name: &str| {
+        same(&of(spec, name), old.get(name).unwrap_or(null))
+    };
+    let outside = |kind: &str| ["LoadBalancer", "NodePort"].contains(&kind);
+
+    if now != "ExternalName" && before != "ExternalName" {
+        if same(&of(spec, "clusterIP"), null) && same(&of(spec, "clusterIPs"), null) {
+            for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                if let Some(value) = old.get(name) {
+                    spec.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+        if outside(&now) && outside(&before) {
+            for port in each(spec, "ports") {
+                let known = items(old, "/ports").iter().find(|one| {
+                    one.get("port") == port.get("port")
+                        && one.get("protocol") == port.get("protocol")
+                });
+                if let Some(node) = known.and_then(|one| one.get("nodePort")) {
+                    absent(port, "nodePort", node.clone());
+                }
+            }
+            if now == "LoadBalancer"
+                && let Some(health) = old.get("healthCheckNodePort")
+            {
+                absent(spec, "healthCheckNodePort", health.clone());
+            }
+        }
+    }
+    if now == "ExternalName" && before != now && stays(spec, "clusterIP") {
+        for name in [
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "internalTrafficPolicy",
+        ] {
+            spec.remove(name);
+        }
+    }
+    if !outside(&now) && outside(&before) {
+        for port in each(spec, "ports") {
+            let had = items(old, "/ports").iter().any(|one| {
+                one.get("nodePort").is_some() && one.get("nodePort") == port.get("nodePort")
+            });
+            if had {
+                port.remove("nodePort");
+            }
+        }
+        if items(old, "/externalIPs").is_empty() && stays(spec, "externalTrafficPolicy") {
+            spec.remove("externalTrafficPolicy");
+        }
+    }
+    if now != "LoadBalancer" && before == "LoadBalancer" {
+        for name in [
+            "allocateLoadBalancerNodePorts",
+            "loadBalancerClass",
+            "healthCheckNodePort",
+        ] {
+            if stays(spec, name) {
+                spec.remove(name);
+            }
+        }
+    }
+}
+
 /// What was asked for is what is signed.
 pub(crate) fn update_request(new: &mut Value, old: &Value) {
     keep(new, old, "spec");
@@ -396,6 +476,31 @@ mod tests {
         assert_eq!(
             manual["spec"],
             json!({"manualSelector": true, "template": {}})
+        );
+    }
+
+    #[test]
+    fn a_service_keeps_what_it_was_given_and_drops_what_its_type_has_not() {
+        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ipFamilies": ["IPv4"],
+            "externalTrafficPolicy": "Cluster", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
+        let mut replaced = json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Cluster", "ports": [{"port": 80, "protocol": "TCP"}]}});
+        update_service(&mut replaced, &old);
+        assert_eq!(replaced, old);
+        let mut inside = old.clone();
+        inside["spec"]["type"] = "ClusterIP".into();
+        update_service(&mut inside, &old);
+        assert_eq!(
+            inside["spec"],
+            json!({"type": "ClusterIP", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ipFamilies": ["IPv4"],
+                "ports": [{"port": 80, "protocol": "TCP"}]})
+        );
+        let mut named = old.clone();
+        named["spec"]["type"] = "ExternalName".into();
+        named["spec"]["externalName"] = "a.b".into();
+        update_service(&mut named, &old);
+        assert_eq!(
+            named["spec"],
+            json!({"type": "ExternalName", "externalName": "a.b", "ports": [{"port": 80, "protocol": "TCP"}]})
         );
     }
 

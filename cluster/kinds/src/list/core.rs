@@ -325,7 +325,7 @@ pub(super) const KINDS: &[Kind] = &[
         columns: columns::SERVICE,
         default: defaults::service,
         prepare_create: prepare::create_service,
-        prepare_update: prepare::update_status,
+        prepare_update: prepare::update_service,
         validate: validate::service,
         validate_update: validate::service_update,
         ..KIND
