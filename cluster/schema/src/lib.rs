@@ -3,9 +3,20 @@
 //! One table has all built-in kinds; a CustomResourceDefinition makes a [`Schema`] of its own. Everything that must know an object's form reads it here:
 //! the decoder of protobuf bodies, strict decoding, patches, apply, pruning and OpenAPI.
 
+mod body;
+mod conform;
+mod error;
+mod path;
+mod protobuf;
+mod quantity;
 mod table;
+mod time;
 mod types;
 
+pub use body::{Body, MAX_DEPTH, MAX_VALUES};
+pub use error::Error;
+pub use path::Path;
+pub use protobuf::MAGIC;
 pub use types::{
     Field, GroupVersionKind, IntegerFormat, ListKind, MapKind, ObjectId, ObjectType, Schema,
     StringFormat, Type,
