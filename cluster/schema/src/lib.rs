@@ -5,6 +5,7 @@
 
 mod body;
 mod conform;
+mod custom;
 mod error;
 mod path;
 mod protobuf;
@@ -14,6 +15,7 @@ mod time;
 mod types;
 
 pub use body::{Body, MAX_DEPTH, MAX_VALUES};
+pub use custom::{Cause, CustomSchema, check as check_custom};
 pub use error::Error;
 pub use path::Path;
 pub use protobuf::MAGIC;
