@@ -7,6 +7,7 @@ mod body;
 mod conform;
 mod custom;
 mod error;
+pub mod openapi;
 mod path;
 mod protobuf;
 mod quantity;

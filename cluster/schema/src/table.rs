@@ -28,6 +28,8 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     Field, GroupVersionKind, IntegerFormat, ListKind, MapKind, ObjectId, ObjectType, Schema,
     StringFormat, Type,
@@ -69,6 +71,18 @@ impl Schema {
     pub fn built_in() -> &'static Schema {
         &BUILT_IN
     }
+}
+
+/// Of the whole table: other numbers, another digest.
+pub(crate) fn digest() -> &'static [u8; 32] {
+    static DIGEST: LazyLock<[u8; 32]> = LazyLock::new(|| {
+        let mut hash = Sha256::new();
+        for table in TABLES {
+            hash.update(table);
+        }
+        hash.finalize().into()
+    });
+    &DIGEST
 }
 
 fn parse(tables: &[&str]) -> Result<Schema, String> {
@@ -143,7 +157,7 @@ fn header<'a>(table: &'a str, name: &str) -> Result<&'a str, String> {
         .ok_or_else(|| format!("a table without {name}"))
 }
 
-fn types<'a>(table: &'a str) -> impl Iterator<Item = &'a str> {
+fn types(table: &str) -> impl Iterator<Item = &str> {
     table
         .lines()
         .skip_while(|line| !line.is_empty())
