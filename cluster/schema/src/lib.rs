@@ -7,6 +7,8 @@ mod body;
 mod conform;
 mod custom;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod openapi;
 mod path;
 mod protobuf;
