@@ -6,7 +6,7 @@
 //!               sandbox      the pause, which holds the pod's namespaces  (sandbox, pod, cri_sandbox)
 //!               task         containers and execs                         (task, container, exec, rootfs, freeze)
 //!               Pod          inspect, changes, exec sync, logs, figures   (pod_service, exec_sync, exec_output)
-//!             reaper: every child, adopted ones too                       (reaper, signals)
+//!             reaper: every child, adopted ones too                       (reaper)
 //!             streams: pipes and consoles into CRI logs and fifos         (stream, cri_log)
 //!                      and what else containerd's clients may name        (stdio_uri, logging_program, streams)
 //!   -front P: another shim, P, makes the containers; all else is as it is      (front, publish)
@@ -53,7 +53,6 @@ mod rootfs;
 mod runtime_options;
 mod sandbox;
 mod serve;
-mod signals;
 mod stats;
 mod stdio_uri;
 mod stream;

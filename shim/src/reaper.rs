@@ -13,9 +13,12 @@ use std::{
 };
 
 use rustix::process::{WaitOptions, wait};
-use tokio::sync::oneshot;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
-use crate::clock;
+use crate::{clock, error::Error};
 
 /// Exits kept while processes are being made: far more than calls can be under way; the oldest goes first.
 const MAX_KEPT: usize = 4096;
@@ -71,8 +74,20 @@ impl Reaper {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Reaps on every SIGCHLD, for the life of the shim.
+    pub async fn run(self: Arc<Self>) -> Result<(), Error> {
+        let mut child = signal(SignalKind::child()).map_err(Error::io("listen for SIGCHLD"))?;
+        loop {
+            // Signals are merged: one SIGCHLD may stand for many children, and some may have ended before the handler stood.
+            self.reap();
+            if child.recv().await.is_none() {
+                return Err(Error::Lost("the SIGCHLD handler"));
+            }
+        }
+    }
+
     /// Reaps all that have ended.
-    pub fn reap(&self) {
+    fn reap(&self) {
         let _no_child_is_being_made = self.hold_off();
         // rustix and not nix: nix has no name for a real-time signal and would lose that exit.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

@@ -22,7 +22,13 @@ use berth_proto::shim::{
     v1::pod_ttrpc::create_pod,
 };
 use rustix::{fs::Mode, io::fcntl_dupfd_cloexec, net::listen, stdio};
-use tokio::{net::UnixListener, runtime, select, sync::Notify, time::sleep};
+use tokio::{
+    net::UnixListener,
+    runtime, select,
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    time::sleep,
+};
 use ttrpc::r#async::{Server, Service, transport::Listener};
 
 use crate::{
@@ -36,7 +42,6 @@ use crate::{
     pod_service::PodService,
     reaper::Reaper,
     sandbox::SandboxService,
-    signals,
     streams::Streams,
     task::TaskService,
 };
@@ -138,9 +143,14 @@ async fn run(
         }
     };
     let pod = Arc::new(Pod::new(names, engine, reaper, events, streams.clone()));
-    let mut heeding = tokio::spawn(signals::heed(pod.reaper.clone()));
+    let mut reaping = tokio::spawn(pod.reaper.clone().run());
     let activity = Arc::<Notify>::default();
     tokio::spawn(idle::tidy(pod.generation(), activity.clone()));
+    // A stray signal (a service manager that stops its whole control group) must not take the pod with it: it ends by ShutdownSandbox.
+    // Handlers and not SIG_IGN, which the container would inherit.
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("listen for SIGINT"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::io("listen for SIGHUP"))?;
     let mut shutdown = pod.shutdown.subscribe();
 
     let mut server = Server::new()
@@ -156,9 +166,14 @@ async fn run(
         server = server.register_service(create_events(Arc::new(events)));
     }
     server.start().await.map_err(Error::Serve)?;
-    let outcome = select! {
-        _ = shutdown.wait_for(|shutdown| *shutdown) => Ok(()),
-        ended = &mut heeding => ended.unwrap_or(Err(Error::Lost("the reaper"))),
+    let outcome = loop {
+        select! {
+            _ = shutdown.wait_for(|shutdown| *shutdown) => break Ok(()),
+            ended = &mut reaping => break ended.unwrap_or(Err(Error::Lost("the reaper"))),
+            _ = terminate.recv() => journal!("SIGTERM is ignored; a pod ends by ShutdownSandbox"),
+            _ = interrupt.recv() => journal!("SIGINT is ignored; a pod ends by ShutdownSandbox"),
+            _ = hangup.recv() => {}
+        }
     };
     // First, so that whoever asks for this pod again gets a new shim.
     if let Ok(path) = bootstrap::socket_path(flags) {

@@ -1,13 +1,6 @@
-//! Signal dispositions: execve keeps what is ignored and what is blocked, and a container must get neither from us. And signals told by a
-//! pipe, to a loop that waits for descriptors.
+//! Signal dispositions: execve keeps what is ignored and what is blocked, and a container must get neither from us.
 
-use std::{
-    io,
-    os::fd::{IntoRawFd, OwnedFd},
-    sync::atomic::{AtomicI32, Ordering},
-};
-
-use rustix::pipe::{PipeFlags, pipe_with};
+use std::io;
 
 /// The highest signal number of Linux.
 const LAST_SIGNAL: i32 = 64;
@@ -39,45 +32,6 @@ pub fn ignore(signal: i32) -> io::Result<()> {
     set(signal, libc::SIG_IGN, 0)
 }
 
-/// The writing end of [`pipe`]; -1: there is none.
-static TOLD: AtomicI32 = AtomicI32::new(-1);
-
-/// From now on each of these signals writes its number, a byte, into the pipe whose reading end this answers. Both ends are non-blocking and
-/// close with execve, which gives the signals their default action again, too. In a pipe that is full further ones are lost: who reads
-/// 65,536 numbers has enough to do. Once a process (EALREADY).
-///
-/// Handlers and no signalfd: what is blocked for that would stay blocked in every program that is run.
-pub fn pipe(signals: &[i32]) -> io::Result<OwnedFd> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let write = write.into_raw_fd();
-    if TOLD
-        .compare_exchange(-1, write, Ordering::AcqRel, Ordering::Acquire)
-        .is_err()
-    {
-        return Err(io::Error::from_raw_os_error(libc::EALREADY));
-    }
-    for signal in signals {
-        set(
-            *signal,
-            tell as *const () as libc::sighandler_t,
-            libc::SA_RESTART,
-        )?;
-    }
-    Ok(read)
-}
-
-extern "C" fn tell(signal: i32) {
-    let byte = signal as u8;
-    // SAFETY: errno is this thread's own, and whoever was interrupted finds it as it was; write(2) is async-signal-safe and reads one
-    // byte that lives. The descriptor is never closed.
-    unsafe {
-        let errno = libc::__errno_location();
-        let before = *errno;
-        libc::write(TOLD.load(Ordering::Acquire), (&raw const byte).cast(), 1);
-        *errno = before;
-    }
-}
-
 /// Installs an action. Async-signal-safe.
 pub(crate) fn set(signal: i32, handler: libc::sighandler_t, flags: i32) -> io::Result<()> {
     // SAFETY: sigaction is a plain C struct for which all zeros is valid (default action, empty mask).
@@ -85,7 +39,7 @@ pub(crate) fn set(signal: i32, handler: libc::sighandler_t, flags: i32) -> io::R
     action.sa_sigaction = handler;
     action.sa_flags = flags;
     // SAFETY: `action` is initialised and lives over the call; the old action is not asked for. A handler given here is a
-    // function of this crate that does nothing but what is async-signal-safe.
+    // function of this crate that only calls _exit.
     if unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } == -1 {
         return Err(io::Error::last_os_error());
     }
@@ -104,29 +58,5 @@ pub(crate) fn unblock_all() -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs::File, io::Read};
-
-    use super::*;
-
-    #[test]
-    fn signals_are_told_by_the_pipe_in_their_order() {
-        let mut told = File::from(pipe(&[libc::SIGUSR1, libc::SIGUSR2]).unwrap());
-        let mut bytes = [0; 8];
-        assert_eq!(
-            told.read(&mut bytes).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
-        for signal in [libc::SIGUSR2, libc::SIGUSR1] {
-            // SAFETY: both have a handler.
-            unsafe { libc::raise(signal) };
-        }
-        assert_eq!(told.read(&mut bytes).unwrap(), 2);
-        assert_eq!(bytes[..2], [libc::SIGUSR2 as u8, libc::SIGUSR1 as u8]);
-        assert_eq!(pipe(&[]).unwrap_err().raw_os_error(), Some(libc::EALREADY));
     }
 }
