@@ -15,8 +15,8 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    string::Ia5String,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -157,7 +157,7 @@ impl Pki {
                 return false;
             };
             fresh(&leaf, now)
-                && leaf.public_key().subject_public_key.data.as_ref() == key.der_bytes()
+                && leaf.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
                 && leaf.verify_signature(Some(ca.public_key())).is_ok()
                 && named(&leaf, names)
         });
@@ -230,12 +230,10 @@ impl Pki {
         const ACT: &str = "sign a request";
         let mut request = CertificateSigningRequestParams::from_pem(request_pem)
             .map_err(|e| certificate(ACT, &e))?;
-        let template = params(SystemTime::now(), valid, usages);
-        request.params = CertificateParams {
-            subject_alt_names: request.params.subject_alt_names,
-            distinguished_name: request.params.distinguished_name,
-            ..template
-        };
+        let mut leaf = params(SystemTime::now(), valid, usages);
+        leaf.subject_alt_names = request.params.subject_alt_names.clone();
+        leaf.distinguished_name = request.params.distinguished_name.clone();
+        request.params = leaf;
         let asked = x509_parser::pem::parse_x509_pem(request_pem.as_bytes())
             .map_err(|e| certificate(ACT, &e))?
             .1;
@@ -307,7 +305,7 @@ fn ca(directory: &Path, now: SystemTime) -> Result<(Issuer<'static, KeyPair>, St
     let good = stored.filter(|pem| {
         der(pem).is_ok_and(|der| {
             X509Certificate::from_der(&der).is_ok_and(|(_, ca)| {
-                ca.public_key().subject_public_key.data.as_ref() == key.der_bytes()
+                ca.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
                     && fresh(&ca, now)
             })
         })
@@ -338,7 +336,7 @@ fn issue_leaf(
         .distinguished_name
         .push(DnType::CommonName, "kube-apiserver");
     for name in &names.dns {
-        let name = name.as_str().try_into().map_err(|e| certificate(ACT, &e))?;
+        let name = Ia5String::try_from(name.as_str()).map_err(|e| certificate(ACT, &e))?;
         params.subject_alt_names.push(SanType::DnsName(name));
     }
     for address in &names.addresses {

@@ -15,7 +15,7 @@ pub fn user(certificate_der: &[u8]) -> Result<User, Error> {
     let subject = certificate.subject();
     let username = subject
         .iter_common_name()
-        .next_back()
+        .last()
         .and_then(|name| name.as_str().ok())
         .filter(|name| !name.is_empty())
         .ok_or_else(|| refused("it names nobody (no CN)"))?
