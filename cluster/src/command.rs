@@ -10,4 +10,5 @@ pub mod progress;
 pub mod run;
 pub mod shell;
 pub mod shim;
+pub mod up;
 pub mod version;

@@ -45,6 +45,7 @@ enum Command {
     Image(image::Image),
     Audit(audit::Audit),
     Shim(Box<shim::Shim>),
+    Up(up::Up),
     Completion(shell::Completion),
     Man(shell::Man),
     Version(version::Version),
@@ -52,7 +53,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    let result = match cli.command {
+        Command::Up(up) => up.run(),
+        command => run(cli.endpoint, cli.output, command),
+    };
+    match result {
         Ok(code) => code,
         // the reader of a pipe has gone: nobody is left to tell
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
@@ -64,12 +69,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn run(cli: Cli) -> Result<ExitCode, Error> {
-    let Cli {
-        endpoint,
-        output,
-        command,
-    } = cli;
+async fn run(endpoint: Address, output: Format, command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Run(run) => run.run(&endpoint, output).await,
         Command::Pod(pod) => pod.run(&endpoint, output).await,
@@ -79,6 +79,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Image(image) => image.run(&endpoint, output).await,
         Command::Audit(audit) => audit.run(output),
         Command::Shim(shim) => shim.run(output).await,
+        Command::Up(_) => unreachable!("it runs on threads of its own"),
         Command::Completion(completion) => completion.run(),
         Command::Man(man) => man.run(),
         Command::Version(version) => version.run(&endpoint, output).await,

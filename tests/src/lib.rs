@@ -21,6 +21,7 @@
 pub mod c_program;
 pub mod canary;
 pub mod cgroup;
+pub mod cluster;
 pub mod cni;
 #[path = "../conformance/suite/mod.rs"]
 pub mod conformance;

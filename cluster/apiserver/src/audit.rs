@@ -1,0 +1,114 @@
+//! Who did what, a line a request (audit.k8s.io/v1, level Metadata): never a body, so never a secret.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    thread,
+};
+
+use http::request::Parts;
+use serde_json::json;
+
+use crate::{authenticate::Peer, clock, object, router::Trace};
+
+/// Lines that wait for the disk; more are dropped, and counted in the log.
+const WAITING: usize = 4096;
+/// Of one file; the one before is kept as `.1`.
+const LARGEST: u64 = 64 << 20;
+/// Of a request's URI or agent.
+const LONGEST: usize = 2048;
+
+#[derive(Debug)]
+pub struct Audit {
+    lines: SyncSender<Vec<u8>>,
+}
+
+impl Audit {
+    /// Appends to `path` (0600).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file = append(path)?;
+        let (lines, waiting) = sync_channel::<Vec<u8>>(WAITING);
+        let path = path.to_owned();
+        thread::Builder::new().name("audit".into()).spawn(move || {
+            let mut written = file.metadata().map_or(0, |meta| meta.len());
+            while let Ok(line) = waiting.recv() {
+                if written > LARGEST {
+                    let _ = fs::rename(&path, rotated(&path));
+                    if let Ok(next) = append(&path) {
+                        file = next;
+                        written = 0;
+                    }
+                }
+                written += line.len() as u64;
+                if let Err(error) = file.write_all(&line) {
+                    tracing::error!(%error, "the audit log can't be written");
+                }
+            }
+        })?;
+        Ok(Self { lines })
+    }
+
+    pub fn record(&self, parts: &Parts, peer: &Peer, trace: &Trace, code: u16, received: &str) {
+        let cut = |text: &str| text.chars().take(LONGEST).collect::<String>();
+        let header = |name| {
+            parts
+                .headers
+                .get(name)
+                .and_then(|value: &http::HeaderValue| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        let asked = trace.asked.as_ref();
+        let mut event = json!({
+            "kind": "Event",
+            "apiVersion": "audit.k8s.io/v1",
+            "level": "Metadata",
+            "auditID": object::new_uid(),
+            "stage": "ResponseComplete",
+            "requestURI": cut(parts.uri.path_and_query().map_or("", |uri| uri.as_str())),
+            "verb": asked.map_or("", |asked| asked.verb.as_str()),
+            "user": {"username": trace.user.username, "groups": trace.user.groups},
+            "userAgent": cut(header(http::header::USER_AGENT)),
+            "responseStatus": {"metadata": {}, "code": code},
+            "requestReceivedTimestamp": received,
+            "stageTimestamp": clock::micro_time(),
+        });
+        if let Some(address) = peer.address {
+            event["sourceIPs"] = json!([address.ip().to_string()]);
+        }
+        if let Some(user) = &trace.impersonated {
+            event["impersonatedUser"] = json!({"username": user.username, "groups": user.groups});
+        }
+        if let Some(asked) = asked.filter(|asked| !asked.resource.is_empty()) {
+            event["objectRef"] = json!({
+                "resource": asked.resource,
+                "namespace": asked.namespace,
+                "name": asked.name,
+                "apiGroup": asked.group,
+                "apiVersion": asked.version,
+                "subresource": asked.subresource,
+            });
+        }
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.push(b'\n');
+        if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
+            tracing::warn!("an audit event is dropped: the disk is too slow");
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn rotated(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}

@@ -1,0 +1,196 @@
+//! An object in the cache, and what a change makes of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use berth_kinds::selectable;
+use berth_store::Revision;
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::{
+    catalog::Resource,
+    object,
+    selector::{FieldSelector, LabelSelector},
+};
+
+/// An object as it is kept, with its resourceVersion.
+#[derive(Debug)]
+pub struct Entry {
+    /// Below `/registry/STORAGE/`: `NAMESPACE/NAME`, or `NAME`.
+    pub path: Box<str>,
+    pub revision: Revision,
+    /// JSON.
+    pub bytes: Bytes,
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// What field selectors can name beside name and namespace.
+    pub fields: Box<[(&'static str, Box<str>)]>,
+    /// The uids of its owners.
+    pub owners: Box<[Box<str>]>,
+    pub uid: Box<str>,
+    /// metadata.deletionTimestamp is set.
+    pub deleting: bool,
+}
+
+impl Entry {
+    /// `object` is what is kept; its resourceVersion is set to `revision`.
+    pub fn new(
+        resource: Option<&Resource>,
+        path: &str,
+        revision: Revision,
+        object: &mut Value,
+    ) -> Self {
+        object::set_resource_version(object, revision);
+        let labels = object
+            .pointer("/metadata/labels")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())))
+            .collect();
+        let fields = resource
+            .and_then(Resource::kind)
+            .filter(|kind| !kind.selectable.is_empty())
+            .map(|kind| {
+                selectable(kind, object)
+                    .into_iter()
+                    .filter(|(path, _)| !path.starts_with("metadata."))
+                    .map(|(path, value)| (path, value.into_boxed_str()))
+                    .collect()
+            })
+            .unwrap_or_default();
+        let owners = object::owners(object)
+            .filter_map(|owner| Some(owner.get("uid")?.as_str()?.into()))
+            .collect();
+        Self {
+            path: path.into(),
+            revision,
+            bytes: serde_json::to_vec(object).unwrap_or_default().into(),
+            labels,
+            fields,
+            owners,
+            uid: object::uid(object).into(),
+            deleting: object::is_deleting(object),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        self.path
+            .rsplit_once('/')
+            .map_or(&self.path, |(_, name)| name)
+    }
+
+    /// Empty where it has none.
+    pub fn namespace(&self) -> &str {
+        self.path
+            .rsplit_once('/')
+            .map_or("", |(namespace, _)| namespace)
+    }
+
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_default()
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels
+            .iter()
+            .find(|(name, _)| name.as_ref() == key)
+            .map(|(_, value)| value.as_ref())
+    }
+
+    pub fn field(&self, path: &str) -> &str {
+        match path {
+            "metadata.name" => self.name(),
+            "metadata.namespace" => self.namespace(),
+            _ => self
+                .fields
+                .iter()
+                .find(|(name, _)| *name == path)
+                .map_or("", |(_, value)| value),
+        }
+    }
+
+    pub fn matches(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
+        labels.matches(|key| self.label(key)) && fields.matches(|path| self.field(path))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl ChangeKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// What an event was encoded as: its form, in which version.
+pub type Encoded = (ChangeKind, String, Bytes);
+
+#[derive(Debug)]
+pub struct Change {
+    pub revision: Revision,
+    pub old: Option<Arc<Entry>>,
+    pub new: Option<Arc<Entry>>,
+    /// Each form is encoded once, by the first watcher that wants it.
+    encoded: Mutex<Vec<Encoded>>,
+}
+
+impl Change {
+    pub fn new(revision: Revision, old: Option<Arc<Entry>>, new: Option<Arc<Entry>>) -> Self {
+        Self {
+            revision,
+            old,
+            new,
+            encoded: Mutex::default(),
+        }
+    }
+
+    /// What it is to a watcher that sees what `selects` says; `None`: nothing.
+    pub fn seen(&self, selects: impl Fn(&Entry) -> bool) -> Option<ChangeKind> {
+        let was = self.old.as_deref().is_some_and(&selects);
+        let is = self.new.as_deref().is_some_and(&selects);
+        match (was, is) {
+            (false, false) => None,
+            (false, true) => Some(ChangeKind::Added),
+            (true, true) => Some(ChangeKind::Modified),
+            (true, false) => Some(ChangeKind::Deleted),
+        }
+    }
+
+    /// The object to tell of. What is gone (or no longer selected) is told as it was last, with the revision of its end.
+    pub fn object(&self, kind: ChangeKind) -> Option<Bytes> {
+        if kind != ChangeKind::Deleted {
+            return self.new.as_ref().map(|entry| entry.bytes.clone());
+        }
+        let mut object = self.old.as_ref()?.value();
+        object::set_resource_version(&mut object, self.revision);
+        serde_json::to_vec(&object).ok().map(Bytes::from)
+    }
+
+    /// In this form, made by `encode` where nobody has asked for it yet.
+    pub fn encoded(
+        &self,
+        kind: ChangeKind,
+        form: &str,
+        encode: impl FnOnce(Bytes) -> Bytes,
+    ) -> Option<Bytes> {
+        let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = encoded
+            .iter()
+            .find(|(known, name, _)| *known == kind && name == form);
+        if let Some((.., bytes)) = known {
+            return Some(bytes.clone());
+        }
+        let bytes = encode(self.object(kind)?);
+        encoded.push((kind, form.to_owned(), bytes.clone()));
+        Some(bytes)
+    }
+}

@@ -1,0 +1,131 @@
+//! `/openapi/v3`: what kubectl's explain, apply, edit and diff read. Made for each request; nothing is kept.
+
+use berth_schema::openapi::{self, GroupVersion};
+use http::{HeaderMap, HeaderValue, Response, header};
+
+use crate::{
+    catalog::{Catalog, Version},
+    failure::Failure,
+    request::Query,
+    respond::{Body, Wants},
+};
+
+/// What the schema's documents are made of.
+struct Described<'a> {
+    group: &'a str,
+    version: &'a Version,
+    subresources: Vec<Vec<openapi::Subresource<'a>>>,
+}
+
+impl<'a> Described<'a> {
+    fn new(group: &'a str, version: &'a Version) -> Self {
+        let subresources = version
+            .resources
+            .values()
+            .map(|resource| {
+                resource
+                    .subresources
+                    .iter()
+                    .map(|sub| openapi::Subresource {
+                        name: sub.name,
+                        verbs: &sub.verbs,
+                        kind: sub.kind,
+                    })
+                    .collect()
+            })
+            .collect();
+        Self {
+            group,
+            version,
+            subresources,
+        }
+    }
+
+    fn resources(&self) -> Vec<openapi::Resource<'_>> {
+        self.version
+            .resources
+            .values()
+            .zip(&self.subresources)
+            .map(|(resource, subresources)| openapi::Resource {
+                kind: &resource.kind,
+                plural: &resource.plural,
+                namespaced: resource.namespaced,
+                verbs: &resource.verbs,
+                subresources,
+                custom: resource.custom().map(|custom| &custom.schema),
+            })
+            .collect()
+    }
+
+    fn with<T>(&self, f: impl FnOnce(GroupVersion<'_>) -> T) -> T {
+        let resources = self.resources();
+        f(GroupVersion {
+            group: self.group,
+            version: &self.version.name,
+            resources: &resources,
+        })
+    }
+}
+
+/// `None`: there is no such document.
+pub fn answer(
+    catalog: &Catalog,
+    path: &str,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Option<Response<Body>>, Failure> {
+    if path == "/openapi/v2" {
+        // Clients ask for it where v3 does not answer; ours does.
+        return Ok(None);
+    }
+    let Some(rest) = path.strip_prefix("/openapi/v3") else {
+        return Ok(None);
+    };
+    let wants = Wants::of(headers, "")?;
+    if rest.is_empty() {
+        let described: Vec<Described<'_>> = catalog
+            .groups
+            .iter()
+            .flat_map(|(group, versions)| {
+                versions
+                    .iter()
+                    .map(move |version| Described::new(group, version))
+            })
+            .collect();
+        let resources: Vec<Vec<openapi::Resource<'_>>> =
+            described.iter().map(Described::resources).collect();
+        let versions: Vec<GroupVersion<'_>> = described
+            .iter()
+            .zip(&resources)
+            .map(|(described, resources)| GroupVersion {
+                group: described.group,
+                version: &described.version.name,
+                resources,
+            })
+            .collect();
+        return Ok(Some(wants.value(200, &openapi::index(&versions))));
+    }
+    let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    let (group, version) = match parts.as_slice() {
+        ["api", version] => ("", *version),
+        ["apis", group, version] => (*group, *version),
+        _ => return Ok(None),
+    };
+    let Some(version) = catalog.version(group, version) else {
+        return Ok(None);
+    };
+    let described = Described::new(group, version);
+    let hash = described.with(|version| version.hash());
+    let mut response = wants.value(200, &described.with(|version| version.document()));
+    // A document that is asked for by its hash never changes.
+    let kept = if query.get("hash") == hash {
+        HeaderValue::from_static("public, immutable")
+    } else {
+        HeaderValue::from_static("no-cache, private")
+    };
+    response.headers_mut().insert(header::CACHE_CONTROL, kept);
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    Ok(Some(response))
+}

@@ -1,0 +1,236 @@
+//! Objects in the store: read, made, replaced and removed, each by a transaction that compares what was read.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use berth_store::{
+    Compare, Durability, Is, KeyValue, Keys, LeaseId, Op, RangeRequest, Revision, Store, Target,
+    Txn,
+};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use crate::{catalog::REGISTRY, cipher::Cipher, failure::Failure, object};
+
+/// What upstream's etcd takes: a larger object is refused with its own words.
+const LARGEST: usize = 1_572_864;
+
+/// An object as it is kept; its resourceVersion is set.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub value: Value,
+    pub revision: Revision,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// At this revision.
+    At(Revision),
+    /// A compare did not hold: another was quicker.
+    Outrun,
+}
+
+#[derive(Debug)]
+pub struct Storage {
+    pub store: Arc<dyn Store>,
+    cipher: Option<Arc<Cipher>>,
+    event_lease: Mutex<Option<EventLease>>,
+    /// How long an Event is kept.
+    event_ttl: Duration,
+}
+
+/// Events that are made within a minute hang on one lease, as upstream's do.
+#[derive(Debug)]
+struct EventLease {
+    id: LeaseId,
+    until: Instant,
+    left: usize,
+}
+
+const LEASE_SHARED_FOR: Duration = Duration::from_secs(60);
+const LEASE_SHARED_BY: usize = 1000;
+
+impl Storage {
+    pub fn new(store: Arc<dyn Store>, cipher: Option<Arc<Cipher>>, event_ttl: Duration) -> Self {
+        Self {
+            store,
+            cipher,
+            event_lease: Mutex::new(None),
+            event_ttl,
+        }
+    }
+
+    pub async fn read(&self, key: &str) -> Result<Option<Stored>, Failure> {
+        let answer = self
+            .store
+            .range(RangeRequest {
+                keys: Keys::One(Bytes::copy_from_slice(key.as_bytes())),
+                revision: 0,
+                limit: 1,
+                keys_only: false,
+                count_only: false,
+            })
+            .await?;
+        answer.kvs.first().map(|kv| self.decode(kv)).transpose()
+    }
+
+    /// Those of a range as of `revision`.
+    pub async fn range(
+        &self,
+        from: &str,
+        prefix: &str,
+        revision: Revision,
+        limit: usize,
+    ) -> Result<(Vec<(String, Stored)>, u64, bool), Failure> {
+        let Keys::Range { to, .. } = Keys::prefix(Bytes::copy_from_slice(prefix.as_bytes())) else {
+            return Ok((Vec::new(), 0, false));
+        };
+        let answer = self
+            .store
+            .range(RangeRequest {
+                keys: Keys::Range {
+                    from: Bytes::copy_from_slice(from.as_bytes()),
+                    to,
+                },
+                revision,
+                limit,
+                keys_only: false,
+                count_only: false,
+            })
+            .await?;
+        let stored = answer
+            .kvs
+            .iter()
+            .map(|kv| {
+                Ok((
+                    String::from_utf8_lossy(&kv.key).into_owned(),
+                    self.decode(kv)?,
+                ))
+            })
+            .collect::<Result<_, Failure>>()?;
+        Ok((stored, answer.count, answer.more))
+    }
+
+    fn decode(&self, kv: &KeyValue) -> Result<Stored, Failure> {
+        let bytes = match &self.cipher {
+            Some(cipher) => cipher
+                .open_value(&kv.key, kv.value.clone())
+                .map_err(Failure::internal)?,
+            None => kv.value.clone(),
+        };
+        let mut value = serde_json::from_slice(&bytes).map_err(Failure::internal)?;
+        object::set_resource_version(&mut value, kv.mod_revision);
+        Ok(Stored {
+            value,
+            revision: kv.mod_revision,
+        })
+    }
+
+    fn encode(&self, key: &str, value: &Value) -> Result<Bytes, Failure> {
+        let mut value = value.clone();
+        object::set(&mut value, "resourceVersion", "");
+        let bytes = serde_json::to_vec(&value).map_err(Failure::internal)?;
+        if bytes.len() > LARGEST {
+            return Err(Failure::too_large(LARGEST));
+        }
+        match &self.cipher {
+            Some(cipher) if key.starts_with(&format!("{REGISTRY}secrets/")) => cipher
+                .seal(key.as_bytes(), &bytes)
+                .map_err(Failure::internal),
+            _ => Ok(bytes.into()),
+        }
+    }
+
+    /// Makes it (`expected` 0) or replaces what has revision `expected`, where `others` (key, revision) are as they were read.
+    pub async fn put(
+        &self,
+        key: &str,
+        value: &Value,
+        expected: Revision,
+        others: &[(String, Revision)],
+    ) -> Result<Written, Failure> {
+        let lease = if key.starts_with(&format!("{REGISTRY}events/")) {
+            self.event_lease().await?
+        } else {
+            0
+        };
+        let put = Op::Put {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: self.encode(key, value)?,
+            lease,
+        };
+        self.transact(key, put, expected, others).await
+    }
+
+    pub async fn remove(&self, key: &str, expected: Revision) -> Result<Written, Failure> {
+        let delete = Op::Delete(Keys::One(Bytes::copy_from_slice(key.as_bytes())));
+        self.transact(key, delete, expected, &[]).await
+    }
+
+    async fn transact(
+        &self,
+        key: &str,
+        op: Op,
+        expected: Revision,
+        others: &[(String, Revision)],
+    ) -> Result<Written, Failure> {
+        let compares = [(key, expected)]
+            .into_iter()
+            .chain(others.iter().map(|(key, at)| (key.as_str(), *at)))
+            .map(|(key, at)| Compare {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                is: Is::Equal,
+                target: Target::ModRevision(at),
+            })
+            .collect();
+        let answer = self
+            .store
+            .txn(Txn {
+                compares,
+                then: vec![op],
+                otherwise: Vec::new(),
+                durability: durability(key),
+            })
+            .await?;
+        Ok(if answer.succeeded {
+            Written::At(answer.revision)
+        } else {
+            Written::Outrun
+        })
+    }
+
+    async fn event_lease(&self) -> Result<LeaseId, Failure> {
+        let mut shared = self.event_lease.lock().await;
+        if let Some(lease) = shared.as_mut()
+            && lease.until > Instant::now()
+            && lease.left > 0
+        {
+            lease.left -= 1;
+            return Ok(lease.id);
+        }
+        // Those that share it live at least for their time.
+        let ttl = self.event_ttl + LEASE_SHARED_FOR;
+        let lease = self.store.lease_grant(ttl.as_secs()).await?;
+        *shared = Some(EventLease {
+            id: lease.id,
+            until: Instant::now() + LEASE_SHARED_FOR,
+            left: LEASE_SHARED_BY,
+        });
+        Ok(lease.id)
+    }
+}
+
+/// What is renewed anyway need not be on the disk before it is answered.
+fn durability(key: &str) -> Durability {
+    let relaxed = ["leases/", "events/"]
+        .iter()
+        .any(|storage| key[REGISTRY.len().min(key.len())..].starts_with(storage));
+    if relaxed {
+        Durability::Relaxed
+    } else {
+        Durability::Synced
+    }
+}
