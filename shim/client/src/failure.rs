@@ -66,7 +66,10 @@ pub fn line(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
     if shown.len() > MAX_SHOWN_BYTES {
-        shown.truncate(shown.floor_char_boundary(MAX_SHOWN_BYTES));
+        let cut = (0..=MAX_SHOWN_BYTES)
+            .rev()
+            .find(|at| shown.is_char_boundary(*at));
+        shown.truncate(cut.unwrap_or(0));
         shown.push('…');
     }
     shown

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use berth_engine::Error as EngineError;
+use berth_engine::{Error as EngineError, cgroup::Cgroup};
 use berth_proto::shim::{
     api::CreateTaskRequest,
     events::task::TaskCreate,
@@ -11,8 +11,7 @@ use berth_proto::shim::{
 
 use super::{Pod, Sandbox, Slot, blocking, unpack};
 use crate::{
-    bundle,
-    bundle::Holders,
+    bundle::{self, Holders},
     checkpoint,
     cli::check_id,
     clock,

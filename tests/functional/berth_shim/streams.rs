@@ -1,7 +1,7 @@
 //! What goes into a container's processes and comes out of them.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Child;
@@ -11,6 +11,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use berth_tests::process;
 
+use super::terminal::Seat;
 use super::yard::{SOON, Yard, refs, topics};
 
 #[test]

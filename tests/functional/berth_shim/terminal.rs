@@ -20,16 +20,16 @@ use nix::{
 use super::yard::{SOON, Yard, refs};
 
 /// A `berth` with a terminal.
-struct Seat {
-    child: Child,
-    master: File,
+pub(super) struct Seat {
+    pub(super) child: Child,
+    pub(super) master: File,
     /// Held open, so that the terminal's settings can be read at any time.
-    slave: File,
-    text: String,
+    pub(super) slave: File,
+    pub(super) text: String,
 }
 
 impl Seat {
-    fn take(yard: &Yard, words: &[&str], size: (u16, u16)) -> Result<Self> {
+    pub(super) fn take(yard: &Yard, words: &[&str], size: (u16, u16)) -> Result<Self> {
         let size = winsize(size);
         let pty = openpty(&size, None)?;
         let slave = File::from(pty.slave);
@@ -50,14 +50,14 @@ impl Seat {
         })
     }
 
-    fn is_raw(&self) -> Result<bool> {
+    pub(super) fn is_raw(&self) -> Result<bool> {
         use nix::sys::termios::LocalFlags;
         Ok(!tcgetattr(&self.slave)?
             .local_flags
             .intersects(LocalFlags::ICANON | LocalFlags::ECHO))
     }
 
-    fn expect(&mut self, part: &str) -> Result<()> {
+    pub(super) fn expect(&mut self, part: &str) -> Result<()> {
         let began = Instant::now();
         while !self.text.contains(part) {
             let mut buffer = [0; 4096];
@@ -73,7 +73,7 @@ impl Seat {
         Ok(())
     }
 
-    fn resize(&self, size: (u16, u16)) -> Result<()> {
+    pub(super) fn resize(&self, size: (u16, u16)) -> Result<()> {
         let (columns, rows) = size;
         let size = rustix::termios::Winsize {
             ws_col: columns,
@@ -87,7 +87,7 @@ impl Seat {
         Ok(())
     }
 
-    fn code(&mut self) -> Result<Option<i32>> {
+    pub(super) fn code(&mut self) -> Result<Option<i32>> {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
