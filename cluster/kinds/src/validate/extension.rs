@@ -24,7 +24,7 @@ pub(crate) fn custom_resource_definition(object: &Value) -> Vec<Invalid> {
         errors.invalid_text(
             &Path::root("metadata").field("name"),
             name,
-            &format!("must be spec.names.plural+\".\"+spec.group"),
+            "must be spec.names.plural+\".\"+spec.group",
         );
     }
     match group {

@@ -115,15 +115,16 @@ pub(super) fn list(value: Option<&Value>, path: &Path, errors: &mut Errors) {
 pub(super) fn int_or_percent(value: Option<&Value>, path: &Path, errors: &mut Errors) {
     match value {
         None | Some(Value::Null) => {}
-        Some(Value::String(text)) => match percent(text) {
-            Some(_) => {}
-            None => errors.invalid_text(
-                path,
-                text,
-                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for \
-                 validation is '[0-9]+%')",
-            ),
-        },
+        Some(Value::String(text)) => {
+            if percent(text).is_none() {
+                errors.invalid_text(
+                    path,
+                    text,
+                    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for \
+                     validation is '[0-9]+%')",
+                );
+            }
+        }
         Some(value) => errors.not_negative(path, Some(value)),
     }
 }

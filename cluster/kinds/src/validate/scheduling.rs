@@ -225,7 +225,7 @@ fn spread(spec: &Value, path: &Path, errors: &mut Errors) {
     for (at, constraint) in items(spec, "/topologySpreadConstraints").iter().enumerate() {
         let path = list.index(at);
         let skew = constraint.get("maxSkew").unwrap_or(&Value::Null);
-        if !skew.as_i64().is_some_and(|skew| skew > 0) {
+        if skew.as_i64().is_none_or(|skew| skew <= 0) {
             errors.invalid(&path.field("maxSkew"), skew, "must be greater than zero");
         }
         let (key, action) = (
@@ -251,7 +251,7 @@ fn spread(spec: &Value, path: &Path, errors: &mut Errors) {
             );
         }
         if let Some(min) = some(constraint, "/minDomains") {
-            if !min.as_i64().is_some_and(|min| min > 0) {
+            if min.as_i64().is_none_or(|min| min <= 0) {
                 errors.invalid(&path.field("minDomains"), min, "must be greater than zero");
             }
             if action != "DoNotSchedule" {
