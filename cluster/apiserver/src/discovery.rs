@@ -47,6 +47,9 @@ impl Discovery {
                 headers,
             )));
         }
+        if !matches!(parts.first(), Some(&"api" | &"apis")) {
+            return Ok(None);
+        }
         let wants = Wants::of(headers, "")?;
         let value = match parts.as_slice() {
             ["api"] => json!({

@@ -101,7 +101,12 @@ fn common(object: &Value, rule: NameRule, errors: &mut Errors) {
     }
 }
 
-const BARE_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+const BARE_FINALIZERS: [&str; 4] = [
+    "customresourcecleanup.apiextensions.k8s.io",
+    "kubernetes",
+    "orphan",
+    "foregroundDeletion",
+];
 
 pub(super) fn labels(labels: Option<&Map<String, Value>>, path: &Path, errors: &mut Errors) {
     for (key, value) in labels.into_iter().flatten() {
