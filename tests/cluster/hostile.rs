@@ -86,12 +86,13 @@ fn malformed_bodies_are_refused_quickly_and_by_name_sec_api_04() -> Result<()> {
             422,
         ),
     ] {
+        // of a build without optimization, on a busy machine
         let begun = Instant::now();
         let answer = proxy.request("POST", path, content_type, &body)?;
         ensure!(answer.code == code, "{name}: {answer:?}");
         ensure!(answer.json()?["kind"] == "Status", "{name}: {answer:?}");
         ensure!(
-            begun.elapsed() < Duration::from_secs(5),
+            begun.elapsed() < Duration::from_secs(15),
             "{name} took {:?}",
             begun.elapsed()
         );
