@@ -355,7 +355,7 @@ fn token(node: &str, asked: &Attributes, pod: &Value, request: &Value) -> Result
         ));
     }
     let uid = &reference["uid"];
-    if !uid.as_str().is_some_and(|uid| !uid.is_empty()) {
+    if uid.as_str().is_none_or(str::is_empty) {
         return Err(format!(
             "node {node:?} requested token with a pod binding without a uid"
         ));

@@ -100,7 +100,7 @@ impl Quantity {
             .and_then(|value| scale(value, true))
             .unwrap_or(MOST);
         let part = scale(fine, true).map_or(MOST, |value| {
-            value / one + i128::from(value % one != 0 || (rounded && value % one == 0))
+            value / one + i128::from(rounded || value % one != 0)
         });
         let nano = whole.saturating_add(part).min(MOST);
         Some(Self {

@@ -183,7 +183,10 @@ impl Index {
 
     /// Takes back everything newer than `revision`, which was never published.
     pub fn forget_after(&mut self, revision: Revision) {
-        while let Some((at, key)) = self.log.pop_back_if(|(at, _)| at.revision > revision) {
+        let is_newer = |(at, _): &(At, _)| at.revision > revision;
+        while self.log.back().is_some_and(is_newer)
+            && let Some((at, key)) = self.log.pop_back()
+        {
             if let Some(versions) = self.keys.get_mut(&key) {
                 versions.retain(|version| version.at != at);
                 if versions.is_empty() {

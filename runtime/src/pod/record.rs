@@ -188,6 +188,7 @@ mod tests {
             timeline: Timeline::default(),
             why: String::new(),
             limits: None,
+            cgroup_parent: "/p".into(),
         };
         let text = serde_json::to_string(&record).unwrap();
         let back: PodRecord = serde_json::from_str(&text).unwrap();

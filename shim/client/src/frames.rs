@@ -142,7 +142,7 @@ mod tests {
             for piece in good.chunks(size) {
                 checked.take_in(piece).unwrap();
             }
-            let noise = vec![0x5a; 64];
+            let noise = [0x5a; 64];
             let refused = noise
                 .chunks(size)
                 .find_map(|piece| checked.take_in(piece).err());

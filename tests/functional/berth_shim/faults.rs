@@ -1,7 +1,7 @@
 //! Shims that die, hang or are none; what is refused; and whose the files are.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -56,6 +56,9 @@ pub(super) struct Writer {
     failed: Option<String>,
 }
 
+/// Is told why it was not written, where it was not.
+type Waiting<'a> = Box<dyn FnOnce(Option<&str>) + 'a>;
+
 /// What is written together, and who waits for it.
 struct Group<'a> {
     batch: Batch<'a>,
@@ -63,7 +66,7 @@ struct Group<'a> {
     /// Up to which revision it compacts.
     compacted: Revision,
     synced: bool,
-    waiting: Vec<Box<dyn FnOnce(Option<&str>) + 'a>>,
+    waiting: Vec<Waiting<'a>>,
 }
 
 impl Writer {
@@ -145,15 +148,13 @@ impl Writer {
                 group.answer(answer, done);
             }
             Ask::Compact(revision, answer) => {
-                let done = refused()
-                    .and_then(|()| self.core.index().compactable(revision))
-                    .and_then(|()| match group.compacted {
-                        compacted if revision <= compacted => Err(Error::Compacted {
-                            asked: revision,
-                            compacted,
-                        }),
-                        _ => Ok(()),
-                    });
+                let done = match refused().and_then(|()| self.core.index().compactable(revision)) {
+                    Ok(()) if revision <= group.compacted => Err(Error::Compacted {
+                        asked: revision,
+                        compacted: group.compacted,
+                    }),
+                    done => done,
+                };
                 if done.is_ok() {
                     group.batch.compacted(revision);
                     group.compacted = revision;
