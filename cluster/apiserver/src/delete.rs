@@ -137,7 +137,7 @@ pub async fn delete(
             return Err(Failure::not_found(resource, name));
         };
         let mut old = stored.value;
-        resource.from_stored(&mut old);
+        resource.as_served(&mut old);
         check(resource, name, options, &old)?;
         let act = Act::delete(resource, namespace, name);
         admission::validate(api, actor, &act, Some(&old), None).await?;

@@ -127,7 +127,7 @@ impl Patch {
             kind: &kind,
             versions: &OneVersion,
             subresource: part.subresource(),
-            reset: &reset,
+            reset,
             manager: &call.actor.manager,
             now: &now,
         };

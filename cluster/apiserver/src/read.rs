@@ -37,7 +37,7 @@ pub async fn get(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
         .await?
         .ok_or_else(|| Failure::not_found(resource, name))?;
     let mut value = stored.value;
-    resource.from_stored(&mut value);
+    resource.as_served(&mut value);
     Ok(call.wants.object(200, resource, &value))
 }
 
@@ -104,7 +104,7 @@ impl Selection {
             return false;
         }
         let mut value = entry.value();
-        resource.from_stored(&mut value);
+        resource.as_served(&mut value);
         match &resource.made_of {
             crate::catalog::MadeOf::BuiltIn(kind) => {
                 let pairs = berth_kinds::selectable(kind, &value);
@@ -296,7 +296,7 @@ fn of_entries(
     limit: usize,
 ) -> Page {
     let everything = selection.is_everything();
-    let mut selected = entries
+    let selected = entries
         .iter()
         .filter(|entry| everything || selection.selects(entry));
     let mut items = Vec::with_capacity(if limit == 0 {
@@ -309,7 +309,7 @@ fn of_entries(
         resource_version: revision,
         ..ListMeta::default()
     };
-    while let Some(entry) = selected.next() {
+    for entry in selected {
         if limit > 0 && items.len() == limit {
             meta.token = token(revision, last);
             if everything {
@@ -342,7 +342,7 @@ pub fn told(resource: &Resource, entry: &Entry) -> Bytes {
 
 pub fn convert(resource: &Resource, bytes: &Bytes) -> Bytes {
     let mut value = serde_json::from_slice(bytes).unwrap_or_default();
-    resource.from_stored(&mut value);
+    resource.as_served(&mut value);
     serde_json::to_vec(&value).unwrap_or_default().into()
 }
 

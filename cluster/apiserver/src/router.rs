@@ -299,10 +299,7 @@ impl Router {
 
 fn delete_options(call: &Call) -> Result<DeleteOptions, Failure> {
     let kind = berth_schema::GroupVersionKind::new("v1", "DeleteOptions");
-    let value = match body::object(call, &kind, true)? {
-        Value::Null => Value::Null,
-        value => value,
-    };
+    let value = body::object(call, &kind, true)?;
     DeleteOptions::parse(&value, &call.asked.query)
 }
 

@@ -96,8 +96,7 @@ impl Server {
     /// What could not be opened, made or loaded.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let (network, prefix) = config.services;
-        let whole = prefix >= 16
-            && prefix <= 30
+        let whole = (16..=30).contains(&prefix)
             && network.to_bits().trailing_zeros() >= 32 - u32::from(prefix);
         if !whole {
             return Err(Error::Services(network, prefix));

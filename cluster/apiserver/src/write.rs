@@ -68,7 +68,7 @@ impl Resource {
         }
     }
 
-    pub fn from_stored(&self, value: &mut Value) {
+    pub fn as_served(&self, value: &mut Value) {
         match &self.made_of {
             MadeOf::BuiltIn(kind) => (kind.from_stored)(value),
             MadeOf::Custom(custom) => {
@@ -290,7 +290,7 @@ pub async fn modify(
             return Err(Failure::not_found(resource, name));
         };
         let mut old = value;
-        resource.from_stored(&mut old);
+        resource.as_served(&mut old);
         let mut new = change(&old)?;
         let asked = object::resource_version(&new);
         if !asked.is_empty() && asked != revision.to_string() {

@@ -1,7 +1,7 @@
 //! What goes into a container's processes and comes out of them.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Child;

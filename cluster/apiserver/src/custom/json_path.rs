@@ -60,7 +60,7 @@ fn below<'a>(value: &'a Value, step: &Step) -> Vec<&'a Value> {
                 }
                 at.is_some_and(|value| match value {
                     Value::String(is) => is == text,
-                    value => value.to_string() == *text,
+                    value => format!("{value}") == *text,
                 })
             })
             .collect(),

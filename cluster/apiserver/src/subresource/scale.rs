@@ -125,7 +125,7 @@ pub async fn handle(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
             let mut value = stored
                 .ok_or_else(|| Failure::not_found(resource, &asked.name))?
                 .value;
-            resource.from_stored(&mut value);
+            resource.as_served(&mut value);
             value
         }
         Verb::Update => {
