@@ -1,6 +1,6 @@
 //! A real etcd as the store.
 //!
-//! Spoken to with messages of our own making (proto/), as [`crate::facade`] answers them: etcd's client crates need `protoc` to be built.
+//! Spoken to with messages of our own making (proto/): etcd's client crates need `protoc` to be built.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -4,12 +4,11 @@
 //! revision, compaction, leases. Whatever keeps the bytes, the answers are the same: one suite holds for all of them.
 //!
 //! [`Memory`] and [`Embedded`] share their logic ([`core`](mod@core): an index of all keys and versions in memory, the watchers, the leases) and differ in where
-//! the values are; [`Etcd`] asks a real etcd. [`facade`] lets etcd's own tools read any of them.
+//! the values are; [`Etcd`] asks a real etcd.
 
 mod core;
 mod embedded;
 mod etcd;
-pub mod facade;
 mod index;
 mod leases;
 mod memory;
