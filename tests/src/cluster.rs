@@ -248,7 +248,7 @@ impl Answer {
 impl Server {
     pub fn proxy(&self) -> Result<Proxy> {
         let mut child = self
-            .command(&["proxy", "--port=0"])?
+            .command(&["proxy", "--port=0", "--disable-filter"])?
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = child.stdout.take().context("no stdout")?;

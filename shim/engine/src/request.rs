@@ -195,11 +195,18 @@ impl From<Error> for Failure {
                 file,
                 value,
                 source,
-            }) => Failure::Limit {
-                path: cut(path),
-                file,
-                value: cut(value),
-                errno: source.raw_os_error().unwrap_or_default(),
+            }) => match source.raw_os_error() {
+                Some(errno) => Failure::Limit {
+                    path: cut(path),
+                    file,
+                    value: cut(value),
+                    errno,
+                },
+                // What this machine has not got, in words: the kernel was not asked.
+                None => Failure::Unfit {
+                    step: cut(format!("set {file} of cgroup {path} to {value:?}")),
+                    reason: cut(source.to_string()),
+                },
             },
             // A machine without what the driver needs: none of the request's doing.
             Error::Cgroup(CgroupError::Systemd { path, reason }) => Failure::Unfit {

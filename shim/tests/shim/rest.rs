@@ -9,10 +9,10 @@ use crate::harness::{Pod, Shim, ctx};
 /// Longer than it takes until a shim that nobody calls has come to rest.
 const REST: Duration = Duration::from_millis(1500);
 /// Execs that a first measurement follows, so that what they need once is there.
-const FIRST: usize = 60;
-const MORE: usize = 240;
-/// By [`MORE`] execs. Two pages of a heap that is cut otherwise are no growth; a block of 100 bytes kept of each exec would be.
-const MAX_GROWTH_KIB: u64 = 16;
+const FIRST: usize = 300;
+const MORE: usize = 1200;
+/// By [`MORE`] execs. A heap that is cut otherwise, by some pages, is no growth; a block of 60 bytes kept of each exec would be.
+const MAX_GROWTH_KIB: u64 = 64;
 
 /// A line of /proc/PID/status, KiB.
 fn kib(pid: u32, name: &str) -> u64 {
