@@ -247,6 +247,8 @@ impl Core {
                     continue;
                 }
                 if let Some((version, previous)) = index.change(key, *at) {
+                    // As etcd: what was there before the revision of the compaction is gone, whether it has been swept or not.
+                    let previous = previous.filter(|_| at.revision > index.compacted);
                     bytes += key.len() + length(version) + previous.map_or(0, length);
                     found.push((key.clone(), version.clone(), previous.cloned()));
                 }

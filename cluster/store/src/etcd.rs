@@ -372,6 +372,13 @@ impl Store for Etcd {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        // etcd takes revision 0 once, and refuses it from then on: there is nothing before it, and it is no revision.
+        if revision == 0 {
+            return Err(Error::Compacted {
+                asked: 0,
+                compacted: self.compacted().await,
+            });
+        }
         let request = pb::CompactionRequest {
             revision: revision as i64,
             physical: false,

@@ -50,6 +50,7 @@ suite! {
     a_watch_from_the_past_is_gap_free_into_the_present
     a_watch_says_what_was_there_before
     a_compaction_forgets_the_past_only
+    a_compaction_up_to_no_revision_is_refused
     a_watch_from_before_the_compaction_is_refused
     a_lease_takes_its_keys_along_when_it_is_revoked
     a_lease_that_is_not_renewed_expires

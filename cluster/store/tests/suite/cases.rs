@@ -522,6 +522,33 @@ pub async fn a_watch_says_what_was_there_before(store: Any) {
     }
 }
 
+pub async fn a_compaction_up_to_no_revision_is_refused(store: Any) {
+    for _ in 0..2 {
+        let refused = store.compact(0).await;
+        let as_compacted = matches!(
+            refused,
+            Err(Error::Compacted {
+                asked: 0,
+                compacted: 0
+            })
+        );
+        assert!(as_compacted, "{refused:?}");
+    }
+    write(&store, [put("/a", "1")]).await;
+    store.compact(1).await.unwrap();
+    let refused = store.compact(0).await;
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Compacted {
+                asked: 0,
+                compacted: 1
+            })
+        ),
+        "{refused:?}"
+    );
+}
+
 pub async fn a_compaction_forgets_the_past_only(store: Any) {
     write(&store, [put("/a", "1"), put("/gone", "1")]).await;
     write(&store, [put("/a", "2")]).await;

@@ -270,6 +270,11 @@ async fn check(
             .iter()
             .filter(|event| event.0 >= from.max(2))
             .cloned()
+            .map(|mut event| {
+                // Compacted away, though the revision itself can still be watched.
+                event.4 = event.4.filter(|_| event.0 > model.compacted);
+                event
+            })
             .collect();
         let mut watch = store
             .watch(WatchRequest {
