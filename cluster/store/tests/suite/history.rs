@@ -1,6 +1,6 @@
 //! Random histories, against a model that keeps a copy of everything at each revision (REL-22).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use berth_store::{
     Compare, Embedded, EventKind, Is, KeyValue, Keys, Memory, Op, OpAnswer, RangeAnswer,
@@ -220,10 +220,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Deletions at the very revision of a compaction are gone, too: etcd until August 2024 (etcd#18089), Debian's 3.4 among them.
+const FORGETS_DELETIONS: bool = true;
+const KEEPS_DELETIONS: bool = false;
+
 /// What the store says to `steps` is what the model says, and a watch from each revision that is left tells the same events.
 async fn check(
     mut open: impl AsyncFnMut(Option<Arc<dyn Store>>) -> Arc<dyn Store>,
     steps: &[Step],
+    forgets_deletions: bool,
 ) {
     let mut store = open(None).await;
     let mut model = Model::new();
@@ -264,7 +269,11 @@ async fn check(
             Step::Reopen => store = open(Some(store)).await,
         }
     }
-    for from in [model.compacted + 1, model.newest()] {
+    let mut last = model.newest();
+    if forgets_deletions {
+        last = last.max(model.compacted + 1);
+    }
+    for from in [model.compacted + 1, last] {
         let expected: Vec<_> = model
             .events
             .iter()
@@ -286,7 +295,9 @@ async fn check(
             .unwrap();
         let mut seen = Vec::new();
         while seen.len() < expected.len() {
-            for event in watch.next().await.unwrap().unwrap().events {
+            let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+            let told = told.unwrap_or_else(|_| panic!("of {expected:?} only {seen:?} is told"));
+            for event in told.unwrap().unwrap().events {
                 let before = event.previous.map(|kv| kv.value);
                 let kv = event.kv;
                 seen.push((kv.mod_revision, event.kind, kv.key, kv.value, before));
@@ -309,7 +320,7 @@ proptest! {
 
     #[test]
     fn any_history_in_memory_is_as_the_model_says(steps in prop::collection::vec(step(), 1..60)) {
-        run(check(async |was| was.unwrap_or_else(|| Arc::new(Memory::new()) as Arc<dyn Store>), &steps));
+        run(check(async |was| was.unwrap_or_else(|| Arc::new(Memory::new()) as Arc<dyn Store>), &steps, KEEPS_DELETIONS));
     }
 }
 
@@ -323,7 +334,7 @@ proptest! {
         run(check(async |was| {
             drop(was);
             Arc::new(Embedded::open(directory.path()).unwrap()) as Arc<dyn Store>
-        }, &steps));
+        }, &steps, KEEPS_DELETIONS));
     }
 }
 
@@ -335,7 +346,7 @@ proptest! {
     fn any_history_of_etcd_is_as_the_model_says(steps in prop::collection::vec(step(), 20..60)) {
         run(async {
             let server = etcd::Server::start().await;
-            check(async |_| server.store(), &steps).await;
+            check(async |_| server.store(), &steps, FORGETS_DELETIONS).await;
         });
     }
 }
