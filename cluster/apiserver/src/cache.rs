@@ -113,7 +113,7 @@ impl Cache {
     /// # Errors
     /// 504 where the cache does not come up to it in time.
     pub async fn fresh(&self) -> Result<Revision, Failure> {
-        let revision = self.store.status().await?.revision;
+        let revision = self.store.revision().await?;
         self.reach(revision).await
     }
 

@@ -49,7 +49,7 @@ pub async fn check(api: &Api, path: &str, query: &Query) -> Option<Response<Body
     let excluded: Vec<&str> = query.all("exclude").collect();
     let ready = which == "readyz";
     let mut checks: Vec<(&str, Result<(), String>)> = vec![("ping", Ok(()))];
-    let store = match tokio::time::timeout(STORE_WITHIN, api.storage.store.status()).await {
+    let store = match tokio::time::timeout(STORE_WITHIN, api.storage.store.revision()).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the store does not answer".to_owned()),

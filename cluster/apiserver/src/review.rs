@@ -121,7 +121,7 @@ pub async fn read(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
     let resource = &call.resource;
     let items: Vec<Value> = match resource.plural.as_str() {
         "componentstatuses" => {
-            let store = api.storage.store.status().await;
+            let store = api.storage.store.revision().await;
             let condition = match store {
                 Ok(_) => json!({"type": "Healthy", "status": "True", "message": "ok"}),
                 Err(error) => {

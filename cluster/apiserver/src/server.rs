@@ -278,8 +278,8 @@ async fn compact(store: Arc<dyn Store>) {
         {
             tracing::debug!(%error, "the store is not compacted now");
         }
-        match store.status().await {
-            Ok(status) => before = status.revision,
+        match store.revision().await {
+            Ok(revision) => before = revision,
             Err(error) => tracing::warn!(%error, "the store's revision is not known"),
         }
     }

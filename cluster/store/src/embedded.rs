@@ -195,6 +195,10 @@ impl Store for Embedded {
         self.ask(|answer| Ask::Revoke(id, answer)).await
     }
 
+    async fn revision(&self) -> Result<Revision, Error> {
+        Ok(self.core.index().published)
+    }
+
     async fn status(&self) -> Result<Status, Error> {
         let (revision, compacted) = {
             let index = self.core.index();

@@ -76,17 +76,6 @@ impl Etcd {
         broken(act, status)
     }
 
-    async fn revision(&self) -> Result<Revision, Error> {
-        let asked = RangeRequest {
-            keys: Keys::One(Bytes::from_static(b"\0")),
-            revision: 0,
-            limit: 0,
-            keys_only: false,
-            count_only: true,
-        };
-        Ok(self.range(asked).await?.revision)
-    }
-
     /// Up to where it is compacted: a watch from the first revision is told.
     async fn compacted(&self) -> Revision {
         let request = WatchRequest {
@@ -438,6 +427,17 @@ impl Store for Etcd {
             Err(status) if status.code() == Code::NotFound => Err(Error::NoLease { id }),
             Err(status) => Err(broken("revoke a lease", status)),
         }
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        let asked = RangeRequest {
+            keys: Keys::One(Bytes::from_static(b"\0")),
+            revision: 0,
+            limit: 0,
+            keys_only: false,
+            count_only: true,
+        };
+        Ok(self.range(asked).await?.revision)
     }
 
     async fn status(&self) -> Result<Status, Error> {

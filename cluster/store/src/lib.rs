@@ -285,6 +285,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, Error>;
 
+    /// Of an event at the revision of the last compaction nothing is told of what was there before (etcd#10681).
     async fn watch(&self, request: WatchRequest) -> Result<Watch, Error>;
 
     /// Forgets what was before `revision`; keys that are there stay.
@@ -297,6 +298,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Deletes what hangs on it.
     async fn lease_revoke(&self, id: LeaseId) -> Result<(), Error>;
+
+    /// Of the newest write that was acknowledged, whoever wrote it. Asked by every list that must be up to date: as quick as a read of one key.
+    async fn revision(&self) -> Result<Revision, Error>;
 
     async fn status(&self) -> Result<Status, Error>;
 }

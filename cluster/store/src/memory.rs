@@ -114,6 +114,10 @@ impl Store for Memory {
         Self::revoke(&self.core, &self.writer, id)
     }
 
+    async fn revision(&self) -> Result<Revision, Error> {
+        Ok(self.core.index().published)
+    }
+
     async fn status(&self) -> Result<Status, Error> {
         let index = self.core.index();
         Ok(Status {

@@ -119,6 +119,7 @@ pub async fn an_empty_store_is_at_its_first_revision(store: Any) {
     assert_eq!(found.revision, berth_store::FIRST_REVISION);
     assert_eq!((found.kvs.len(), found.count, found.more), (0, 0, false));
     assert_eq!(store.status().await.unwrap().revision, found.revision);
+    assert_eq!(store.revision().await.unwrap(), found.revision);
     let nothing = write(&store, []).await;
     assert_eq!((nothing.succeeded, nothing.revision), (true, 1));
     let nothing = write(&store, [delete("/a")]).await;
