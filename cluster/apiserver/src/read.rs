@@ -262,11 +262,7 @@ pub async fn page(
         }
         let newest = api.cache.fresh().await?;
         let token = parse_token(token, &selection.prefix, newest)?;
-        if shard.revision() > token.rv {
-            return old_page(api, resource, selection, token.rv, &token.start, limit).await;
-        }
-        let (entries, _) = shard.list(&selection.prefix, &token.start);
-        return Ok(of_entries(resource, selection, &entries, token.rv, limit));
+        return page_as_of(api, resource, selection, token.rv, &token.start, limit).await;
     }
     match wanted {
         None => {
@@ -274,11 +270,7 @@ pub async fn page(
         }
         Some(revision) if exact => {
             api.cache.reach(revision).await?;
-            if shard.revision() > revision {
-                return old_page(api, resource, selection, revision, "", limit).await;
-            }
-            let (entries, _) = shard.list(&selection.prefix, "");
-            return Ok(of_entries(resource, selection, &entries, revision, limit));
+            return page_as_of(api, resource, selection, revision, "", limit).await;
         }
         Some(revision) => {
             api.cache.reach(revision).await?;
@@ -286,6 +278,22 @@ pub async fn page(
     }
     let (entries, revision) = shard.list(&selection.prefix, "");
     Ok(of_entries(resource, selection, &entries, revision, limit))
+}
+
+/// From the cache where nothing has changed since `revision`, else from the store.
+async fn page_as_of(
+    api: &Api,
+    resource: &Arc<Resource>,
+    selection: &Selection,
+    revision: Revision,
+    after: &str,
+    limit: usize,
+) -> Result<Page, Failure> {
+    let shard = api.cache.shard(&resource.storage);
+    match shard.list_as_of(revision, &selection.prefix, after) {
+        Some(entries) => Ok(of_entries(resource, selection, &entries, revision, limit)),
+        None => old_page(api, resource, selection, revision, after, limit).await,
+    }
 }
 
 fn of_entries(

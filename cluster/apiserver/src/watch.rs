@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use berth_store::Revision;
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http::Response;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, mpsc::error::TryRecvError},
     time::Instant,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,6 +29,10 @@ use crate::{
 const LASTS: Duration = Duration::from_secs(1800);
 /// Between two bookmarks.
 const BOOKMARK: Duration = Duration::from_secs(60);
+/// Frames that wait for one client.
+const AHEAD: usize = 2;
+/// A client that takes no frame for so long has its watch ended; upstream cuts a watcher whose buffer is full within a fraction of a second.
+const STALLED: Duration = Duration::from_secs(60);
 /// Of one frame: events that wait together are sent together.
 const FRAME: usize = 64 << 10;
 
@@ -104,7 +109,32 @@ pub async fn watch(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
         let frame = watcher.frame().await?;
         Some((frame, watcher))
     });
-    Ok(answer(&call.wants, lines))
+    Ok(answer(&call.wants, read_in_time(lines, STALLED)))
+}
+
+/// `frames`, made ahead by [`AHEAD`] and given up where nobody takes one for `patience`. What a watch holds (the objects that it began with, changes
+/// that wait) must not live as long as a client likes that has stopped to read: over HTTP/2 its connection may be alive and well.
+fn read_in_time(
+    frames: impl Stream<Item = Bytes> + Send + 'static,
+    patience: Duration,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let (sender, frames_made) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        let mut frames = std::pin::pin!(frames);
+        loop {
+            let frame = tokio::select! {
+                frame = frames.next() => frame,
+                () = sender.closed() => return,
+            };
+            let Some(frame) = frame else { return };
+            match tokio::time::timeout(patience, sender.send(frame)).await {
+                Ok(Ok(())) => {}
+                // It left, or does not read.
+                _ => return,
+            }
+        }
+    });
+    ReceiverStream::new(frames_made)
 }
 
 fn answer(wants: &Wants, lines: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
@@ -332,4 +362,61 @@ fn error_line(failure: &Failure) -> Bytes {
         "ERROR",
         &serde_json::to_vec(&failure.to_value()).unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames without end, and whether they are still held.
+    fn endless() -> (impl Stream<Item = Bytes> + Send + 'static, Arc<()>) {
+        let held = Arc::new(());
+        let frames = stream::unfold(held.clone(), |held| async move {
+            Some((Bytes::from_static(b"frame"), held))
+        });
+        (frames, held)
+    }
+
+    async fn is_let_go(held: &Arc<()>) {
+        while Arc::strong_count(held) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_nobody_reads_is_let_go_with_all_that_it_holds() {
+        let (frames, held) = endless();
+        let mut watch = read_in_time(frames, Duration::from_millis(50));
+        is_let_go(&held).await;
+        let mut left = 0;
+        while watch.next().await.is_some() {
+            left += 1;
+        }
+        assert_eq!(left, AHEAD);
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_read_goes_on() {
+        let (frames, held) = endless();
+        let mut watch = read_in_time(frames, STALLED);
+        for _ in 0..10 * AHEAD {
+            assert!(watch.next().await.is_some());
+        }
+        drop(watch);
+        is_let_go(&held).await;
+    }
+
+    #[tokio::test]
+    async fn a_watch_with_nothing_to_tell_is_let_go_when_its_client_left() {
+        let held = Arc::new(());
+        let frames = stream::unfold(held.clone(), |held| async move {
+            std::future::pending::<()>().await;
+            Some((Bytes::new(), held))
+        });
+        let watch = read_in_time(frames, STALLED);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(watch);
+        is_let_go(&held).await;
+    }
 }

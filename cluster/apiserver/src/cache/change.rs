@@ -139,8 +139,8 @@ pub struct Change {
     pub revision: Revision,
     pub old: Option<Arc<Entry>>,
     pub new: Option<Arc<Entry>>,
-    /// Each form is encoded once, by the first watcher that wants it.
-    encoded: Mutex<Vec<Encoded>>,
+    /// Each form is encoded once, by the first watcher that wants it. None: nothing is kept any more.
+    encoded: Mutex<Option<Vec<Encoded>>>,
 }
 
 impl Change {
@@ -149,7 +149,7 @@ impl Change {
             revision,
             old,
             new,
-            encoded: Mutex::default(),
+            encoded: Mutex::new(Some(Vec::new())),
         }
     }
 
@@ -183,6 +183,9 @@ impl Change {
         encode: impl FnOnce(Bytes) -> Bytes,
     ) -> Option<Bytes> {
         let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(encoded) = encoded.as_mut() else {
+            return Some(encode(self.object(kind)?));
+        };
         let known = encoded
             .iter()
             .find(|(known, name, _)| *known == kind && name == form);
@@ -192,5 +195,11 @@ impl Change {
         let bytes = encode(self.object(kind)?);
         encoded.push((kind, form.to_owned(), bytes.clone()));
         Some(bytes)
+    }
+
+    /// Who still asks for it encodes for itself.
+    pub fn forget_encoded(&self) {
+        let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+        *encoded = None;
     }
 }

@@ -16,6 +16,8 @@ use crate::failure::Failure;
 const WINDOW: usize = 4096;
 /// Bytes of objects that the window keeps alive, at most (beside those that are there anyway).
 const WINDOW_BYTES: usize = 16 << 20;
+/// The last changes that stay encoded: a watcher that lags further behind encodes for itself.
+const ENCODED: usize = 256;
 /// Changes that wait for one watcher. One that has not read for so long is cut, and lists again.
 const QUEUE: usize = 2048;
 
@@ -90,6 +92,17 @@ impl Shard {
         let state = self.state();
         let objects = state.range(prefix, after).cloned().collect();
         (objects, self.seen(&state))
+    }
+
+    /// The same as of `revision`; none where something has changed since.
+    pub fn list_as_of(
+        &self,
+        revision: Revision,
+        prefix: &str,
+        after: &str,
+    ) -> Option<Vec<Arc<Entry>>> {
+        let state = self.state();
+        (state.revision <= revision).then(|| state.range(prefix, after).cloned().collect())
     }
 
     pub fn get(&self, path: &str) -> Option<Arc<Entry>> {
@@ -227,6 +240,9 @@ impl State {
     fn remember(&mut self, change: Arc<Change>) {
         self.window_bytes += held(&change);
         self.window.push_back(change);
+        if let Some(older) = self.window.len().checked_sub(ENCODED + 1) {
+            self.window[older].forget_encoded();
+        }
         while self.window.len() > WINDOW || self.window_bytes > WINDOW_BYTES {
             let Some(first) = self.window.pop_front() else {
                 break;
