@@ -57,6 +57,9 @@ pub fn delete(flags: &Flags) -> Result<(), Error> {
         Ok(ids) => ids.iter().for_each(|id| {
             bundles.extend(engine.bundle(id).filter(|of| !of.starts_with(&bundle)));
             note(engine.delete(id).map_err(Error::from));
+            for warning in engine.warnings() {
+                journal!("warning: {warning}");
+            }
         }),
         Err(error) => note(Err(error.into())),
     }

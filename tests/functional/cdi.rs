@@ -1,10 +1,12 @@
 //! Devices by the Container Device Interface, from files that appear, change and are broken while the daemon runs.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{CdiDevice, ContainerConfig};
-use berth_tests::{BUSYBOX, Node, Setup, container, cri::refused, request::ContainerRequest, sh};
+use berth_tests::{
+    BUSYBOX, Node, Pod, Setup, container, cri::refused, process, request::ContainerRequest, sh,
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -205,11 +207,6 @@ fn files_that_change_are_taken_up_and_broken_ones_cost_their_own_devices() -> Re
                 Code::Unimplemented,
                 "netDevices",
             ),
-            (
-                json!({"hooks": [{"hookName": "poststart", "path": "/bin/true"}]}),
-                Code::Unimplemented,
-                "poststart",
-            ),
         ]
         .into_iter()
         .enumerate()
@@ -224,6 +221,82 @@ fn files_that_change_are_taken_up_and_broken_ones_cost_their_own_devices() -> Re
                 Code::InvalidArgument,
                 &["cdi_devices"],
             )?;
+        }
+        Ok(())
+    })
+}
+
+/// By our own engine, and by runc behind its stock shim.
+#[test]
+fn hooks_after_the_start_and_the_end_run_whoever_makes_the_container() -> Result<()> {
+    let setup = Setup {
+        config: format!(
+            "{}default_handler = \"berth\"\n[runtime.handlers.berth]\n[runtime.handlers.runc]\nshim = \"io.containerd.runc.v2\"\n",
+            with_cdi().config
+        ),
+        ..Default::default()
+    };
+    Node::test_with(setup, async |node| {
+        let data = node.volume("vendor")?;
+        let (started, at_start) = marker(&data, "started")?;
+        let (stopped, at_stop) = marker(&data, "stopped")?;
+        let env = ["MARK=set", "PATH=/usr/bin:/bin"];
+        let edits = json!({"hooks": [
+            {"hookName": "poststart", "path": started, "args": ["hook", "start"], "env": env},
+            {"hookName": "poststop", "path": stopped, "args": ["hook", "stop"], "env": env},
+        ]});
+        write(node, "cdi-etc/thing.json", &spec("0", edits))?;
+        let edits = json!({"hooks": [{"hookName": "poststart", "path": "/bin/false"}]});
+        write(node, "cdi-etc/broken.json", &{
+            let mut broken = spec("0", edits);
+            broken["kind"] = "vendor.com/broken".into();
+            broken
+        })?;
+        for handler in ["berth", "runc"] {
+            let config = node.pod(&format!("late-{handler}"));
+            let id = node.cri.run_pod_with(&config, handler).await?;
+            let pod = Pod { id, config };
+            let config = asking("c", &["sleep", "1000"], &["vendor.com/thing=0"]);
+            let id = node.create(&pod, &config).await?;
+            // An older runc runs it at the end of the create (github.com/opencontainers/runc/issues/4347).
+            ensure!(
+                handler == "runc" || !at_start.exists(),
+                "it ran before the start"
+            );
+            node.cri.start(&id).await?;
+            let state = fs::read_to_string(&at_start).context("no poststart hook has run")?;
+            ensure!(
+                state.contains(&id) && state.ends_with(" start set\n"),
+                "{handler}: {state}"
+            );
+            node.cri.stop(&id, 0).await?;
+            node.cri.remove(&id).await?;
+            let state = fs::read_to_string(&at_stop).context("no poststop hook has run")?;
+            ensure!(
+                state.contains(&id) && state.contains("stopped") && state.ends_with(" stop set\n"),
+                "{handler}: {state}"
+            );
+            let broken = asking("broken", &["sleep", "1000"], &["vendor.com/broken=0"]);
+            let made = node.create(&pod, &broken).await;
+            let error = match &made {
+                Ok(id) => format!("{:?}", node.cri.start(id).await.expect_err("it failed")),
+                Err(error) => format!("{error:#}"),
+            };
+            ensure!(
+                error.contains("poststart hook /bin/false") || error.contains("hook #0"),
+                "{handler}: {error}"
+            );
+            if let Ok(id) = made {
+                ensure!(
+                    process::eventually(Duration::from_secs(5), || {
+                        process::in_cgroup(&id).is_empty()
+                    }),
+                    "{handler}: it goes on"
+                );
+                node.cri.remove(&id).await?;
+            }
+            fs::remove_file(&at_start)?;
+            fs::remove_file(&at_stop)?;
         }
         Ok(())
     })

@@ -212,23 +212,16 @@ impl Target<'_> {
         let Some(asked) = adjust.hooks.as_ref() else {
             return Ok(());
         };
-        for (kind, hooks) in [
-            ("poststart", &asked.poststart),
-            ("poststop", &asked.poststop),
-        ] {
-            if !hooks.is_empty() {
-                let what = format!("{kind} hooks");
-                return Err(self.unbuilt(Field::OciHooks, &what, "nobody here would run them"));
-            }
-        }
         let mut hooks = self.spec.hooks().clone().unwrap_or_default();
         type Kind = fn(&mut Hooks) -> &mut Option<Vec<Hook>>;
-        let kinds: [(&[api::Hook], Kind); 4] = [
+        let kinds: [(&[api::Hook], Kind); 6] = [
             #[allow(deprecated)]
             (&asked.prestart, Hooks::prestart_mut),
             (&asked.create_runtime, Hooks::create_runtime_mut),
             (&asked.create_container, Hooks::create_container_mut),
             (&asked.start_container, Hooks::start_container_mut),
+            (&asked.poststart, Hooks::poststart_mut),
+            (&asked.poststop, Hooks::poststop_mut),
         ];
         let mut any = false;
         for (asked, kind) in kinds {

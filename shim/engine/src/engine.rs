@@ -81,7 +81,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     fn pause(&self, pause: &Pause) -> Result<Process, Error>;
     /// Makes the container up to just before its command: created, not started.
     fn create(&self, create: Create) -> Result<Process, Error>;
-    /// Lets the container's command run. A command that does not exist or can't be executed is [`Error::Command`]; the
+    /// Lets the container's command run, and runs the spec's `poststart` hooks: where one fails, the container is killed. A command that does not exist or can't be executed is [`Error::Command`]; the
     /// container's init then ends by itself with that exit code (126, 127 or 128), as it would under a shell.
     fn start(&self, id: &str) -> Result<(), Error>;
     /// Runs a command in the container. It is as confined as the container's init.
@@ -93,7 +93,7 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Writes the container's processes down. One that is left running is paused afterwards, so that its files can be had as its
     /// memory was: [`Engine::resume`] is the caller's to call. When it failed, the container runs as before.
     fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), Error>;
-    /// Kills what is left, removes cgroup and state. Idempotent: an id that is not known is no error.
+    /// Kills what is left, removes cgroup and state, and runs the spec's `poststop` hooks. Idempotent: an id that is not known is no error.
     fn delete(&self, id: &str) -> Result<(), Error>;
 
     /// Whether a process's streams are carried by another: what it has written may then come after its end. A console's master stays
@@ -111,6 +111,10 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Whether the engine was told that the kernel killed for want of memory in the container.
     fn oom_killed(&self, _id: &str) -> bool {
         false
+    }
+    /// What has gone wrong since this was last asked and stopped nothing, to be logged.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
     }
     /// Why the containers end: what made them is gone.
     fn lost(&self) -> Option<String> {

@@ -23,6 +23,9 @@ pub enum Error {
     Command { exit_code: i32, message: String },
     #[error("create container {id}: {reason}")]
     Create { id: String, reason: String },
+    /// A program that the spec names, and that runs on the node.
+    #[error("container {id}: {reason}")]
+    Hook { id: String, reason: String },
     /// What is asked for does not fit the image, a volume or this node's kernel: no fault of ours, and none that trying again mends.
     #[error("{step}: {reason}")]
     Unfit { step: String, reason: String },

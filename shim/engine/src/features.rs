@@ -63,11 +63,13 @@ const MOUNT_OPTIONS: &[&str] = &[
     "unbindable",
 ];
 /// Those that are run. What is to run after the start or the end is refused by its name.
-const HOOKS: [&str; 4] = [
+const HOOKS: [&str; 6] = [
     "prestart",
     "createRuntime",
     "createContainer",
     "startContainer",
+    "poststart",
+    "poststop",
 ];
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 const SECCOMP_ACTIONS: [&str; 8] = [

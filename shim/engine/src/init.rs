@@ -39,6 +39,7 @@ use crate::{
     complaints::Complaints,
     confine,
     filter::{self, Filter},
+    hooks::Hooks,
     native, process,
     record::{self, Record},
     request::{CreateRequest, cut},
@@ -47,7 +48,7 @@ use crate::{
 };
 
 /// The longest config.json: a pod with some thousand mounts and variables stays below 2 MiB.
-const MAX_SPEC_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_SPEC_BYTES: u64 = 16 << 20;
 
 /// What init tells when its command could not be run; nothing is told when it could.
 #[derive(Debug, Serialize, Deserialize)]
@@ -144,15 +145,7 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
         .ok_or_else(|| refuse("has no process"))?;
     let linux = spec.linux().clone().ok_or_else(|| refuse("has no linux"))?;
     refuse_unbuilt(id, &process)?;
-    let hooks = spec.hooks().clone().unwrap_or_default();
-    for (name, asked) in [
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ] {
-        if asked.as_ref().is_some_and(|asked| !asked.is_empty()) {
-            return Err(refuse(&format!("has a {name} hook, which is not built")));
-        }
-    }
+    let late_hooks = Hooks::of(id, &spec, &request.bundle)?;
     let cgroup_path = linux.cgroups_path().as_ref().and_then(|path| path.to_str());
     let cgroup_path = cgroup_path.ok_or_else(|| refuse("has no linux.cgroupsPath"))?;
     let cgroup = Cgroup::by(request.systemd_cgroup, cgroup_path)?;
@@ -166,6 +159,9 @@ pub(crate) fn prepare(request: &CreateRequest) -> Result<Prepared, Error> {
         memory_policy: linux.memory_policy().clone(),
     }
     .write(&request.directory)?;
+    if let Some(hooks) = late_hooks {
+        hooks.write(&request.directory)?;
+    }
     berth_failpoint::site!("engine.create.recorded").map_err(Error::io("record the container"))?;
     let notes = cgroup.make(linux.resources().as_ref())?;
     berth_failpoint::site!("engine.create.limited").map_err(Error::io("limit the container"))?;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Checkpoint, Create, Engine, Error, Exec, Pause, Process, Zygote,
     cgroup::Cgroup,
+    hooks::{self, Hooks, HooksRequest, Stage},
     init, native,
     record::Record,
     request::{CheckpointRequest, CreateRequest, ExecRequest, Operation, RestoreRequest},
@@ -51,7 +52,11 @@ pub struct Launched {
     config: Config,
     zygote: Option<Arc<Zygote>>,
     containers: Mutex<HashMap<String, Container>>,
+    warnings: Mutex<Vec<String>>,
 }
+
+/// Of hooks that failed, until the shim has logged them: after each delete.
+const MAX_WARNINGS: usize = 64;
 
 /// What is kept in memory of a container that this process made.
 #[derive(Debug)]
@@ -83,6 +88,7 @@ impl Launched {
             config,
             zygote: Some(zygote),
             containers: Mutex::default(),
+            warnings: Mutex::default(),
         })
     }
 
@@ -92,6 +98,7 @@ impl Launched {
             config,
             zygote: None,
             containers: Mutex::default(),
+            warnings: Mutex::default(),
         }
     }
 
@@ -156,8 +163,80 @@ impl Launched {
         Ok(self.config.state_dir.join(id))
     }
 
-    /// Ends and removes all that a container's record names. Idempotent.
-    fn clean_up(&self, directory: &Path) -> Result<(), Error> {
+    /// Ends and removes all that a container's record names, then runs its `poststop` hooks. Idempotent: they run once.
+    fn clean_up(&self, id: &str, directory: &Path) -> Result<(), Error> {
+        let hooks = Hooks::read(directory);
+        self.remove(directory)?;
+        let ran = hooks.and_then(|hooks| match hooks {
+            Some(hooks) => self.run_hooks(Stage::Poststop, id, 0, hooks),
+            None => Ok(Vec::new()),
+        });
+        let warnings = ran.unwrap_or_else(|error| vec![error.to_string()]);
+        let mut kept = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MAX_WARNINGS.saturating_sub(kept.len());
+        kept.extend(warnings.into_iter().take(room));
+        Ok(())
+    }
+
+    /// By a worker; where there is none, by this process itself.
+    fn run_hooks(
+        &self,
+        stage: Stage,
+        id: &str,
+        pid: i32,
+        hooks: Hooks,
+    ) -> Result<Vec<String>, Error> {
+        if hooks.at(stage).is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = HooksRequest {
+            id: id.to_owned(),
+            pid,
+            stage,
+            hooks,
+        };
+        match &self.zygote {
+            Some(zygote) => Ok(zygote.call(Operation::Hooks, &request, [None; 4])?.notes),
+            None => hooks::run(&request),
+        }
+    }
+
+    /// Lets a container's command run.
+    fn run_command(&self, id: &str) -> Result<(), Error> {
+        let (maker, report) = {
+            let mut containers = self.containers();
+            let container = containers
+                .get_mut(id)
+                .ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
+            let report = container.report.take().ok_or_else(|| Error::Create {
+                id: id.to_owned(),
+                reason: "has been started already".into(),
+            })?;
+            if container.restored {
+                drop(containers);
+                return Ok(self.cgroup(id)?.signal(Signal::SIGCONT as i32)?);
+            }
+            (container.maker, report)
+        };
+        if maker == Maker::Native {
+            return native::start(report);
+        }
+        // libcontainer's init waits for a connection to this socket. By way of its directory's descriptor: a socket's path has
+        // room for 107 bytes.
+        let step = || Error::io(format!("start container {id}"));
+        let directory = self.directory(id)?.join(id);
+        let at = fs::File::open(&directory).map_err(step())?;
+        let socket = UnixStream::connect(format!("/proc/self/fd/{}/notify.sock", at.as_raw_fd()));
+        match socket {
+            Ok(mut socket) => socket.write_all(b"start container").map_err(step())?,
+            // Init is gone: killed between create and start. Its exit tells.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            Err(error) => return Err(step()(error)),
+        }
+        init::hear(report)
+    }
+
+    fn remove(&self, directory: &Path) -> Result<(), Error> {
         if let Some(record) = Record::read(directory)? {
             let cgroup = record.cgroup()?;
             cgroup.kill()?;
@@ -224,14 +303,14 @@ impl Engine for Launched {
             Ok(made) => made,
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = self.clean_up(&directory);
+                let _ = self.clean_up(&request.id, &directory);
                 return Err(error);
             }
         };
         let console = if create.tty { descriptors.pop() } else { None };
         let report = descriptors.pop();
         let (Some(report), Some(ours)) = (report, descriptors.pop()) else {
-            let _ = self.clean_up(&directory);
+            let _ = self.clean_up(&request.id, &directory);
             return Err(Error::Zygote(
                 "answered a create without its descriptors".into(),
             ));
@@ -254,37 +333,17 @@ impl Engine for Launched {
     }
 
     fn start(&self, id: &str) -> Result<(), Error> {
-        let (maker, report) = {
-            let mut containers = self.containers();
-            let container = containers
-                .get_mut(id)
-                .ok_or_else(|| Error::UnknownContainer(id.to_owned()))?;
-            let report = container.report.take().ok_or_else(|| Error::Create {
-                id: id.to_owned(),
-                reason: "has been started already".into(),
-            })?;
-            if container.restored {
-                drop(containers);
-                return Ok(self.cgroup(id)?.signal(Signal::SIGCONT as i32)?);
-            }
-            (container.maker, report)
+        self.run_command(id)?;
+        let Some(hooks) = Hooks::read(&self.directory(id)?)? else {
+            return Ok(());
         };
-        if maker == Maker::Native {
-            return native::start(report);
+        let pid = self.containers().get(id).map_or(0, |c| c.pid);
+        let ran = self.run_hooks(Stage::Poststart, id, pid, hooks);
+        if let Err(error) = ran {
+            self.kill(id, Signal::SIGKILL as i32, false)?;
+            return Err(error);
         }
-        // libcontainer's init waits for a connection to this socket. By way of its directory's descriptor: a socket's path has
-        // room for 107 bytes.
-        let step = || Error::io(format!("start container {id}"));
-        let directory = self.directory(id)?.join(id);
-        let at = fs::File::open(&directory).map_err(step())?;
-        let socket = UnixStream::connect(format!("/proc/self/fd/{}/notify.sock", at.as_raw_fd()));
-        match socket {
-            Ok(mut socket) => socket.write_all(b"start container").map_err(step())?,
-            // Init is gone: killed between create and start. Its exit tells.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-            Err(error) => return Err(step()(error)),
-        }
-        init::hear(report)
+        Ok(())
     }
 
     fn exec(&self, exec: Exec) -> Result<Process, Error> {
@@ -353,6 +412,10 @@ impl Engine for Launched {
         }
     }
 
+    fn warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn resume(&self, id: &str) -> Result<(), Error> {
         match self.cgroup(id) {
             Ok(cgroup) => Ok(cgroup.resume()?),
@@ -392,7 +455,7 @@ impl Engine for Launched {
     }
 
     fn delete(&self, id: &str) -> Result<(), Error> {
-        self.clean_up(&self.directory(id)?)?;
+        self.clean_up(id, &self.directory(id)?)?;
         self.containers().remove(id);
         Ok(())
     }

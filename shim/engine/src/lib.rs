@@ -27,6 +27,7 @@ mod error;
 mod exec;
 mod features;
 mod filter;
+mod hooks;
 mod idmap;
 mod init;
 mod keyring;

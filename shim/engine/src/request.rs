@@ -14,6 +14,7 @@ pub(crate) enum Operation {
     Exec = b'e',
     Pause = b'p',
     Checkpoint = b'k',
+    Hooks = b'h',
 }
 
 impl Operation {
@@ -23,6 +24,7 @@ impl Operation {
             Operation::Exec,
             Operation::Pause,
             Operation::Checkpoint,
+            Operation::Hooks,
         ]
         .into_iter()
         .find(|operation| *operation as u8 == byte)
@@ -120,6 +122,10 @@ pub(crate) enum Failure {
         id: String,
         reason: String,
     },
+    Hook {
+        id: String,
+        reason: String,
+    },
     Unfit {
         step: String,
         reason: String,
@@ -185,6 +191,10 @@ impl From<Error> for Failure {
                 id,
                 reason: cut(reason),
             },
+            Error::Hook { id, reason } => Failure::Hook {
+                id,
+                reason: cut(reason),
+            },
             Error::Unfit { step, reason } => Failure::Unfit {
                 step: cut(step),
                 reason: cut(reason),
@@ -241,6 +251,7 @@ impl From<Failure> for Error {
             },
             Failure::Spec { id, reason } => Error::Spec { id, reason },
             Failure::Create { id, reason } => Error::Create { id, reason },
+            Failure::Hook { id, reason } => Error::Hook { id, reason },
             Failure::Unfit { step, reason } => Error::Unfit { step, reason },
             Failure::NoMemory(id) => Error::NoMemory(id),
             Failure::Limit {

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Error, Maker, Stdio, channel, keyring,
+    Error, Maker, Stdio, channel,
+    hooks::{self, HooksRequest},
+    keyring,
     request::{Answer, CheckpointRequest, CreateRequest, ExecRequest, Operation},
 };
 
@@ -44,6 +46,14 @@ pub(crate) fn run(operation: Operation, reply: &OwnedFd, descriptors: Descriptor
                 pid: request.pid,
                 maker: Maker::Native,
                 notes: Vec::new(),
+                descriptors: Vec::new(),
+            })
+        }),
+        Operation::Hooks => request(reply).and_then(|request: HooksRequest| {
+            Ok(Made {
+                pid: request.pid,
+                maker: Maker::Native,
+                notes: hooks::run(&request)?,
                 descriptors: Vec::new(),
             })
         }),

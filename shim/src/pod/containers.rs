@@ -191,6 +191,7 @@ impl Pod {
                 if let Err(undo) = blocking("delete", move || Ok(engine.delete(&id)?)).await {
                     journal!("undo create: {undo}");
                 }
+                self.log_warnings();
                 return Err(error);
             }
         };

@@ -144,6 +144,12 @@ impl Pod {
         Ok(())
     }
 
+    pub(super) fn log_warnings(&self) {
+        for warning in self.engine.warnings() {
+            journal!("warning: {warning}");
+        }
+    }
+
     pub async fn signal_all(&self, id: &str, signal: i32) -> Result<(), Error> {
         let (engine, id) = (self.engine.clone(), id.to_owned());
         blocking("kill", move || Ok(engine.kill(&id, signal, true)?)).await
@@ -171,6 +177,7 @@ impl Pod {
         self.container(id)?;
         let (engine, engine_id) = (self.engine.clone(), id.to_owned());
         blocking("delete", move || Ok(engine.delete(&engine_id)?)).await?;
+        self.log_warnings();
         if container.mounted {
             rootfs::unmount(&container.bundle)?;
         }

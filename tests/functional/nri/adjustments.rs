@@ -324,16 +324,6 @@ fn what_can_not_be_had_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
             ),
             (
                 |a| {
-                    a.hooks.mut_or_insert_default().poststop.push(api::Hook {
-                        path: "/bin/true".into(),
-                        ..Default::default()
-                    })
-                },
-                Code::Unimplemented,
-                "poststop hooks",
-            ),
-            (
-                |a| {
                     linux(a).namespaces.push(api::LinuxNamespace {
                         type_: "user".into(),
                         ..Default::default()

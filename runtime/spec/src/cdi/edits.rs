@@ -48,15 +48,12 @@ pub(super) fn apply(spec: &mut Spec, edits: &[(&String, &Edits)]) -> Result<(), 
 
 /// Without these the device would be there and not work.
 fn refuse_unbuilt(name: &str, edits: &Edits) -> Result<(), Error> {
-    let late = edits
-        .hooks
-        .iter()
-        .find(|hook| matches!(hook.hook_name.as_str(), "poststart" | "poststop"));
-    let what = match late {
-        Some(hook) => format!("hook {} ({})", hook.hook_name, hook.path),
-        None if edits.intel_rdt.is_some() => "intelRdt".into(),
-        None if !edits.net_devices.is_empty() => "netDevices".into(),
-        None => return Ok(()),
+    let what = if edits.intel_rdt.is_some() {
+        "intelRdt"
+    } else if !edits.net_devices.is_empty() {
+        "netDevices"
+    } else {
+        return Ok(());
     };
     Err(Error::Unimplemented(format!(
         "{what} of the CDI device {name}"
@@ -236,7 +233,9 @@ fn hook(spec: &mut Spec, hook: &Hook) -> Result<(), Error> {
         "createRuntime" => drop(hooks.set_create_runtime(with(hooks.create_runtime()))),
         "createContainer" => drop(hooks.set_create_container(with(hooks.create_container()))),
         "startContainer" => drop(hooks.set_start_container(with(hooks.start_container()))),
-        // Refused before.
+        "poststart" => drop(hooks.set_poststart(with(hooks.poststart()))),
+        "poststop" => drop(hooks.set_poststop(with(hooks.poststop()))),
+        // The file would not have been taken.
         _ => {}
     }
     spec.set_hooks(Some(hooks));
@@ -362,6 +361,8 @@ mod tests {
                 {"hookName": "createContainer", "path": "/bin/one", "args": ["one", "x"], "timeout": 3},
                 {"hookName": "createContainer", "path": "/bin/two"},
                 {"hookName": "prestart", "path": "/bin/three", "env": ["A=b"]},
+                {"hookName": "poststart", "path": "/bin/four"},
+                {"hookName": "poststop", "path": "/bin/five"},
             ],
         }))
         .unwrap();
@@ -376,6 +377,8 @@ mod tests {
         assert_eq!(hooks["createContainer"][0]["args"], json!(["one", "x"]));
         assert_eq!(hooks["createContainer"][1]["path"], "/bin/two");
         assert_eq!(hooks["prestart"][0]["env"], json!(["A=b"]));
+        assert_eq!(hooks["poststart"][0]["path"], "/bin/four");
+        assert_eq!(hooks["poststop"][0]["path"], "/bin/five");
     }
 
     #[test]
@@ -415,11 +418,6 @@ mod tests {
                 json!({"netDevices": [{}]}),
                 Kind::Unimplemented,
                 "netDevices",
-            ),
-            (
-                json!({"hooks": [{"hookName": "poststop", "path": "/x"}]}),
-                Kind::Unimplemented,
-                "poststop",
             ),
         ] {
             let error = edited(edits).unwrap_err();

@@ -50,7 +50,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Maker, Stdio,
     cgroup::Entrance,
-    channel, command, confine, console, idmap,
+    channel, command, confine, console, hooks, idmap,
     init::{self, Prepared, streams},
     memory_policy, process,
     request::{CreateRequest, Failure},
@@ -99,7 +99,7 @@ pub(crate) fn unsupported(prepared: &Prepared) -> Option<String> {
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
     [
         ("no mount namespace", !has_mount_namespace),
-        ("hooks", spec.hooks().is_some()),
+        ("hooks", hooks::within_create(spec)),
         ("linux.netDevices", linux.net_devices().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.personality", linux.personality().is_some()),

@@ -2,6 +2,7 @@
 
 mod confinement;
 mod filesystem;
+mod hooks;
 mod lifecycle;
 mod limits;
 mod speed;
@@ -46,6 +47,10 @@ cases! {
     filesystem::a_forged_dev_null_masks_nothing_else,
     filesystem::devices_sysctls_and_rlimits_are_as_asked,
     filesystem::stdout_can_be_opened_again_by_a_user,
+    hooks::late_hooks_run_on_the_node_with_the_state_and_in_their_order,
+    hooks::a_poststart_hook_that_fails_ends_the_container,
+    hooks::a_create_that_fails_runs_the_poststop_hooks,
+    hooks::a_cleanup_by_another_process_runs_the_poststop_hooks_once,
     limits::limits_are_in_the_kernel_and_membership_in_every_hierarchy,
     limits::a_spinning_container_is_throttled_and_lives,
     limits::a_container_over_its_memory_limit_is_killed_and_its_neighbour_lives,
