@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 mod keys;
 mod tables;
 
+use crate::block_io::BlockIo;
 use keys::{
     MAX_STATE_LEN, absolute, handler_names, listen, plain_absolute, socket_path, state_dir,
     too_long,
@@ -43,6 +44,7 @@ pub struct Config {
     pub image: Image,
     pub network: Network,
     pub cgroup: Cgroup,
+    pub blockio: BlockIo,
     pub runtime: Runtime,
     pub checkpoint: Checkpoint,
     pub nri: Nri,
@@ -82,6 +84,7 @@ impl Default for Config {
             image: Image::default(),
             network: Network::default(),
             cgroup: Cgroup::default(),
+            blockio: BlockIo::default(),
             runtime: Runtime::default(),
             checkpoint: Checkpoint::default(),
             nri: Nri::default(),
@@ -160,6 +163,7 @@ impl Config {
                 .and_then(|()| handler.check(name))
                 .map_err(ConfigError::Contradiction)?;
         }
+        self.blockio.check().map_err(ConfigError::Contradiction)?;
         let by_slice = self
             .cgroup
             .parent

@@ -7,6 +7,7 @@
 
 mod admin;
 mod apparmor;
+mod block_io;
 mod cgroup;
 mod cgroup_driver;
 mod checkpoint;

@@ -309,8 +309,8 @@ impl Target<'_> {
         let limits::Wanted {
             limits: mut change,
             beyond,
-        } = limits::wanted(asked, host.cgroup_v2)
-            .map_err(|(field, why)| self.unbuilt(field, &format!("{field:?}"), &why))?;
+        } = limits::wanted(asked, host.cgroup_v2, &self.pod.node.config.blockio)
+            .map_err(|(field, why, code)| self.error(code, field, &format!("{field:?}"), &why))?;
         limits::follow_with_swap(&before, &mut change);
         let merged = update::merged(before, &change);
         let by = berth_nri::resources::fields(asked);

@@ -7,17 +7,20 @@ use berth_nri::api;
 use berth_proto::cri;
 use oci_spec::runtime::{LinuxMemory, LinuxPidsBuilder, LinuxResources};
 use protobuf::MessageField;
+use tonic::Code;
+
+use crate::block_io::BlockIo;
 
 /// What a plugin wants.
 #[derive(Debug, Default, PartialEq)]
 pub struct Wanted {
     pub limits: cri::LinuxContainerResources,
-    /// Memory reservation, swappiness and the OOM killer, pids.
+    /// Memory reservation, swappiness and the OOM killer, pids, block I/O.
     pub beyond: LinuxResources,
 }
 
-/// The limit that can't be had, and why.
-pub type Refusal = (api::Field, String);
+/// The limit that can't be had, why, and what that is.
+pub type Refusal = (api::Field, String, Code);
 
 macro_rules! value {
     ($of:ident, $value:expr) => {
@@ -85,13 +88,16 @@ pub fn of_oci(message: &mut api::LinuxResources, of: &LinuxResources) {
 }
 
 /// Takes apart what a plugin wants. `v2`: of cgroups.
-pub fn wanted(asked: &api::LinuxResources, v2: bool) -> Result<Wanted, Refusal> {
+pub fn wanted(asked: &api::LinuxResources, v2: bool, classes: &BlockIo) -> Result<Wanted, Refusal> {
     use api::Field;
-    let refuse = |field, why: &str| Err((field, why.to_owned()));
+    let refuse = |field, why: &str| Err((field, why.to_owned(), Code::Unimplemented));
     let mut wanted = Wanted::default();
     let limits = &mut wanted.limits;
     let unsigned = |field, value: u64| {
-        i64::try_from(value).map_err(|_| (field, format!("{value} is too large")))
+        i64::try_from(value).map_err(|_| {
+            let why = format!("{value} is too large");
+            (field, why, Code::InvalidArgument)
+        })
     };
     if let Some(cpu) = asked.cpu.as_ref() {
         if let Some(shares) = cpu.shares.as_ref() {
@@ -174,20 +180,25 @@ pub fn wanted(asked: &api::LinuxResources, v2: bool) -> Result<Wanted, Refusal> 
         let pids = LinuxPidsBuilder::default().limit(pids.limit).build();
         match pids {
             Ok(pids) => drop(wanted.beyond.set_pids(Some(pids))),
-            Err(e) => return Err((Field::PidsLimit, e.to_string())),
+            Err(e) => return Err((Field::PidsLimit, e.to_string(), Code::InvalidArgument)),
         }
     }
     // An empty class is none.
-    for (field, class) in [
-        (Field::BlockioClass, &asked.blockio_class),
-        (Field::RdtClass, &asked.rdt_class),
-    ] {
-        if let Some(class) = class.as_ref().filter(|class| !class.value.is_empty()) {
-            let why = format!("class {:.80?}: classes are not built", class.value);
-            return Err((field, why));
-        }
+    if let Some(class) = named(&asked.rdt_class) {
+        let why = format!("class {class:.80?}: classes of RDT are not built");
+        return Err((Field::RdtClass, why, Code::Unimplemented));
+    }
+    if let Some(class) = named(&asked.blockio_class) {
+        let limits = classes.limits_of(class);
+        let limits = limits.map_err(|why| (Field::BlockioClass, why, Code::FailedPrecondition))?;
+        wanted.beyond.set_block_io(Some(limits));
     }
     Ok(wanted)
+}
+
+fn named(class: &MessageField<api::OptionalString>) -> Option<&str> {
+    let class = class.as_ref()?;
+    (!class.value.is_empty()).then_some(&class.value)
 }
 
 /// A plugin that sets the memory limit alone means the swap limit, too, where there is one.
@@ -207,6 +218,9 @@ pub fn follow_with_swap(
 pub fn overlay(resources: &mut LinuxResources, beyond: &LinuxResources) {
     if let Some(pids) = beyond.pids() {
         resources.set_pids(Some(*pids));
+    }
+    if let Some(limits) = beyond.block_io() {
+        resources.set_block_io(Some(limits.clone()));
     }
     let Some(wanted) = beyond.memory() else {
         return;
@@ -244,7 +258,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let back = wanted(&message(&limits), false).unwrap();
+        let back = wanted(&message(&limits), false, &BlockIo::default()).unwrap();
         assert_eq!(back.limits, limits);
         assert_eq!(back.beyond, LinuxResources::default());
     }
@@ -287,14 +301,18 @@ mod tests {
         for (field, v2, set) in table {
             let mut asked = api::LinuxResources::default();
             set(&mut asked);
-            let (refused, why) = wanted(&asked, v2).expect_err(&format!("{field:?}"));
+            let (refused, why, _) =
+                wanted(&asked, v2, &BlockIo::default()).expect_err(&format!("{field:?}"));
             assert_eq!(refused, field, "{why}");
         }
         let nothing = api::LinuxResources {
             blockio_class: value!(OptionalString, String::new()),
             ..Default::default()
         };
-        assert_eq!(wanted(&nothing, true).unwrap(), Wanted::default());
+        assert_eq!(
+            wanted(&nothing, true, &BlockIo::default()).unwrap(),
+            Wanted::default()
+        );
     }
 
     #[test]
@@ -305,7 +323,7 @@ mod tests {
             limit: 9,
             ..Default::default()
         });
-        let wanted = wanted(&asked, true).unwrap();
+        let wanted = wanted(&asked, true, &BlockIo::default()).unwrap();
         let mut resources = LinuxResources::default();
         resources.set_memory(Some({
             let mut memory = LinuxMemory::default();

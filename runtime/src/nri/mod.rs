@@ -435,12 +435,12 @@ fn wanted_of(
     container_id: &str,
     wanted: &api::LinuxResources,
 ) -> Result<(cri::LinuxContainerResources, LinuxResources), Error> {
-    let wanted = limits::wanted(wanted, pod.node.host.cgroup_v2);
-    let wanted = wanted.map_err(|(field, why)| Error::Adjustment {
+    let wanted = limits::wanted(wanted, pod.node.host.cgroup_v2, &pod.node.config.blockio);
+    let wanted = wanted.map_err(|(field, why, code)| Error::Adjustment {
         plugins: String::new(),
         what: format!("{field:?} of container {container_id}"),
         why,
-        code: tonic::Code::Unimplemented,
+        code,
     })?;
     Ok((wanted.limits, wanted.beyond))
 }

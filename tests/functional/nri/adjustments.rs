@@ -174,6 +174,73 @@ fn hooks_priorities_and_other_commands_of_plugins_are_carried_out() -> Result<()
     })
 }
 
+/// Some block device of the machine, by its node and its number.
+fn block_device() -> Result<(std::path::PathBuf, String)> {
+    let mut found = std::fs::read_dir("/sys/block")?.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let number = std::fs::read_to_string(entry.path().join("dev")).ok()?;
+        let path = std::path::Path::new("/dev").join(entry.file_name());
+        path.exists().then(|| (path, number.trim().to_owned()))
+    });
+    found.next().context("no block device")
+}
+
+#[test]
+fn a_class_of_block_io_is_the_limits_that_the_configuration_says() -> Result<()> {
+    let (path, number) = block_device()?;
+    let setup = Setup {
+        config: format!(
+            "[blockio.classes.slow]\ndevices = [{{ paths = [{path:?}], read_bps = 1048576, write_iops = 77 }}]\n\
+             [blockio.classes.free]\n[blockio.classes.gone]\ndevices = [{{ paths = [\"/dev/no-such\"], read_bps = 1 }}]\n"
+        ),
+        ..Default::default()
+    };
+    Node::test_with(setup, async |node| {
+        let plugin = joined(node, "20", "adjuster").await?;
+        let class = |name: &str| {
+            MessageField::some(api::OptionalString {
+                value: name.into(),
+                ..Default::default()
+            })
+        };
+        plugin
+            .script
+            .adjusts(move |adjust| resources(adjust).blockio_class = class("slow"));
+        let pod = node.run(node.pod("classes")).await?;
+        let id = node
+            .start_container(&pod, container("c", BUSYBOX, &["sleep", "1000"]))
+            .await?;
+        let pid = process::init_of(&id).context("no init")?.pid;
+        let limits = || -> Result<String> {
+            let v1 = |file| cgroup::value(pid, "blkio", file, "io.max");
+            Ok(match cgroup::unified() {
+                true => v1("")?,
+                false => format!(
+                    "{} {}",
+                    v1("blkio.throttle.read_bps_device")?,
+                    v1("blkio.throttle.write_iops_device")?
+                ),
+            })
+        };
+        let told = limits()?;
+        for word in [number.as_str(), "1048576", "77"] {
+            ensure!(told.contains(word), "{told}");
+        }
+        // A running container goes to another class; into one that can't be had it does not, and stays as it is.
+        let to = |name: &str| {
+            let class = class(name);
+            berth_tests::nri::limits(&id, move |r| r.blockio_class = class)
+        };
+        let kept = plugin.update(vec![to("gone")]).await;
+        ensure!(!kept.is_ok_and(|failed| failed.is_empty()), "it was taken");
+        ensure!(limits()? == told, "{}", limits()?);
+        let failed = plugin.update(vec![to("free")]).await?;
+        ensure!(failed.is_empty(), "{failed:?}");
+        ensure!(!limits()?.contains(&number), "{}", limits()?);
+        Ok(())
+    })
+}
+
 #[test]
 fn memory_comes_from_the_nodes_and_network_devices_go_where_plugins_want_them() -> Result<()> {
     Node::test(async |node| {
@@ -314,7 +381,7 @@ fn what_can_not_be_had_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
                         ..Default::default()
                     })
                 },
-                Code::Unimplemented,
+                Code::FailedPrecondition,
                 "BlockioClass",
             ),
             (

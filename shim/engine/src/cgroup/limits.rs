@@ -1,5 +1,7 @@
 //! What an OCI resource becomes: a list of files and values, worked out first and written after.
 
+mod block_io;
+
 use std::{
     fs::{self, File},
     io,
@@ -70,7 +72,11 @@ impl Before {
             return;
         };
         let path = hierarchy.directory(cgroup.path()).join(&write.file);
-        if let Ok(value) = fs::read_to_string(&path) {
+        if let Ok(said) = fs::read_to_string(&path) {
+            let value = match block_io::is_of_device(write) {
+                true => block_io::undo(write, &said),
+                false => said,
+            };
             self.0.push((path, value));
         }
     }
@@ -140,9 +146,6 @@ fn write_all(
             what,
         })
     };
-    if resources.block_io().is_some() {
-        return unsupported("block I/O");
-    }
     if resources
         .rdma()
         .as_ref()
@@ -305,6 +308,9 @@ fn plan_v1(resources: &LinuxResources) -> Vec<Write> {
     if let Some(pids) = resources.pids() {
         plan.push(Write::new("pids", "pids.max", pids_max(pids.limit())));
     }
+    if let Some(asked) = resources.block_io() {
+        plan.extend(block_io::plan_v1(asked));
+    }
     for limit in resources.hugepage_limits().iter().flatten() {
         let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size());
         plan.push(Write::new("hugetlb", file, limit.limit()).or_note(NO_HUGETLB));
@@ -385,6 +391,9 @@ fn plan_v2(resources: &LinuxResources) -> Vec<Write> {
     }
     if let Some(pids) = resources.pids() {
         plan.push(Write::new("pids", "pids.max", pids_max(pids.limit())));
+    }
+    if let Some(asked) = resources.block_io() {
+        plan.extend(block_io::plan_v2(asked));
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let file = format!("hugetlb.{}.max", limit.page_size());
@@ -604,11 +613,50 @@ mod tests {
             refused.contains("cpuset.cpus") && refused.contains("999"),
             "{refused}"
         );
-        let refused = cgroup
-            .apply(&resources(r#"{"blockIO": {"weight": 10}}"#))
-            .unwrap_err()
-            .to_string();
-        assert!(refused.contains("block I/O"), "{refused}");
+        cgroup.remove().unwrap();
+    }
+
+    #[test]
+    fn a_rate_of_a_block_device_is_in_the_kernel_and_put_back_where_a_change_fails() {
+        let device = fs::read_dir("/sys/block")
+            .unwrap()
+            .filter_map(|entry| fs::read_to_string(entry.unwrap().path().join("dev")).ok())
+            .next()
+            .expect("a block device");
+        let device = device.trim();
+        let (major, minor) = device.split_once(':').unwrap();
+        let cgroup = Cgroup::at(&format!("/berth-test-block-{}", std::process::id())).unwrap();
+        cgroup.create().unwrap();
+        let machine = Hierarchies::of_this_machine().unwrap();
+        let (controller, file) = match machine.v2() {
+            Some(_) => ("io", "io.max"),
+            None => ("blkio", "blkio.throttle.write_bps_device"),
+        };
+        let Some(hierarchy) = machine.controller(controller) else {
+            cgroup.remove().unwrap();
+            return;
+        };
+        let path = hierarchy.directory(cgroup.path()).join(file);
+        let kept = || fs::read_to_string(&path).unwrap();
+        let ask = |rate: u64, pids: &str| {
+            let asked = resources(&format!(
+                r#"{{"blockIO": {{"throttleWriteBpsDevice": [{{"major": {major}, "minor": {minor}, "rate": {rate}}}]}}{pids}}}"#
+            ));
+            change(&cgroup, &machine, &asked, || Ok(()))
+        };
+        ask(1 << 20, "").unwrap();
+        assert!(kept().contains("1048576"), "{}", kept());
+        // Written before what fails.
+        let too_many =
+            r#", "hugepageLimits": [], "memory": {"limit": 1048576}, "cpu": {"cpus": "999"}"#;
+        ask(1 << 21, too_many).unwrap_err();
+        assert!(kept().contains("1048576"), "{}", kept());
+        ask(0, "").unwrap();
+        assert!(!kept().contains(device), "{}", kept());
+        let nothing =
+            r#"{"blockIO": {"throttleReadBpsDevice": [{"major": 4095, "minor": 1, "rate": 1}]}}"#;
+        let refused = cgroup.apply(&resources(nothing)).unwrap_err().to_string();
+        assert!(refused.contains("4095:1"), "{refused}");
         cgroup.remove().unwrap();
     }
 }
