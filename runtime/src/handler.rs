@@ -147,7 +147,8 @@ impl Handler {
         Ok(flags)
     }
 
-    /// Features that are made by Berth's own engine, and are nowhere in containerd's contract with a shim, are not promised of another.
+    /// Features that are made by Berth's own engine, and are nowhere in containerd's contract with a shim, are not promised of another, but
+    /// for what the runtime behind it tells ([`crate::handler_features`]).
     pub fn is_own(&self) -> bool {
         self.program().is_none()
     }
@@ -160,18 +161,6 @@ impl Handler {
         Err(Error::FailedPrecondition(format!(
             "a user namespace of the pod is not possible: the shim of runtime handler {name} is not Berth's own"
         )))
-    }
-
-    /// Refuses a container that needs what the handler's shim can't do.
-    pub fn check_container(&self, name: &str, config: &cri::ContainerConfig) -> Result<(), Error> {
-        let recursive = config.mounts.iter().find(|mount| mount.recursive_read_only);
-        match recursive {
-            Some(mount) if !self.is_own() => Err(Error::FailedPrecondition(format!(
-                "mount {}: recursive_read_only is not possible: the shim of runtime handler {name} is not Berth's own",
-                berth_spec::quoted(&mount.container_path)
-            ))),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -17,6 +17,7 @@ mod cri;
 mod error;
 mod failpoint;
 mod handler;
+mod handler_features;
 mod id;
 mod kernel_floor;
 mod metrics;
@@ -240,6 +241,7 @@ async fn open(config: Config) -> Result<Node, Error> {
         metrics: metrics::Metrics::default(),
         user_namespaces_possible: Default::default(),
         apparmor: Default::default(),
+        handler_features: Default::default(),
         config,
     })
 }

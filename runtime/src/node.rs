@@ -15,6 +15,7 @@ use crate::{
     cri::cpu_rate::CpuSamples,
     error::Error,
     handler::{Handler, OWN, UNKNOWN},
+    handler_features::Asked,
     kernel_floor::Floor,
     metrics::Metrics,
     nri::Plugins,
@@ -36,6 +37,7 @@ pub struct Node {
     pub user_namespaces_possible: Possible,
     pub apparmor: DefaultProfile,
     pub kernel: Floor,
+    pub handler_features: Asked,
 }
 
 impl Node {

@@ -67,8 +67,9 @@ fn pods_of_both_kinds_live_side_by_side_and_over_a_kill_of_the_daemon() -> Resul
         for handler in handlers.into_inner().runtime_handlers {
             let features = handler.features.unwrap_or_default();
             let ours = ["", "berth"].contains(&handler.name.as_str());
+            // runc tells its mount options; a runtime that is not there tells nothing.
             ensure!(
-                features.recursive_read_only_mounts == ours,
+                features.recursive_read_only_mounts == (handler.name != "no-runtime"),
                 "{}",
                 handler.name
             );
@@ -249,19 +250,25 @@ fn what_a_stock_shim_can_not_do_is_refused_by_its_name_and_leaves_nothing() -> R
         };
         let error = format!("{:#}", made.await.expect_err("it runs"));
         ensure!(error.contains("/no/such/command"), "{error}");
-        let config = container("ro", BUSYBOX, &["true"]);
-        let mut recursive = config.clone();
-        recursive.mounts.push(cri::Mount {
-            recursive_read_only: true,
-            readonly: true,
-            ..berth_tests::request::bind(&node.volume("v")?, "/v")
+        let mapped = node.pod("mapped").namespaces(|namespaces| {
+            let map = cri::IdMapping {
+                host_id: 100_000,
+                container_id: 0,
+                length: 65536,
+            };
+            namespaces.userns_options = Some(cri::UserNamespace {
+                mode: NamespaceMode::Pod.into(),
+                uids: vec![map],
+                gids: vec![map],
+            });
         });
-        let answer = node.cri.create(&pod.id, &recursive, &pod.config).await;
+        let answer = node.cri.run_pod_with(&mapped, "runc").await;
         refused(
             answer,
             Code::FailedPrecondition,
-            &["recursive_read_only", "runc"],
+            &["user namespace", "runc"],
         )?;
+        ensure!(node.cri.pods(None).await?.len() == 1);
         let id = node
             .start_container(&pod, container("c", BUSYBOX, &["sleep", "1000"]))
             .await?;
@@ -271,9 +278,79 @@ fn what_a_stock_shim_can_not_do_is_refused_by_its_name_and_leaves_nothing() -> R
             timeout: 0,
         };
         let answer = node.cri.runtime().checkpoint_container(request).await;
-        let error = answer.expect_err("a checkpoint was made");
-        ensure!(error.message().contains("checkpoint"), "{error:?}");
+        refused(answer, Code::FailedPrecondition, &["checkpoint", "runc"])?;
+        ensure!(!node.dir.join("archive.tar").exists());
         Ok(())
+    })
+}
+
+/// A file system below the volume is read-only, too, where the runtime can make it so; elsewhere the mount is refused by its name.
+#[test]
+fn mounts_are_recursively_read_only_where_the_runtime_can_do_it_or_refused_by_name() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // A runtime that has everything but this, and says so.
+    let limited = dir.path().join("limited");
+    std::fs::write(
+        &limited,
+        "#!/bin/sh\n[ \"$1\" = features ] && echo '{\"mountOptions\": [\"ro\"]}' && exit\nexec runc \"$@\"\n",
+    )?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&limited, mode)?;
+    let mut setup = both();
+    setup.config.push_str(&format!(
+        "[runtime.handlers.limited]\nshim = \"io.containerd.runc.v2\"\noptions = {{ BinaryName = {limited:?} }}\n"
+    ));
+    Node::test_with(setup, async |node| {
+        let volume = node.volume("v")?;
+        let below = volume.join("below");
+        std::fs::create_dir(&below)?;
+        let tmpfs = nix::mount::mount(
+            Some("tmpfs"),
+            &below,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        );
+        tmpfs.context("mount a tmpfs")?;
+        let result = async {
+            let asked = |recursive_read_only| {
+                let mount = cri::Mount {
+                    recursive_read_only,
+                    readonly: true,
+                    ..berth_tests::request::bind(&volume, "/v")
+                };
+                let name = if recursive_read_only { "all" } else { "top" };
+                container(name, BUSYBOX, &["sleep", "1000"])
+                    .with(|config| config.mounts.push(mount))
+            };
+            for handler in ["runc", "limited"] {
+                let config = node.pod(handler);
+                let id = node.cri.run_pod_with(&config, handler).await?;
+                let pod = Pod { id, config };
+                let top = node.start_container(&pod, asked(false)).await?;
+                let touched = node.cri.exec_raw(&top, &["touch", "/v/below/x"]).await?;
+                ensure!(touched.exit_code == 0, "{touched:?}");
+                if handler == "limited" {
+                    let answer = node.cri.create(&pod.id, &asked(true), &pod.config).await;
+                    refused(
+                        answer,
+                        Code::FailedPrecondition,
+                        &["recursive_read_only", "limited", "/v"],
+                    )?;
+                    continue;
+                }
+                let all = node.start_container(&pod, asked(true)).await?;
+                for path in ["/v/x", "/v/below/y"] {
+                    let touched = node.cri.exec_raw(&all, &["touch", path]).await?;
+                    let said = String::from_utf8_lossy(&touched.stderr).into_owned();
+                    ensure!(said.contains("Read-only file system"), "{path}: {said}");
+                }
+            }
+            node.remove_all().await
+        }
+        .await;
+        nix::mount::umount2(&below, nix::mount::MntFlags::MNT_DETACH)?;
+        result
     })
 }
 

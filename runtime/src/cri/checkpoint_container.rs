@@ -26,6 +26,12 @@ pub async fn checkpoint_container(
         }
     };
     let shim = running(&pod, &container, "checkpoint")?.clone();
+    let handler = &pod.pod.handler;
+    if !pod.pod.node.handler_config(handler).is_own() {
+        return Err(Error::FailedPrecondition(format!(
+            "a checkpoint is not possible: the shim of runtime handler {handler} is not Berth's own"
+        )));
+    }
     let plan = Checkpoint {
         pod: pod.pod.clone(),
         shim,

@@ -22,13 +22,12 @@ pub async fn create_container(
         source,
     })?;
     let handler = &pod.pod.handler;
-    let handler_config = service.registry.node.handler_config(handler);
-    handler_config.check_container(handler, &config)?;
+    let node = &service.registry.node;
+    node.check_features(handler, &config).await?;
     let name = config.image.as_ref().map_or("", |i| i.image.as_str());
     if name.is_empty() {
         return Err(missing("config.image"));
     }
-    let node = &service.registry.node;
     let (archive, image) = if restore::is_path(name) {
         let (node, name) = (node.clone(), name.to_owned());
         // A file of some GiB is read to find a few bytes of it.

@@ -47,6 +47,21 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
     let user_namespaces = node.user_namespaces().is_ok();
     // The default handler is there by its name and by none.
     let names = std::iter::once(String::new()).chain(node.config.runtime.handlers.keys().cloned());
+    let mut runtime_handlers = Vec::new();
+    for name in names {
+        let handler = match name.as_str() {
+            "" => &node.config.runtime.default_handler,
+            name => name,
+        };
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: node.mounts_recursively_read_only(handler).await,
+            user_namespaces: node.handler_config(handler).is_own() && user_namespaces,
+        };
+        runtime_handlers.push(RuntimeHandler {
+            name,
+            features: Some(features),
+        });
+    }
     StatusResponse {
         status: Some(RuntimeStatus {
             conditions: vec![runtime, network],
@@ -55,22 +70,7 @@ pub async fn status(service: &Service, request: StatusRequest) -> StatusResponse
             true => info(service),
             false => HashMap::new(),
         },
-        runtime_handlers: names
-            .map(|name| {
-                let own = match name.as_str() {
-                    "" => node.handler_config(&node.config.runtime.default_handler),
-                    name => node.handler_config(name),
-                }
-                .is_own();
-                RuntimeHandler {
-                    name,
-                    features: Some(RuntimeHandlerFeatures {
-                        recursive_read_only_mounts: own,
-                        user_namespaces: own && user_namespaces,
-                    }),
-                }
-            })
-            .collect(),
+        runtime_handlers,
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: user_namespaces,
