@@ -87,7 +87,7 @@ fn every_limit_changes_in_place() -> Result<()> {
                 |r| r.cpu_shares = 2048,
                 "cpu",
                 ("cpu.shares", "cpu.weight"),
-                ("2048", "170"),
+                ("2048", "174"),
             ),
             (
                 |r| r.cpu_quota = 10_000,
