@@ -1,11 +1,17 @@
 //! ContainerStats and ListContainerStats.
 
-use std::{fs, ops::RangeInclusive, time::Duration};
+use std::{
+    fs,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{self, ContainerStatsFilter, PodSandboxStatsFilter, UInt64Value};
 use berth_tests::{
-    BUSYBOX, Node, cgroup, container, process, refused,
+    BUSYBOX, Node, cgroup, container,
+    machine::patient,
+    process, refused,
     request::{ContainerRequest, PodRequest},
     sh,
 };
@@ -28,7 +34,16 @@ fn figures_are_the_containers_own_and_grow_with_use() -> Result<()> {
                 ),
             )
             .await?;
-        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        // The file is written by then, but where the machine is slow.
+        let deadline = Instant::now() + patient(Duration::from_millis(1500));
+        let written = |stats: &berth_proto::cri::ContainerStats| {
+            let layer = stats.writable_layer.clone().unwrap_or_default();
+            layer.used_bytes.unwrap_or_default().value
+        };
+        while written(&node.cri.stats(&busy).await?) < 8_000_000 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         let (of_idle, of_busy) = (node.cri.stats(&idle).await?, node.cri.stats(&busy).await?);
         let cpu = |stats: &berth_proto::cri::ContainerStats| {
             stats
@@ -52,8 +67,7 @@ fn figures_are_the_containers_own_and_grow_with_use() -> Result<()> {
         ensure!((1..64 << 20).contains(&set) && usage >= set, "{memory:?}");
         let layer = of_busy.writable_layer.clone().unwrap_or_default();
         ensure!(
-            layer.used_bytes.unwrap_or_default().value >= 8_000_000
-                && layer.inodes_used.unwrap_or_default().value >= 1,
+            written(&of_busy) >= 8_000_000 && layer.inodes_used.unwrap_or_default().value >= 1,
             "{layer:?}"
         );
         let attributes = of_busy.attributes.clone().unwrap_or_default();
