@@ -162,6 +162,19 @@ fn a_cgroup_that_the_caller_has_made_keeps_the_callers_limits() -> Result<()> {
                 fs::write(v1.join(file), &root)?;
             }
         }
+        if cgroup::unified() {
+            // As a kubelet does: files of a controller are where the cgroup above has it.
+            let [directory] = made.as_slice() else {
+                anyhow::bail!("more roots than one: {made:?}")
+            };
+            let mut above: Vec<_> = directory.ancestors().skip(1).collect();
+            above.retain(|above| above.starts_with("/sys/fs/cgroup"));
+            for above in above.into_iter().rev() {
+                let file = above.join("cgroup.subtree_control");
+                fs::write(&file, "+cpu +cpuset +memory +pids")
+                    .with_context(|| file.display().to_string())?;
+            }
+        }
         let before = memory(&parent)?;
         // As a kubelet tells it of a pod of which one container has a limit, and one has none.
         let config = node.pod("kubelet").linux(|linux| {
