@@ -638,25 +638,21 @@ mod tests {
         };
         let path = hierarchy.directory(cgroup.path()).join(file);
         let kept = || fs::read_to_string(&path).unwrap();
-        let ask = |rate: u64, pids: &str| {
+        let ask = |rate: u64, more: &str| {
             let asked = resources(&format!(
-                r#"{{"blockIO": {{"throttleWriteBpsDevice": [{{"major": {major}, "minor": {minor}, "rate": {rate}}}]}}{pids}}}"#
+                r#"{{"blockIO": {{"throttleWriteBpsDevice": [{{"major": {major}, "minor": {minor}, "rate": {rate}}}]{more}}}}}"#
             ));
-            change(&cgroup, &machine, &asked, || Ok(()))
+            change(&cgroup, machine, &asked, || Ok(()))
         };
         ask(1 << 20, "").unwrap();
         assert!(kept().contains("1048576"), "{}", kept());
-        // Written before what fails.
-        let too_many =
-            r#", "hugepageLimits": [], "memory": {"limit": 1048576}, "cpu": {"cpus": "999"}"#;
-        ask(1 << 21, too_many).unwrap_err();
+        // Written after it.
+        let nowhere = r#", "throttleWriteIOPSDevice": [{"major": 4095, "minor": 1, "rate": 1}]"#;
+        let refused = ask(1 << 21, nowhere).unwrap_err().to_string();
+        assert!(refused.contains("4095:1"), "{refused}");
         assert!(kept().contains("1048576"), "{}", kept());
         ask(0, "").unwrap();
         assert!(!kept().contains(device), "{}", kept());
-        let nothing =
-            r#"{"blockIO": {"throttleReadBpsDevice": [{"major": 4095, "minor": 1, "rate": 1}]}}"#;
-        let refused = cgroup.apply(&resources(nothing)).unwrap_err().to_string();
-        assert!(refused.contains("4095:1"), "{refused}");
         cgroup.remove().unwrap();
     }
 }
