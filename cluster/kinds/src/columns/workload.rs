@@ -30,14 +30,13 @@ const SELECTOR: Column = wide(
     Cell::Of(|o, _| selector_shown(o.pointer("/spec/selector")).into()),
 );
 
-/// A number; 0 where there is none.
+/// A number; 0 where there is none. Of some, upstream's column says that it is a string.
 macro_rules! count {
     ($name:literal, $pointer:literal) => {
-        column(
-            $name,
-            "integer",
-            Cell::Of(|o, _| number(o, $pointer).into()),
-        )
+        count!($name, $pointer, "integer")
+    };
+    ($name:literal, $pointer:literal, $format:literal) => {
+        column($name, $format, Cell::Of(|o, _| number(o, $pointer).into()))
     };
 }
 pub(super) use count;
@@ -71,16 +70,8 @@ pub(crate) const REPLICA_SET: &[Column] = &[
 pub(crate) const DEPLOYMENT: &[Column] = &[
     NAME,
     column("Ready", "string", Cell::Of(ready_of_desired)),
-    column(
-        "Up-to-date",
-        "string",
-        Cell::Of(|o, _| number(o, "/status/updatedReplicas").into()),
-    ),
-    column(
-        "Available",
-        "string",
-        Cell::Of(|o, _| number(o, "/status/availableReplicas").into()),
-    ),
+    count!("Up-to-date", "/status/updatedReplicas", "string"),
+    count!("Available", "/status/availableReplicas", "string"),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -124,11 +115,7 @@ fn ready_of_desired(object: &Value, _: i64) -> Value {
 pub(crate) const CONTROLLER_REVISION: &[Column] = &[
     NAME,
     column("Controller", "string", Cell::Of(controller)),
-    column(
-        "Revision",
-        "string",
-        Cell::Of(|o, _| number(o, "/revision").into()),
-    ),
+    count!("Revision", "/revision", "string"),
     AGE,
 ];
 
@@ -287,16 +274,8 @@ pub(crate) const HORIZONTAL_POD_AUTOSCALER: &[Column] = &[
     ),
     column("Targets", "string", Cell::Of(targets)),
     column("MinPods", "string", Cell::Of(min_pods)),
-    column(
-        "MaxPods",
-        "string",
-        Cell::Of(|o, _| number(o, "/spec/maxReplicas").into()),
-    ),
-    column(
-        "Replicas",
-        "string",
-        Cell::Of(|o, _| number(o, "/status/currentReplicas").into()),
-    ),
+    count!("MaxPods", "/spec/maxReplicas", "string"),
+    count!("Replicas", "/status/currentReplicas", "string"),
     AGE,
 ];
 
