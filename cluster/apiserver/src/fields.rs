@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use berth_patch::{FieldSet, OneVersion, Write, keep_times, track_update};
+use berth_patch::{FieldSet, OneVersion, Write, track_update};
 use berth_schema::{GroupVersionKind, ObjectId, Schema};
 use serde_json::Value;
 
@@ -36,21 +36,19 @@ pub fn schema<'a>(
 /// Writes down that `actor` has made of `old` what `new` is.
 pub fn track(resource: &Resource, actor: &Actor, part: Part, old: Option<&Value>, new: &mut Value) {
     // An apply has done so itself.
-    if !actor.applies {
-        let kind = kind_of(resource);
-        let now = clock::time(clock::now());
-        let write = Write {
-            schema: schema(resource, &kind),
-            kind: &kind,
-            versions: &OneVersion,
-            subresource: part.subresource(),
-            reset: reset(resource, part),
-            manager: &actor.manager,
-            now: &now,
-        };
-        track_update(&write, old, new);
+    if actor.applies {
+        return;
     }
-    if let Some(old) = old {
-        keep_times(old, new);
-    }
+    let kind = kind_of(resource);
+    let now = clock::time(clock::now());
+    let write = Write {
+        schema: schema(resource, &kind),
+        kind: &kind,
+        versions: &OneVersion,
+        subresource: part.subresource(),
+        reset: reset(resource, part),
+        manager: &actor.manager,
+        now: &now,
+    };
+    track_update(&write, old, new);
 }

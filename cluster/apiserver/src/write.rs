@@ -1,11 +1,14 @@
 //! Objects are made and changed: one way for all kinds.
 //!
 //! ```text
-//!   decoded ── defaulted ── admitted ── prepared ── fields tracked ── validated ── put where nothing changed meanwhile
+//!   decoded ── defaulted ── fields tracked ── admitted ── prepared ── validated ── put where nothing changed meanwhile
 //! ```
+//!
+//! What admission and the rules of a kind add belongs to no manager: whoever applies the object again neither owns it nor takes it away.
 
 use std::collections::BTreeMap;
 
+use berth_patch::keep_times;
 use serde_json::Value;
 
 use crate::{
@@ -183,12 +186,12 @@ pub async fn create(
         object::set(&mut object, "uid", object::new_uid());
         object::set(&mut object, "creationTimestamp", clock::time(clock::now()));
         resource.default(&mut object);
+        fields::track(resource, actor, Part::Main, None, &mut object);
         let mut others = Vec::new();
         let act = Act::create(resource, namespace, object::name(&object), "");
         admission::admit(api, actor, &act, &mut object, None, &mut others).await?;
         resource.prepare_create(&mut object);
         custom::establish(api, resource, &mut object)?;
-        fields::track(resource, actor, Part::Main, None, &mut object);
         let name = object::name(&object).to_owned();
         let errors = resource.validate(&object, None);
         if !errors.is_empty() {
@@ -301,6 +304,7 @@ pub async fn modify(
             service_ip::keep(resource, &mut new, &old);
             resource.default(&mut new);
         }
+        fields::track(resource, actor, part, Some(&old), &mut new);
         let mut others = Vec::new();
         let act = Act::update(resource, namespace, name, part.subresource());
         admission::admit(api, actor, &act, &mut new, Some(&old), &mut others).await?;
@@ -308,7 +312,6 @@ pub async fn modify(
             resource.prepare_update(&mut new, &old);
             custom::establish(api, resource, &mut new)?;
         }
-        fields::track(resource, actor, part, Some(&old), &mut new);
         if part != Part::Whole {
             let errors = match part {
                 Part::Main | Part::Scale => resource.validate(&new, Some(&old)),
@@ -324,6 +327,7 @@ pub async fn modify(
         let reserved = api
             .service_ips
             .reserve(api, resource, &mut new, Some(&old))?;
+        keep_times(&old, &mut new);
         if object::same(&old, &new) {
             return Ok(old);
         }
