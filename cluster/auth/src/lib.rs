@@ -27,6 +27,8 @@ pub use union::Union;
 
 /// The group that may everything.
 pub const MASTERS: &str = "system:masters";
+/// In a user's `extra`: which certificate or token it is, so that audit can tell one from another.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// The group of all who said who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// The group of all who did not, and [`User::anonymous`]'s only one.

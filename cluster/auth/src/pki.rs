@@ -551,6 +551,8 @@ mod tests {
         let user = crate::x509::user(&seen).unwrap();
         assert_eq!(user.username, "kubernetes-admin");
         assert_eq!(user.groups, ["system:masters", "system:authenticated"]);
+        let id = &user.extra[crate::CREDENTIAL_ID][0];
+        assert_eq!(id.strip_prefix("X509SHA256=").map(str::len), Some(64));
         assert_eq!(
             shake(pki.server_config().unwrap(), pki.ca_pem(), None).unwrap(),
             None

@@ -313,7 +313,7 @@ fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
         uid: text(&account["uid"]),
     }];
     let mut extra = BTreeMap::from([(
-        "authentication.kubernetes.io/credential-id".to_owned(),
+        crate::CREDENTIAL_ID.to_owned(),
         vec![format!("JTI={}", text(&claims["jti"]))],
     )]);
     for (field, resource) in [("pod", "pods"), ("secret", "secrets"), ("node", "nodes")] {

@@ -1,8 +1,10 @@
 //! Who a client certificate is.
 
+use std::collections::BTreeMap;
+
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{AUTHENTICATED, Error, User};
+use crate::{AUTHENTICATED, CREDENTIAL_ID, Error, User};
 
 /// CN is the user, each O a group. That the certificate is good is TLS's to check.
 pub fn user(certificate_der: &[u8]) -> Result<User, Error> {
@@ -26,9 +28,12 @@ pub fn user(certificate_der: &[u8]) -> Result<User, Error> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| refused("an O is no text"))?;
     groups.push(AUTHENTICATED.to_owned());
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate_der);
+    let hex: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
     Ok(User {
         username,
         groups,
+        extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={hex}")])]),
         ..User::default()
     })
 }
