@@ -7,7 +7,7 @@ use crate::{
     catalog::{Catalog, Version},
     failure::Failure,
     request::Query,
-    respond::{Body, Wants},
+    respond::{self, Body, Wants},
 };
 
 /// What the schema's documents are made of.
@@ -67,6 +67,27 @@ impl<'a> Described<'a> {
     }
 }
 
+/// The older form, without a definition: kubectl 1.36 wants it before it sends a `v1` List, only to look up what to check on its own. What it does not
+/// find there it leaves to the server, which checks every object anyway.
+fn version_2(headers: &HeaderMap) -> Response<Body> {
+    /// gnostic's `openapi.v2.Document` with `swagger` (1) and `info` (2), which has a `title` (1) and a `version` (2).
+    const PROTOBUF: &[u8] = b"\x0a\x032.0\x12\x10\x0a\x0aKubernetes\x12\x02v1";
+    const JSON: &str = r#"{"swagger":"2.0","info":{"title":"Kubernetes","version":"v1"},"paths":{},"definitions":{}}"#;
+    let accept = headers.get(header::ACCEPT);
+    let protobuf = accept
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("com.github.proto-openapi.spec.v2"));
+    let (body, media_type) = if protobuf {
+        let media_type = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+        (respond::full(PROTOBUF), media_type)
+    } else {
+        (respond::full(JSON), "application/json")
+    };
+    let mut response = Response::new(body);
+    respond::content_type(&mut response, media_type);
+    response
+}
+
 /// `None`: there is no such document.
 pub fn answer(
     catalog: &Catalog,
@@ -75,8 +96,7 @@ pub fn answer(
     query: &Query,
 ) -> Result<Option<Response<Body>>, Failure> {
     if path == "/openapi/v2" {
-        // Clients ask for it where v3 does not answer; ours does.
-        return Ok(None);
+        return Ok(Some(version_2(headers)));
     }
     let Some(rest) = path.strip_prefix("/openapi/v3") else {
         return Ok(None);

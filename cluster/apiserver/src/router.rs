@@ -45,6 +45,18 @@ struct Inner {
     audit: Option<Audit>,
 }
 
+/// What clients are told of kinds that are on their way out: upstream's words.
+const DEPRECATED: [(&str, &str); 2] = [
+    (
+        "componentstatuses",
+        "v1 ComponentStatus is deprecated in v1.19+",
+    ),
+    (
+        "endpoints",
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+    ),
+];
+
 impl Router {
     pub fn new(api: Arc<Api>, audit: Option<Audit>) -> Self {
         Self(Arc::new(Inner {
@@ -238,6 +250,11 @@ impl Router {
 
     async fn resource(&self, call: &Call) -> Result<Response<Body>, Failure> {
         let api = &self.0.api;
+        for (plural, deprecated) in DEPRECATED {
+            if call.resource.is("", plural) {
+                call.actor.warn(deprecated);
+            }
+        }
         let (resource, asked) = (&call.resource, &call.asked);
         if !asked.subresource.is_empty() {
             return subresource::handle(api, call).await;

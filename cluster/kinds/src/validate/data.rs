@@ -52,7 +52,8 @@ pub(crate) fn config_map(object: &Value) -> Vec<Invalid> {
         bytes += decoded_len(value, &path, &mut errors);
     }
     if bytes > DATA_BYTES {
-        errors.too_long(&Path::root(""), DATA_BYTES);
+        // upstream's path of no name
+        errors.too_long(&Path::root("[]"), DATA_BYTES);
     }
     errors.into_vec()
 }

@@ -155,7 +155,8 @@ impl Found {
         }
         let any_sort = object.name.ends_with(".JSONSchemaProps") && field.ty == Type::Any;
         let ty = match any_sort {
-            true => json!({}),
+            // kubectl explain takes an empty schema for none, and fails
+            true => json!({"description": "Any JSON value."}),
             false => self.ty(&field.ty),
         };
         match ty {
