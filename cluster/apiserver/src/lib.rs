@@ -28,6 +28,8 @@ mod delete;
 mod discovery;
 mod failure;
 mod fields;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod health;
 mod metrics;
 mod object;
