@@ -1,8 +1,11 @@
 //! The API server, by its real clients: what they send, what they understand, what they must not be able to do.
 
+mod clients;
 mod collection;
 mod commands;
 mod definitions;
 mod hostile;
+mod manifests;
 mod restarts;
+mod transcripts;
 mod watches;

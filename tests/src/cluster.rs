@@ -18,21 +18,38 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 /// A kubectl that takes longer hangs.
 const KUBECTL_LIMIT: Duration = Duration::from_secs(60);
 
+/// What `hack/deps` fetches.
+fn cache() -> Result<PathBuf> {
+    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(cache) => PathBuf::from(cache),
+        None => PathBuf::from(std::env::var_os("HOME").context("no HOME")?).join(".cache"),
+    };
+    Ok(cache.join("berth"))
+}
+
 /// The kubectl that `hack/deps --test` has fetched; `BERTH_KUBECTL` names another one.
 pub fn kubectl_path() -> Result<PathBuf> {
     let path = match std::env::var_os("BERTH_KUBECTL") {
         Some(path) => PathBuf::from(path),
-        None => {
-            let cache = match std::env::var_os("XDG_CACHE_HOME") {
-                Some(cache) => PathBuf::from(cache),
-                None => PathBuf::from(std::env::var_os("HOME").context("no HOME")?).join(".cache"),
-            };
-            cache.join("berth/kubectl/kubectl")
-        }
+        None => cache()?.join("kubectl/kubectl"),
     };
     ensure!(
         path.exists(),
         "no kubectl at {}: hack/deps --test fetches it",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Where `hack/deps --test` has put Kubernetes' client for Python; `BERTH_PYTHON_CLIENT` names another directory.
+pub fn client_packages() -> Result<PathBuf> {
+    let path = match std::env::var_os("BERTH_PYTHON_CLIENT") {
+        Some(path) => PathBuf::from(path),
+        None => cache()?.join("python"),
+    };
+    ensure!(
+        path.join("kubernetes").exists(),
+        "no package kubernetes in {}: hack/deps --test fetches it",
         path.display()
     );
     Ok(path)
