@@ -40,6 +40,7 @@ mod group;
 mod idle;
 mod info;
 mod journal;
+mod late_reader;
 mod logging_program;
 mod metrics;
 mod oom;

@@ -12,6 +12,10 @@
 
 use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::PathBuf, sync::Arc};
 
+use rustix::{
+    fs::{Mode, OFlags, open as open_file},
+    io::Errno,
+};
 use tokio::net::unix::pipe;
 
 use crate::{
@@ -180,7 +184,7 @@ pub async fn open(
 fn output(outside: &Outside, name: &str, target: Target) -> Result<Option<Sink>, Error> {
     Ok(Some(match target {
         Target::None => return Ok(None),
-        Target::Fifo(path) => Sink::Pipe(fifo_out(&path)?),
+        Target::Fifo(path) => fifo_sink(&path)?,
         Target::File(path) => {
             let step = || format!("open log file {}", path.display());
             if let Some(parent) = path.parent() {
@@ -207,6 +211,18 @@ fn output(outside: &Outside, name: &str, target: Target) -> Result<Option<Sink>,
             ));
         }
     }))
+}
+
+/// Whether its client is there can only be told before we are: our own end reads, too.
+fn fifo_sink(path: &str) -> Result<Sink, Error> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let seen = open_file(path, flags, Mode::empty());
+    // The first writer stays until there is another: a client that waits in a read would take it for the end.
+    let fifo = fifo_out(path)?;
+    Ok(match seen {
+        Err(Errno::NXIO) => Sink::Awaited(fifo),
+        _ => Sink::Pipe(fifo),
+    })
 }
 
 /// For reading and writing: an open can't block, and a client that went away is no SIGPIPE.

@@ -34,7 +34,7 @@ use tokio::{
 use crate::{
     cri_log::{LogFile, LogStream, Stream},
     error::Error,
-    journal,
+    journal, late_reader,
     logging_program::Logger,
     taps::{Tap, Taps},
 };
@@ -94,6 +94,8 @@ pub struct Ends {
 pub enum Sink {
     /// A fifo, or a pipe. It may be full.
     Pipe(Sender),
+    /// A fifo that no client had opened yet when we did.
+    Awaited(Sender),
     /// A file of the node. Its disk may be full: what does not fit is lost, and the process goes on.
     File(File),
 }
@@ -102,7 +104,7 @@ impl Sink {
     /// Writes what it takes now.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Sink::Pipe(pipe) => pipe.try_write(bytes),
+            Sink::Pipe(pipe) | Sink::Awaited(pipe) => pipe.try_write(bytes),
             Sink::File(file) => {
                 if let Err(error) = file.write_all(bytes) {
                     journal!(
@@ -117,7 +119,7 @@ impl Sink {
 
     async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Sink::Pipe(pipe) => pipe.write_all(bytes).await,
+            Sink::Pipe(pipe) | Sink::Awaited(pipe) => pipe.write_all(bytes).await,
             Sink::File(_) => self.try_write(bytes).map(drop),
         }
     }
@@ -381,6 +383,9 @@ async fn pump_output(
     }
     if let Some(lines) = &mut lines {
         lines.finish();
+    }
+    if let Some(Sink::Awaited(fifo)) = fifo {
+        late_reader::leave(fifo);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Streams as containerd's clients name them: files, logging programs, messages over the shim's own socket.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use berth_proto::shim::{
     api::{CloseIORequest, CreateTaskRequest, DeleteRequest, KillRequest, StartRequest},
@@ -103,6 +103,29 @@ async fn output_is_appended_to_files_and_other_schemes_are_refused_by_name() {
         fs::remove_dir_all(pod.container_dir("bad")).unwrap();
     }
     assert!(shim.containers().await.is_empty());
+}
+
+/// containerd opens its end in a thread of its own: on a busy machine later than a short command has ended.
+#[tokio::test]
+async fn a_client_that_comes_when_the_command_has_ended_has_its_output_and_its_end() {
+    let pod = Pod::new();
+    let shim = pod.up().await;
+    for (id, script, expected) in [("said", "echo late", "late\n"), ("silent", "true", "")] {
+        let fifo = pod.dir.path().join(format!("fifo-{id}"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let path = fifo.display().to_string();
+        run(&pod, &shim, id, &["sh", "-c", script], ["", &path, ""]).await;
+        delete(&shim, id).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let read = tokio::task::spawn_blocking(move || fs::read_to_string(fifo));
+        let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+        let Ok(read) = read else {
+            // Whoever waits in an open can only be helped by a writer.
+            let _ = fs::File::options().write(true).open(&path);
+            panic!("{id}: the client waits for a writer that never comes");
+        };
+        assert_eq!(read.unwrap().unwrap(), expected, "{id}");
+    }
 }
 
 /// A program as `binary://` names it: what it is given is in files beside it.
