@@ -247,20 +247,35 @@ impl Bench {
         let in_flight = self.arguments.in_flight;
         shim.execs(&process, WARM_UP, in_flight).await?;
         tokio::time::sleep(SETTLE).await;
-        let (before, _) = weight(&[pid]);
-        let files = open_files(pid);
-        let begin = Instant::now();
-        shim.execs(&process, count, in_flight).await?;
-        let seconds = begin.elapsed().as_secs_f64();
-        tokio::time::sleep(SETTLE).await;
-        let (after, _) = weight(&[pid]);
+        let before = Weighed::of(pid);
+        println!("{}: before its execs: {before}", measured.kind.name);
+        let mut after = before;
+        let (mut done, mut seconds) = (0, 0.0);
+        // What grows is seen on its way, too.
+        for until in [count / 10, count / 2, count] {
+            let begin = Instant::now();
+            shim.execs(&process, until - done, in_flight).await?;
+            seconds += begin.elapsed().as_secs_f64();
+            done = until;
+            tokio::time::sleep(SETTLE).await;
+            after = Weighed::of(pid);
+            println!("{}: after {done} execs: {after}", measured.kind.name);
+        }
         for (figure, value) in [
-            ("alone, before its execs, MiB", before),
-            ("alone, after its execs, MiB", after),
-            ("growth by its execs, KiB", (after - before) * 1024.0),
+            ("alone, before its execs, MiB", before.mib),
+            ("alone, after its execs, MiB", after.mib),
+            (
+                "growth by its execs, KiB",
+                (after.mib - before.mib) * 1024.0,
+            ),
             ("execs", count as f64),
             ("execs a second", count as f64 / seconds),
-            ("more open files", open_files(pid) as f64 - files as f64),
+            (
+                "more open files",
+                after.open_files as f64 - before.open_files as f64,
+            ),
+            ("more heap, KiB", after.heap_kib - before.heap_kib),
+            ("more threads", after.threads as f64 - before.threads as f64),
         ] {
             measured.values.insert(figure, value);
         }
@@ -286,8 +301,57 @@ fn weight(shims: &[i32]) -> (f64, f64) {
     (kib / 1024.0, pids.len() as f64)
 }
 
-fn open_files(pid: i32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+/// One shim, alone.
+#[derive(Debug, Clone, Copy)]
+struct Weighed {
+    /// PSS, its helpers' with it
+    mib: f64,
+    /// What malloc has of the kernel, resident
+    heap_kib: f64,
+    open_files: usize,
+    threads: usize,
+    /// Its own and its helpers' processes, none of a container
+    processes: f64,
+}
+
+impl Weighed {
+    fn of(pid: i32) -> Self {
+        let (mib, processes) = weight(&[pid]);
+        let count =
+            |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
+        Self {
+            mib,
+            heap_kib: heap_kib(pid),
+            open_files: count("fd"),
+            threads: count("task"),
+            processes,
+        }
+    }
+}
+
+impl std::fmt::Display for Weighed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.0} KiB PSS, {:.0} KiB of heap, {} open files, {} threads, {} processes",
+            self.mib * 1024.0,
+            self.heap_kib,
+            self.open_files,
+            self.threads,
+            self.processes
+        )
+    }
+}
+
+/// What is resident of the mapping that the kernel calls `[heap]`.
+fn heap_kib(pid: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let rss = text
+        .lines()
+        .skip_while(|line| !line.ends_with("[heap]"))
+        .find_map(|line| line.strip_prefix("Rss:"));
+    rss.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0.0)
 }
 
 fn parse(words: &str) -> Result<Kind> {

@@ -17,7 +17,7 @@ const TIMES: [&str; 7] = [
     "pod of three, up",
     POD,
 ];
-const VALUES: [&str; 9] = [
+const VALUES: [&str; 11] = [
     "shim, one container, MiB",
     "shim, three more, MiB",
     "processes a shim",
@@ -27,6 +27,8 @@ const VALUES: [&str; 9] = [
     "alone, after its execs, MiB",
     "growth by its execs, KiB",
     "more open files",
+    "more heap, KiB",
+    "more threads",
 ];
 
 pub fn report(all: &[Measured], build: &str) -> Value {
