@@ -29,13 +29,17 @@ pub struct Audit {
 impl Audit {
     /// Appends to `path` (0600).
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_up_to(path, LARGEST)
+    }
+
+    fn open_up_to(path: &Path, largest: u64) -> io::Result<Self> {
         let mut file = append(path)?;
         let (lines, waiting) = sync_channel::<Vec<u8>>(WAITING);
         let path = path.to_owned();
         thread::Builder::new().name("audit".into()).spawn(move || {
             let mut written = file.metadata().map_or(0, |meta| meta.len());
             while let Ok(line) = waiting.recv() {
-                if written > LARGEST {
+                if written > largest {
                     let _ = fs::rename(&path, rotated(&path));
                     if let Ok(next) = append(&path) {
                         file = next;
@@ -111,4 +115,78 @@ fn rotated(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::PermissionsExt,
+        time::{Duration, Instant},
+    };
+
+    use http::Request;
+
+    use super::*;
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        fs::read_to_string(path)
+            .unwrap_or_default()
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a line is an event"))
+            .collect()
+    }
+
+    #[test]
+    fn what_was_done_is_told_without_secrets_and_within_two_files() {
+        /// Some three events.
+        const LARGEST: u64 = 1500;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.log");
+        let audit = Audit::open_up_to(&path, LARGEST).expect("it opens");
+        let (parts, ()) = Request::get("/api/v1/namespaces/a/secrets/s?limit=1")
+            .header("authorization", "Bearer c2VjcmV0")
+            .header("cookie", "c2VjcmV0")
+            .header("user-agent", "x".repeat(1_000_000))
+            .body(())
+            .expect("a request")
+            .into_parts();
+        let trace = Trace::default();
+        let record = |count: usize| {
+            for _ in 0..count {
+                audit.record(&parts, &Peer::default(), &trace, 200, "now");
+            }
+        };
+        record(1);
+        let until = Instant::now() + Duration::from_secs(10);
+        while lines(&path).is_empty() {
+            assert!(Instant::now() < until, "nothing is written");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let first = lines(&path).remove(0);
+        assert_eq!(first["level"], "Metadata");
+        assert_eq!(
+            first["requestURI"],
+            "/api/v1/namespaces/a/secrets/s?limit=1"
+        );
+        assert_eq!(first["userAgent"].as_str().map(str::len), Some(LONGEST));
+        let mode = fs::metadata(&path)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        record(20);
+        drop(audit);
+        while !rotated(&path).exists() {
+            assert!(Instant::now() < until, "it is never rotated");
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_millis(100));
+        for file in [path.clone(), rotated(&path)] {
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            assert!(!text.contains("c2VjcmV0"), "{text}");
+            // one event more than allowed, at most
+            assert!(text.len() < 8000, "{}", text.len());
+        }
+        assert_eq!(fs::read_dir(directory.path()).expect("read").count(), 2);
+    }
 }

@@ -341,34 +341,23 @@ async fn drop_references(
     entry: &Entry,
     uids: &[String],
 ) -> Result<(), Failure> {
-    let actor = actor();
-    let changed = write::modify(
-        api,
-        &actor,
-        resource,
-        entry.namespace(),
-        entry.name(),
-        Part::Whole,
-        |value| {
-            let mut new = value.clone();
-            let metadata = object::metadata(&mut new);
-            if let Some(owners) = metadata
-                .get_mut("ownerReferences")
-                .and_then(Value::as_array_mut)
-            {
-                owners.retain(|owner| {
-                    !uids
-                        .iter()
-                        .any(|uid| owner.get("uid").and_then(Value::as_str) == Some(uid))
-                });
-                if owners.is_empty() {
-                    metadata.remove("ownerReferences");
-                }
+    rewrite(api, resource, entry, |value| {
+        let metadata = object::metadata(value);
+        if let Some(owners) = metadata
+            .get_mut("ownerReferences")
+            .and_then(Value::as_array_mut)
+        {
+            owners.retain(|owner| {
+                !uids
+                    .iter()
+                    .any(|uid| owner.get("uid").and_then(Value::as_str) == Some(uid))
+            });
+            if owners.is_empty() {
+                metadata.remove("ownerReferences");
             }
-            Ok(new)
-        },
-    );
-    ignore_gone(changed.await.map(drop))
+        }
+    })
+    .await
 }
 
 async fn finish(
@@ -377,24 +366,37 @@ async fn finish(
     entry: &Entry,
     finalizer: &str,
 ) -> Result<(), Failure> {
-    let actor = actor();
+    rewrite(api, resource, entry, |value| {
+        let kept = object::finalizers(value)
+            .into_iter()
+            .filter(|known| *known != finalizer)
+            .map(Into::into)
+            .collect();
+        object::set_finalizers(value, kept);
+    })
+    .await
+}
+
+/// One that is gone meanwhile needs no change.
+async fn rewrite(
+    api: &Api,
+    resource: &Resource,
+    entry: &Entry,
+    change: impl Fn(&mut Value) + Send + Sync,
+) -> Result<(), Failure> {
     let changed = write::modify(
         api,
-        &actor,
+        &actor(),
         resource,
         entry.namespace(),
         entry.name(),
         Part::Whole,
         |value| {
             let mut new = value.clone();
-            let kept = object::finalizers(value)
-                .into_iter()
-                .filter(|known| *known != finalizer)
-                .map(Into::into)
-                .collect();
-            object::set_finalizers(&mut new, kept);
+            change(&mut new);
             Ok(new)
         },
-    );
-    ignore_gone(changed.await.map(drop))
+    )
+    .await;
+    ignore_gone(changed.map(drop))
 }
