@@ -3,7 +3,6 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     tonic_prost_build::configure()
-        .build_server(false)
         .bytes(".")
         .compile_fds(protox::compile(["rpc.proto"], ["proto"])?)?;
     Ok(())

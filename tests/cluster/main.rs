@@ -4,6 +4,7 @@ mod clients;
 mod collection;
 mod commands;
 mod definitions;
+mod etcdctl;
 mod hostile;
 mod manifests;
 mod restarts;

@@ -60,6 +60,7 @@ pub struct Server {
     child: Option<Child>,
     dir: TempDir,
     store: String,
+    arguments: Vec<String>,
     pub address: String,
     /// From the start of the process until it said where it serves.
     pub started_in: Duration,
@@ -76,10 +77,16 @@ pub struct Said {
 impl Server {
     /// One with a store of its own: `memory`, `fjall` or `etcd=…`.
     pub fn start(store: &str) -> Result<Self> {
+        Self::start_with(store, &[])
+    }
+
+    /// With further arguments of `berth up`.
+    pub fn start_with(store: &str, arguments: &[&str]) -> Result<Self> {
         let mut server = Self {
             child: None,
             dir: tempfile::tempdir()?,
             store: store.to_owned(),
+            arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             address: String::new(),
             started_in: Duration::ZERO,
         };
@@ -96,6 +103,7 @@ impl Server {
         let mut child = Command::new(bin_dir()?.join("berth"))
             .args(["up", "--server", "--listen", "127.0.0.1:0"])
             .args(["--store", &self.store])
+            .args(&self.arguments)
             .arg("--data")
             .arg(self.data())
             .arg("--kubeconfig")

@@ -52,6 +52,8 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// The addresses of Services: network and length of its prefix.
     pub services: (Ipv4Addr, u8),
+    /// Where etcd's API is served, read only (loopback, mutual TLS); for that, `pki/etcd-client.crt` and `.key` are written.
+    pub etcd_listen: Option<SocketAddr>,
     /// Further names and addresses by which the server is reached.
     pub names: Vec<String>,
 }
@@ -69,6 +71,10 @@ pub enum Error {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error(
+        "etcd's API is not served on {0}: it is for this machine, so the address must be a loopback one"
+    )]
+    NotLoopback(SocketAddr),
     #[error(transparent)]
     Auth(#[from] berth_auth::Error),
     #[error(transparent)]
@@ -160,6 +166,9 @@ impl Server {
         controllers.run(&api, &mut tasks);
         tasks.spawn(compact(config.store.clone()));
         tasks.spawn(renew(api.pki.clone()));
+        if let Some(listen) = config.etcd_listen {
+            serve_etcd(&api.pki, config.store.clone(), listen, &mut tasks).await?;
+        }
         write_kubeconfig(&api.pki, address, &config.kubeconfig)?;
         let router = Router::new(api.clone(), Some(audit));
         Ok(Self {
@@ -267,6 +276,37 @@ fn write_kubeconfig(pki: &Pki, address: SocketAddr, path: &Path) -> Result<(), E
         })
         .and_then(|()| fs::rename(&aside, path));
     written.map_err(|source| file("write the kubeconfig", path, source))
+}
+
+/// So that etcdctl shows what is kept. Its clients must be of those who may everything anyway.
+async fn serve_etcd(
+    pki: &Pki,
+    store: Arc<dyn Store>,
+    listen: SocketAddr,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error> {
+    if !listen.ip().is_loopback() {
+        return Err(Error::NotLoopback(listen));
+    }
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|source| Error::Listen {
+            address: listen,
+            source,
+        })?;
+    pki.write_client("etcd-client", &[MASTERS], ADMIN_VALID)?;
+    let config = pki.mutual_config()?;
+    tracing::info!(address = %listen, "etcd's API is served, read only");
+    tasks.spawn(berth_store::facade::serve(
+        store,
+        listener,
+        config,
+        |certificate| {
+            berth_auth::x509::user(certificate)
+                .is_ok_and(|user| user.groups.iter().any(|group| group == MASTERS))
+        },
+    ));
+    Ok(())
 }
 
 async fn compact(store: Arc<dyn Store>) {

@@ -174,22 +174,40 @@ impl Pki {
 
     /// TLS for the server: its leaf is always the newest one, clients may show a certificate of this CA or none.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
+        let mut config = self.config(false)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// The same, but for clients that must show a certificate.
+    pub fn mutual_config(&self) -> Result<ServerConfig, Error> {
+        self.config(true)
+    }
+
+    fn config(&self, mutual: bool) -> Result<ServerConfig, Error> {
         let failed = |e: &dyn fmt::Display| certificate("configure TLS", e);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(self.ca_der.clone()).map_err(|e| failed(&e))?;
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|e| failed(&e))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        if !mutual {
+            clients = clients.allow_unauthenticated();
+        }
+        let clients = clients.build().map_err(|e| failed(&e))?;
+        Ok(ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| failed(&e))?
             .with_client_cert_verifier(clients)
-            .with_cert_resolver(self.leaf.clone());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+            .with_cert_resolver(self.leaf.clone()))
+    }
+
+    /// A client's certificate and key, written beside the others as `NAME.crt` and `NAME.key`: made anew at each start.
+    pub fn write_client(&self, name: &str, groups: &[&str], valid: Duration) -> Result<(), Error> {
+        let identity = self.issue_client(name, groups, valid)?;
+        let path = |end: &str| self.directory.join(format!("{name}.{end}"));
+        write(&path("key"), identity.key_pem.as_bytes())?;
+        write(&path("crt"), identity.certificate_pem.as_bytes())
     }
 
     /// A certificate for a client: `user` is its CN, `groups` its O (at most one: the certificates are made without repeated names). A key is made for it.

@@ -38,6 +38,9 @@ pub struct Up {
     /// The addresses of Services
     #[arg(long, value_name = "NETWORK/PREFIX", default_value = "10.96.0.0/16")]
     service_cidr: Network,
+    /// Where etcd's API is served, read only, for etcdctl: a loopback address; DIR/pki/etcd-client.crt and .key are for it
+    #[arg(long, value_name = "ADDR:PORT")]
+    etcd_listen: Option<SocketAddr>,
     /// A further name or address by which the server is reached (may be given several times)
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
@@ -113,6 +116,7 @@ impl Up {
             kubeconfig: kubeconfig.clone(),
             store,
             services: (self.service_cidr.0, self.service_cidr.1),
+            etcd_listen: self.etcd_listen,
             names: self.names,
         })
         .await

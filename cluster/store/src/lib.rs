@@ -9,6 +9,7 @@
 mod core;
 mod embedded;
 mod etcd;
+pub mod facade;
 mod index;
 mod leases;
 mod memory;
