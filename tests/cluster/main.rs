@@ -6,6 +6,7 @@ mod commands;
 mod definitions;
 mod etcdctl;
 mod hostile;
+mod kubelets;
 mod manifests;
 mod restarts;
 mod transcripts;

@@ -35,6 +35,7 @@ pub mod fuse;
 pub mod host;
 pub mod image;
 pub mod invariant;
+pub mod kubelet;
 pub mod machine;
 pub mod node;
 pub mod nri;

@@ -12,6 +12,7 @@ use crate::{
     catalog::{Resource, Served},
     failure::Failure,
     metrics::Metrics,
+    passage::Passages,
     request::Asked,
     respond::Wants,
     service_ip::ServiceIps,
@@ -31,6 +32,7 @@ pub struct Api {
     pub pki: Arc<Pki>,
     pub service_ips: ServiceIps,
     pub metrics: Metrics,
+    pub passages: Passages,
     /// Long requests end when it is cancelled.
     pub ends: CancellationToken,
     /// `https://HOST:PORT`, as clients reach it.

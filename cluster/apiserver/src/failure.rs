@@ -322,6 +322,55 @@ impl Failure {
         Self::new(503, "ServiceUnavailable", message).retry_after(1)
     }
 
+    /// Whom a proxy leads to can't be reached. Without a time to try again: clients would, ten times.
+    pub fn unreached(message: impl Into<String>) -> Self {
+        Self::new(503, "ServiceUnavailable", message)
+    }
+
+    /// Whom a request goes on to can't be reached: upstream's error without a reason.
+    pub fn of_backend(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
+    }
+
+    /// What another server has answered, which spoke no Status (upstream's NewGenericServerResponse).
+    pub fn of_status(code: u16, group: &str, plural: &str, name: &str, said: &str) -> Self {
+        let reason = match code {
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            405 => "MethodNotAllowed",
+            409 => "Conflict",
+            413 => "RequestEntityTooLarge",
+            429 => "TooManyRequests",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "Unknown",
+        };
+        let what = qualified(plural, group);
+        let mut message = match code {
+            404 => "the server could not find the requested resource".to_owned(),
+            503 => "the server is currently unable to handle the request".to_owned(),
+            _ => format!(
+                "the server responded with the status code {code} but did not return more information"
+            ),
+        };
+        if !said.is_empty() && code != 404 {
+            said.clone_into(&mut message);
+        }
+        let code = if (400..600).contains(&code) {
+            code
+        } else {
+            500
+        };
+        Self::new(code, reason, format!("{message} ( {what} {name})"))
+            .about(group, plural, name)
+            .because(vec![Cause {
+                reason: "UnexpectedServerResponse",
+                message: said.to_owned(),
+                field: String::new(),
+            }])
+    }
+
     /// What is not built; `what` names it.
     pub fn not_implemented(what: impl fmt::Display) -> Self {
         Self::new(501, "NotImplemented", format!("{what} is not built yet"))

@@ -3,6 +3,7 @@
 //! ```text
 //!   serve ── router ─┬─ authenticate, authorize, audit
 //!                    ├─ discovery, openapi, health
+//!                    ├─ log, exec, proxy … ─ passage ──────────────────► a kubelet, a pod, a service
 //!                    └─ a resource ─┬─ read, watch ──────────────── cache ◄─ feed ◄─┐
 //!                                   └─ write, patch, delete ─────── storage ─────── store
 //!                                        └─ admission, fields            controllers ▲
@@ -34,6 +35,7 @@ mod health;
 mod metrics;
 mod object;
 mod openapi;
+mod passage;
 mod patch;
 mod queue;
 mod read;

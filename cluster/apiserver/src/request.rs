@@ -44,8 +44,8 @@ pub struct Asked {
     /// Empty: of all, or of none.
     pub namespace: String,
     pub name: String,
-    /// Behind the subresource: what a proxy passes on.
-    pub rest: String,
+    /// Behind the subresource, as it was sent, from its slash on: what a proxy passes on.
+    pub raw_rest: String,
     pub query: Query,
 }
 
@@ -112,6 +112,7 @@ impl Query {
 const OF_NAMESPACES: [&str; 2] = ["status", "finalize"];
 
 pub fn parse(method: &Method, path: &str, query: &str) -> Result<Target, Failure> {
+    let (path, raw_rest) = split_proxy(path);
     let parts = segments(path)?;
     let texts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let (group, version, rest) = match texts.as_slice() {
@@ -132,6 +133,10 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Target, Failure
         rest => ("", rest),
     };
     let part = |at: usize| rest.get(at).copied().unwrap_or_default();
+    if !raw_rest.is_empty() {
+        passable(raw_rest)?;
+    }
+    let raw_rest = raw_rest.to_owned();
     let query = Query::parse(query);
     let name = part(1);
     let verb = match *method {
@@ -155,9 +160,37 @@ pub fn parse(method: &Method, path: &str, query: &str) -> Result<Target, Failure
         subresource: part(2).into(),
         namespace: namespace.into(),
         name: name.into(),
-        rest: rest.get(3..).unwrap_or_default().join("/"),
+        raw_rest,
         query,
     })))
+}
+
+/// The path up to a proxy, and what it passes on: that is the other side's business.
+fn split_proxy(path: &str) -> (&str, &str) {
+    let at = |place: usize| path.split('/').nth(place).unwrap_or_default();
+    // counted from the empty part before the first slash
+    let place = match (at(1), at(3)) {
+        ("api", "nodes") => 5,
+        ("api", "namespaces") if matches!(at(5), "pods" | "services") => 7,
+        _ => return (path, ""),
+    };
+    if at(place) != "proxy" {
+        return (path, "");
+    }
+    path.match_indices('/')
+        .nth(place)
+        .map_or((path, ""), |(slash, _)| path.split_at(slash))
+}
+
+/// But for what would lead out of it again.
+fn passable(rest: &str) -> Result<(), Failure> {
+    let leads_out = |part: &str| {
+        decode(part).is_none_or(|part| matches!(part.as_str(), "." | "..") || part.contains('\0'))
+    };
+    if rest.split('/').any(leads_out) {
+        return Err(Failure::no_such_path());
+    }
+    Ok(())
 }
 
 /// The decoded parts of a path. One that could mean another path elsewhere (`..`, an empty part, a slash that was encoded) is no path.
@@ -167,14 +200,12 @@ fn segments(path: &str) -> Result<Vec<String>, Failure> {
     if inner.is_empty() {
         return Ok(Vec::new());
     }
-    // what a proxy passes on is its own business
     inner
         .split('/')
-        .enumerate()
-        .map(|(at, part)| {
+        .map(|part| {
             let decoded = decode(part).ok_or_else(Failure::no_such_path)?;
             let strange = decoded.is_empty() || decoded == "." || decoded == "..";
-            if decoded.contains(['/', '\0', '%']) || (strange && at < 12) {
+            if decoded.contains(['/', '\0', '%']) || strange {
                 return Err(Failure::no_such_path());
             }
             Ok(decoded)
@@ -213,10 +244,10 @@ mod tests {
                 asked.resource,
                 asked.name,
                 asked.subresource,
-                if asked.rest.is_empty() {
+                if asked.raw_rest.is_empty() {
                     String::new()
                 } else {
-                    format!(" > {}", asked.rest)
+                    format!(" > {}", asked.raw_rest)
                 }
             ),
             Ok(Target::Path(path)) => path,
@@ -285,7 +316,7 @@ mod tests {
                 Method::GET,
                 "/api/v1/nodes/n/proxy/a/b",
                 "",
-                "get /v1 /nodes n/proxy > a/b",
+                "get /v1 /nodes n/proxy > /a/b",
             ),
             (
                 Method::GET,
@@ -293,6 +324,28 @@ mod tests {
                 "",
                 "get rbac.authorization.k8s.io/v1 /clusterroles system:node/",
             ),
+            (
+                Method::POST,
+                "/api/v1/namespaces/a/services/https:b:web/proxy/c//d%2Fe/",
+                "f=%2e",
+                "create /v1 a/services https:b:web/proxy > /c//d%2Fe/",
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/b/proxy",
+                "",
+                "get /v1 a/pods b/proxy",
+            ),
+            // a ConfigMap's name, and no proxy
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/configmaps/proxy",
+                "",
+                "get /v1 a/configmaps proxy/",
+            ),
+            (Method::GET, "/api/v1/nodes/n/proxy/a/../b", "", "404"),
+            (Method::GET, "/api/v1/nodes/n/proxy/a/%2e%2E/b", "", "404"),
+            (Method::GET, "/api/v1/nodes/n/proxy/%00", "", "404"),
             // SEC-API-09
             (Method::GET, "/api/v1/namespaces/../nodes", "", "404"),
             (Method::GET, "/api/v1//pods", "", "404"),

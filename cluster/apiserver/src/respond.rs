@@ -1,7 +1,6 @@
 //! What is answered, in the form that the client accepts.
 
-use std::convert::Infallible;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use bytes::{Bytes, BytesMut};
 use flate2::{Compression, write::GzEncoder};
@@ -17,7 +16,8 @@ use crate::{
     table::{self, IncludeObject},
 };
 
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// One that is passed on may break off, and then ours does.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Answers below it are not worth compressing (upstream's own bound).
 const COMPRESS_FROM: usize = 128 << 10;
@@ -27,7 +27,9 @@ const COMPRESS_TO: usize = 16 << 20;
 const FRAME: usize = 64 << 10;
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 pub fn streamed(bytes: impl Stream<Item = Bytes> + Send + 'static) -> Body {

@@ -22,7 +22,9 @@ use crate::{
     delete::{self, DeleteOptions},
     discovery::Discovery,
     failure::Failure,
-    health, openapi, patch, read,
+    health, openapi,
+    passage::{self, Through},
+    patch, read,
     request::{self, Asked, Query, Target, Verb},
     respond::{self, Body, Wants},
     review, subresource, watch,
@@ -68,7 +70,7 @@ impl Router {
 
     pub async fn handle<B>(&self, request: Request<B>, peer: &Peer) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
@@ -104,7 +106,7 @@ impl Router {
         trace: &mut Trace,
     ) -> Result<Response<Body>, Failure>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let api = &self.0.api;
@@ -164,6 +166,16 @@ impl Router {
                 let mut asked = *asked;
                 if resource.is("", "namespaces") {
                     asked.namespace.clear();
+                }
+                if passage::is_passed(&resource, &asked.subresource) {
+                    let through = Through {
+                        parts,
+                        asked: &asked,
+                        resource: &resource,
+                        user: &acting,
+                    };
+                    let body = body.map_err(Into::into).boxed_unsync();
+                    return passage::handle(api, &through, body).await;
                 }
                 let wants = Wants::of(&parts.headers, asked.query.get("includeObject"))?;
                 let body = read_body(parts, body, asked.verb).await?;

@@ -91,6 +91,7 @@ async fn connection(
     ends: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
+    crate::passage::keep_alive(&stream);
     // A watcher that does not read holds its connection no longer than this.
     let millis = u32::try_from(USER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let _ = sockopt::set_tcp_user_timeout(&stream, millis);

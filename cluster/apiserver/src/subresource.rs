@@ -42,7 +42,7 @@ pub async fn handle(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
         "token" => return token::create(api, call).await,
         other => {
             return Err(Failure::not_implemented(format!(
-                "{}/{other} (it needs a kubelet's or a service's streams)",
+                "{}/{other}",
                 call.resource.plural
             )));
         }

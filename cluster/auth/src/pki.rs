@@ -3,6 +3,8 @@
 //!
 //! A key is written before its certificate: a start after a crash between them makes the certificate anew.
 
+mod kubelet;
+
 use std::{
     fmt, fs,
     io::{self, Write},
@@ -27,6 +29,8 @@ use rustls::{
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::Error;
+
+pub use kubelet::{KUBELET_CLIENT, is_of_node};
 
 #[cfg(test)]
 const DAY: Duration = Duration::from_secs(24 * 3600);

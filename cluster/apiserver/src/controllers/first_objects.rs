@@ -18,6 +18,25 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 /// Made at once: they wait for one write of the store together.
 const AT_ONCE: usize = 64;
 
+/// What this server may do at kubelets, which ask it about itself (kubeadm's has a binding for it, too).
+fn kubelet_client() -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "berth:apiserver-kubelet-client"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "system:kubelet-api-admin",
+        },
+        "subjects": [{
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "User",
+            "name": berth_auth::pki::KUBELET_CLIENT,
+        }],
+    })
+}
+
 /// Makes what is missing: namespaces, default roles, priority classes, the Service `kubernetes` and its endpoints.
 pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
     let actor = Actor::internal("kube-apiserver");
@@ -39,6 +58,7 @@ pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
             "description": "For pods without which the cluster does not work.",
         }));
     }
+    objects.push(kubelet_client());
     all(api, &actor, objects).await?;
     service(api, &actor, address).await
 }
