@@ -1,14 +1,19 @@
 //! What the server itself has to say about a write, beyond the rules of its kind: upstream's admission plugins that are on by default and that our
 //! cluster needs.
 
+mod amounts;
 mod certificates;
+mod claims;
+mod limits;
 mod pods;
 mod priority;
+pub mod quota;
+mod runtime_class;
+mod usage;
 
 use std::sync::Arc;
 
 use berth_auth::{Attributes, restriction};
-use berth_store::Revision;
 use serde_json::Value;
 
 use crate::{
@@ -17,6 +22,7 @@ use crate::{
     catalog::{REGISTRY, Resource},
     failure::Failure,
     object,
+    storage::Beside,
 };
 
 /// What is being done.
@@ -81,7 +87,7 @@ impl<'a> Act<'a> {
 /// Namespaces that can't be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-/// Completes `new`. `others` are keys, with their revisions, that must not have changed when it is written.
+/// Completes `new`. What it rests on stands in `beside`.
 ///
 /// # Errors
 /// 403 and 404, as the plugin has it.
@@ -91,20 +97,25 @@ pub async fn admit(
     act: &Act<'_>,
     new: &mut Value,
     old: Option<&Value>,
-    others: &mut Vec<(String, Revision)>,
+    beside: &mut Beside,
 ) -> Result<(), Failure> {
     certificates::requester(actor, act, new, old);
     if act.verb == "create" && act.resource.namespaced {
         let entry = namespace(api, act).await?;
-        others.push((
+        beside.unchanged.push((
             format!("{REGISTRY}namespaces/{}", act.namespace),
             entry.revision,
         ));
     }
     if act.resource.is("", "pods") && act.subresource.is_empty() && old.is_none() {
         priority::resolve(api, act, new)?;
+        runtime_class::apply(api, act, new)?;
         pods::service_account(api, act, new).await?;
         pods::tolerations(new);
+        limits::fill(api, act, new);
+    }
+    if old.is_none() {
+        claims::default_class(api, act, new);
     }
     for (group, plural, finalizer) in [
         ("", "persistentvolumes", "kubernetes.io/pv-protection"),
@@ -172,6 +183,9 @@ pub async fn validate(
     restriction::check(&actor.user, &act.attributes(), old, new)
         .map_err(|why| Failure::forbidden(act.resource, &act.name, why))?;
     certificates::may(api, actor, act, old, new)?;
+    if let Some(new) = new {
+        limits::check(api, act, new)?;
+    }
     escalation(api, actor, act, old, new)
 }
 

@@ -8,6 +8,7 @@ use http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::quota::Quotas,
     cache::Cache,
     catalog::{Resource, Served},
     failure::Failure,
@@ -33,6 +34,7 @@ pub struct Api {
     pub service_ips: ServiceIps,
     pub metrics: Metrics,
     pub passages: Passages,
+    pub quotas: Quotas,
     /// Long requests end when it is cancelled.
     pub ends: CancellationToken,
     /// `https://HOST:PORT`, as clients reach it.

@@ -6,6 +6,7 @@ mod definitions;
 mod first_objects;
 mod index;
 mod namespaces;
+mod quotas;
 mod roles;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub struct Controllers {
     collector: Arc<collector::Collector>,
     definitions: Arc<definitions::Definitions>,
     namespaces: Arc<namespaces::Namespaces>,
+    quotas: Arc<quotas::ResourceQuotas>,
     roles: Arc<roles::Roles>,
 }
 
@@ -33,6 +35,7 @@ impl Controllers {
             collector: Arc::default(),
             definitions: Arc::default(),
             namespaces: Arc::default(),
+            quotas: Arc::default(),
             roles: Arc::default(),
         };
         api.cache.observe(Arc::new(index::Index::new(
@@ -43,6 +46,7 @@ impl Controllers {
         api.cache.observe(controllers.collector.clone());
         api.cache.observe(controllers.definitions.clone());
         api.cache.observe(controllers.namespaces.clone());
+        api.cache.observe(controllers.quotas.clone());
         api.cache.observe(controllers.roles.clone());
         controllers
     }
@@ -52,6 +56,7 @@ impl Controllers {
         tasks.spawn(self.collector.run(api.clone()));
         tasks.spawn(self.definitions.run(api.clone()));
         tasks.spawn(self.namespaces.run(api.clone()));
+        tasks.spawn(self.quotas.run(api.clone()));
         tasks.spawn(self.roles.run(api.clone()));
     }
 }

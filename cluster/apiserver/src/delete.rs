@@ -9,7 +9,7 @@ use crate::{
     clock,
     failure::Failure,
     object,
-    storage::Written,
+    storage::{Beside, Written},
     write::is_finished,
 };
 
@@ -158,7 +158,7 @@ pub async fn delete(
             let mut stored_new = new.clone();
             resource.to_stored(&mut stored_new);
             api.storage
-                .put(&key, &stored_new, stored.revision, &[])
+                .put(&key, &stored_new, stored.revision, &Beside::default())
                 .await?
         };
         if let Written::At(revision) = written {

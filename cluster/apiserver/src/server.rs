@@ -16,6 +16,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::quota::Quotas,
     api::Api,
     audit::Audit,
     cache::Cache,
@@ -151,6 +152,7 @@ impl Server {
             pki,
             service_ips,
             passages: Passages::default(),
+            quotas: Quotas::default(),
             metrics: crate::metrics::Metrics::default(),
             ends: CancellationToken::new(),
             address,

@@ -25,6 +25,15 @@ pub struct Stored {
     pub revision: Revision,
 }
 
+/// What a write says of other objects: the same transaction, or none.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// Keys that must still have these revisions.
+    pub unchanged: Vec<(String, Revision)>,
+    /// Objects that are replaced, where they still have these revisions.
+    pub puts: Vec<(String, Value, Revision)>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// At this revision.
@@ -144,13 +153,13 @@ impl Storage {
         }
     }
 
-    /// Makes it (`expected` 0) or replaces what has revision `expected`, where `others` (key, revision) are as they were read.
+    /// Makes it (`expected` 0) or replaces what has revision `expected`, with what is to be `beside` it.
     pub async fn put(
         &self,
         key: &str,
         value: &Value,
         expected: Revision,
-        others: &[(String, Revision)],
+        beside: &Beside,
     ) -> Result<Written, Failure> {
         let lease = if key.starts_with(&format!("{REGISTRY}events/")) {
             self.event_lease().await?
@@ -162,12 +171,13 @@ impl Storage {
             value: self.encode(key, value)?,
             lease,
         };
-        self.transact(key, put, expected, others).await
+        self.transact(key, put, expected, beside).await
     }
 
     pub async fn remove(&self, key: &str, expected: Revision) -> Result<Written, Failure> {
         let delete = Op::Delete(Keys::One(Bytes::copy_from_slice(key.as_bytes())));
-        self.transact(key, delete, expected, &[]).await
+        self.transact(key, delete, expected, &Beside::default())
+            .await
     }
 
     async fn transact(
@@ -175,11 +185,20 @@ impl Storage {
         key: &str,
         op: Op,
         expected: Revision,
-        others: &[(String, Revision)],
+        beside: &Beside,
     ) -> Result<Written, Failure> {
+        let mut then = vec![op];
+        for (key, value, _) in &beside.puts {
+            then.push(Op::Put {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                value: self.encode(key, value)?,
+                lease: 0,
+            });
+        }
         let compares = [(key, expected)]
             .into_iter()
-            .chain(others.iter().map(|(key, at)| (key.as_str(), *at)))
+            .chain(beside.unchanged.iter().map(|(key, at)| (key.as_str(), *at)))
+            .chain(beside.puts.iter().map(|(key, _, at)| (key.as_str(), *at)))
             .map(|(key, at)| Compare {
                 key: Bytes::copy_from_slice(key.as_bytes()),
                 is: Is::Equal,
@@ -190,7 +209,7 @@ impl Storage {
             .store
             .txn(Txn {
                 compares,
-                then: vec![op],
+                then,
                 otherwise: Vec::new(),
                 durability: durability(key),
             })

@@ -12,13 +12,13 @@ use berth_patch::keep_times;
 use serde_json::Value;
 
 use crate::{
-    admission::{self, Act},
+    admission::{self, Act, quota},
     api::{Actor, Api},
     catalog::{MadeOf, Resource},
     clock, custom,
     failure::Failure,
     fields, object, service_ip,
-    storage::{Stored, Written},
+    storage::{Beside, Stored, Written},
 };
 
 /// How often a change is tried anew where another was quicker; upstream's MaxRetryWhenPatchConflicts.
@@ -187,9 +187,9 @@ pub async fn create(
         object::set(&mut object, "creationTimestamp", clock::time(clock::now()));
         resource.default(&mut object);
         fields::track(resource, actor, Part::Main, None, &mut object);
-        let mut others = Vec::new();
+        let mut beside = Beside::default();
         let act = Act::create(resource, namespace, object::name(&object), "");
-        admission::admit(api, actor, &act, &mut object, None, &mut others).await?;
+        admission::admit(api, actor, &act, &mut object, None, &mut beside).await?;
         resource.prepare_create(&mut object);
         custom::establish(api, resource, &mut object)?;
         let name = object::name(&object).to_owned();
@@ -202,6 +202,7 @@ pub async fn create(
         if name.is_empty() {
             return Err(Failure::invalid(resource, "", vec![nameless()]));
         }
+        let charged = quota::charge(api, &act, None, &object, &mut beside).await?;
         let reserved = api.service_ips.reserve(api, resource, &mut object, None)?;
         let key = resource.key(namespace, &name);
         let mut stored = object.clone();
@@ -212,14 +213,14 @@ pub async fn create(
                 None => Ok(object),
             };
         }
-        match api.storage.put(&key, &stored, 0, &others).await? {
+        match api.storage.put(&key, &stored, 0, &beside).await? {
             Written::At(revision) => {
                 reserved.keep();
                 object::set_resource_version(&mut object, revision);
                 return seen(api, resource, revision, object).await;
             }
             Written::Outrun => {
-                drop(reserved);
+                drop((reserved, charged));
                 let taken = api.storage.read(&key).await?.is_some();
                 // The namespace has changed meanwhile: it is looked at again.
                 let again = if taken { generates } else { true };
@@ -305,9 +306,9 @@ pub async fn modify(
             resource.default(&mut new);
         }
         fields::track(resource, actor, part, Some(&old), &mut new);
-        let mut others = Vec::new();
+        let mut beside = Beside::default();
         let act = Act::update(resource, namespace, name, part.subresource());
-        admission::admit(api, actor, &act, &mut new, Some(&old), &mut others).await?;
+        admission::admit(api, actor, &act, &mut new, Some(&old), &mut beside).await?;
         if part == Part::Main || part == Part::Scale {
             resource.prepare_update(&mut new, &old);
             custom::establish(api, resource, &mut new)?;
@@ -324,6 +325,12 @@ pub async fn modify(
             }
         }
         admission::validate(api, actor, &act, Some(&old), Some(&new)).await?;
+        let _charged = match part {
+            Part::Main | Part::Resize => {
+                quota::charge(api, &act, Some(&old), &new, &mut beside).await?
+            }
+            _ => quota::Charged::nothing(),
+        };
         let reserved = api
             .service_ips
             .reserve(api, resource, &mut new, Some(&old))?;
@@ -340,7 +347,7 @@ pub async fn modify(
         } else {
             let mut stored = new.clone();
             resource.to_stored(&mut stored);
-            api.storage.put(&key, &stored, revision, &others).await?
+            api.storage.put(&key, &stored, revision, &beside).await?
         };
         if let Written::At(revision) = written {
             reserved.keep();

@@ -20,5 +20,6 @@ mod write;
 pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
 pub use list::{all, by_kind, by_plural};
+pub use quantity::Quantity;
 pub use selectable::selectable;
 pub use validate::{ephemeral_containers_update, resize_update};

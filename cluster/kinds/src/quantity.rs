@@ -37,14 +37,15 @@ enum Format {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Quantity {
-    pub(crate) nano: i128,
+pub struct Quantity {
+    /// Billionths, saturated.
+    pub nano: i128,
     format: Format,
 }
 
 impl Quantity {
     /// A string or a number, as JSON may have it.
-    pub(crate) fn of(value: &Value) -> Option<Self> {
+    pub fn of(value: &Value) -> Option<Self> {
         match value {
             Value::String(text) => Self::parse(text),
             Value::Number(number) => Self::parse(&number.to_string()),
@@ -52,7 +53,8 @@ impl Quantity {
         }
     }
 
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    /// `None` where it is no quantity.
+    pub fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !(c.is_ascii_digit() || "+-.".contains(c)))
             .unwrap_or(text.len());
@@ -109,6 +111,23 @@ impl Quantity {
         })
     }
 
+    /// The sum, in this one's format.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            nano: self.nano.saturating_add(other.nano),
+            ..self
+        }
+    }
+
+    /// So many whole ones.
+    pub fn whole(count: i64) -> Self {
+        Self {
+            nano: i128::from(count) * NANO,
+            format: Format::Decimal,
+        }
+    }
+
     /// Its power of ten or of two.
     fn suffix(suffix: &str) -> Option<(i32, u32, Format)> {
         if let Some((_, bits)) = BINARY.iter().find(|(name, _)| *name == suffix) {
@@ -127,7 +146,7 @@ impl Quantity {
     }
 
     /// As upstream writes it: without fractions, in the largest unit that does.
-    pub(crate) fn canonical(self) -> String {
+    pub fn canonical(self) -> String {
         if self.nano == 0 {
             return "0".to_owned();
         }
