@@ -5,6 +5,7 @@ mod amounts;
 mod certificates;
 mod claims;
 mod limits;
+mod pod_security;
 mod pods;
 mod priority;
 pub mod quota;
@@ -185,6 +186,7 @@ pub async fn validate(
     certificates::may(api, actor, act, old, new)?;
     if let Some(new) = new {
         limits::check(api, act, new)?;
+        pod_security::check(api, actor, act, old, new)?;
     }
     escalation(api, actor, act, old, new)
 }
