@@ -216,6 +216,7 @@ pub(crate) fn create_job(job: &mut Value) {
     ] {
         labels.entry(key).or_insert_with(|| value.clone().into());
     }
+    let labels = labels.clone();
     let Some(selector) =
         ensure(spec, "selector").and_then(|selector| ensure(selector, "matchLabels"))
     else {
@@ -224,6 +225,13 @@ pub(crate) fn create_job(job: &mut Value) {
     selector
         .entry("batch.kubernetes.io/controller-uid")
         .or_insert_with(|| uid.into());
+    // A job without labels has its pods' by default: those of above, too, or the next write would add them.
+    if let Some(metadata) = object_at(job, "/metadata")
+        && let Some(own) = ensure(metadata, "labels")
+        && own.is_empty()
+    {
+        *own = labels;
+    }
 }
 
 /// A namespace goes when what is in it is gone: its finalizer keeps it till then.

@@ -3,7 +3,8 @@
 //!
 //! Whoever wants to compare it with another implementation pipes it into that. Upstream's is `strategicpatch.StrategicMergePatch` of
 //! k8s.io/apimachinery with the struct of the kind from k8s.io/api: a program of a screen in Go, with the two as modules. What it gives is equal where
-//! both are the same JSON, or both refuse.
+//! both are the same JSON, or both refuse. Upstream's own answer is by chance where a value is both in a list and in its `$deleteFromPrimitiveList` (it
+//! goes through a map in random order), and it panics where an element of a merged list that is ordered lacks its key: of 50,000 some 160 and 370.
 
 use berth_patch::{PatchType, patch};
 use berth_schema::{GroupVersionKind, Schema};
