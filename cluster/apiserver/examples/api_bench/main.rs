@@ -1,4 +1,4 @@
-//! `bench BERTH DIRECTORY [PODS]`: an API server of its own in DIRECTORY (on the disk that is to be measured), and what it takes to start, to lie idle,
+//! `api_bench BERTH DIRECTORY [PODS]`: an API server of its own in DIRECTORY (on the disk that is to be measured), and what it takes to start, to lie idle,
 //! to create pods durably, to list them, to tell watchers of changes, and to hold PODS of them (150,000). Prints a line of JSON a round.
 //!
 //! The clients are real ones: TLS, a client certificate, HTTP/2, a connection each. They have one core between them, and so has the server on a
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
         [berth, directory] => (berth, directory, PODS),
         [berth, directory, pods] => (berth, directory, pods.parse()?),
         _ => {
-            eprintln!("bench BERTH DIRECTORY [PODS]");
+            eprintln!("api_bench BERTH DIRECTORY [PODS]");
             std::process::exit(2);
         }
     };
