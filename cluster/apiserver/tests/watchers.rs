@@ -17,8 +17,10 @@ use tower::Service;
 
 const READERS: usize = 900;
 const SILENT: usize = 100;
-/// More than wait for a watcher at most (2,048).
-const CHANGES: usize = 2200;
+/// That the readers read: of one object.
+const CHANGES: usize = 200;
+/// For each of them so many of another: all together more than wait for a watcher at most (2,048) and are on the way to it (three frames of 64 KiB).
+const OTHERS: usize = 17;
 const WITHIN: Duration = Duration::from_secs(300);
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -91,6 +93,9 @@ async fn who_reads_misses_nothing_beside_a_hundred_who_do_not() {
         groups: vec![MASTERS.into()],
         ..User::default()
     });
+    let other = json!({"metadata": {"name": "other"}, "data": {"other": "0"}});
+    let made = ask(&client, Method::POST, MAPS, &other).await;
+    assert_eq!(made.status(), 201);
     let map = json!({"metadata": {"name": "m"}, "data": {"n": "0"}});
     let made = ask(&client, Method::POST, MAPS, &map).await;
     assert_eq!(made.status(), 201);
@@ -99,8 +104,8 @@ async fn who_reads_misses_nothing_beside_a_hundred_who_do_not() {
     let version = made["metadata"]["resourceVersion"]
         .as_str()
         .expect("a version");
-    let watch =
-        format!("{MAPS}?watch=true&resourceVersion={version}&fieldSelector=metadata.name=m");
+    let all = format!("{MAPS}?watch=true&resourceVersion={version}");
+    let watch = format!("{all}&fieldSelector=metadata.name=m");
     let before = resident_mib();
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..READERS {
@@ -108,13 +113,18 @@ async fn who_reads_misses_nothing_beside_a_hundred_who_do_not() {
     }
     let mut silent = Vec::new();
     for _ in 0..SILENT {
-        silent.push(ask(&client, Method::GET, &watch, &Value::Null).await);
+        silent.push(ask(&client, Method::GET, &all, &Value::Null).await);
     }
     let begun = Instant::now();
     for n in 1..=CHANGES {
         let patch = json!({"data": {"n": n.to_string()}});
         let patched = ask(&client, Method::PATCH, &format!("{MAPS}/m"), &patch).await;
         assert_eq!(patched.status(), 200);
+        for other in 0..OTHERS {
+            let patch = json!({"data": {"other": format!("{n} {other}")}});
+            let patched = ask(&client, Method::PATCH, &format!("{MAPS}/other"), &patch).await;
+            assert_eq!(patched.status(), 200);
+        }
     }
     let read = tokio::time::timeout(WITHIN, readers.join_all())
         .await
