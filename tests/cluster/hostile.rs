@@ -157,7 +157,7 @@ fn paths_and_parameters_that_are_forged_lead_nowhere() -> Result<()> {
             "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
             405,
         ),
-        ("GET", "/api/v1/namespaces/default/pods/x/exec", 501),
+        ("GET", "/api/v1/namespaces/default/pods/x/exec", 404),
     ] {
         let answer = proxy.request(method, path, "application/json", b"")?;
         ensure!(answer.code == code, "{method} {path}: {answer:?}");

@@ -751,7 +751,7 @@ fn data_is_bounded_and_what_is_immutable_stays() {
             "ConfigMap",
             with(&map, &[("/data/a", json!(format!("{most}x")))])
         ),
-        [": Too long: may not be more than 1048576 bytes"]
+        ["[]: Too long: may not be more than 1048576 bytes"]
     );
     assert_eq!(
         create(

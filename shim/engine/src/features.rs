@@ -62,7 +62,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "symfollow",
     "unbindable",
 ];
-/// Those that are run. What is to run after the start or the end is refused by its name.
+/// Those that are run.
 const HOOKS: [&str; 6] = [
     "prestart",
     "createRuntime",

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Act;
+use super::{Act, amounts};
 use crate::{api::Api, failure::Failure, object};
 
 /// # Errors
@@ -33,7 +33,7 @@ fn complete(class: &Value, pod: &mut Value) -> Result<(), String> {
         .pointer("/spec/overhead")
         .filter(|own| own.as_object().is_some_and(|own| !own.is_empty()));
     match (own, overhead) {
-        (Some(own), Some(overhead)) if own != overhead => {
+        (Some(own), Some(overhead)) if !is_same(own, overhead) => {
             return Err(
                 "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".into(),
             );
@@ -83,6 +83,17 @@ fn complete(class: &Value, pod: &mut Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Amounts may be written in more ways than one.
+fn is_same(one: &Value, other: &Value) -> bool {
+    let [one, other] = [one, other].map(|list| amounts::of(Some(list)));
+    one.len() == other.len()
+        && one.iter().all(|(name, amount)| {
+            other
+                .get(name)
+                .is_some_and(|other| other.nano == amount.nano)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +118,8 @@ mod tests {
                 "tolerations": [{"key": "vm", "operator": "Exists"}],
             })
         );
+        let mut otherwise = json!({"spec": {"overhead": {"cpu": "0.1"}}});
+        complete(&class, &mut otherwise).expect("it is the same");
         for (class, pod) in [
             (&class, json!({"spec": {"overhead": {"cpu": "1"}}})),
             (&class, json!({"spec": {"nodeSelector": {"kind": "bare"}}})),
