@@ -198,11 +198,10 @@ fn capabilities(pod: &Value, found: &mut Vec<Violation>) {
     ));
 }
 
-fn apparmor(pod: &Value, found: &mut Vec<Violation>) {
-    let at = "/securityContext/appArmorProfile/type";
+/// Who has a profile at `at` that is neither the runtime's nor the node's, and which kinds those are.
+fn profiles<'a>(pod: &'a Value, at: &str) -> (Vec<String>, Vec<&'a str>) {
     let bad = |kind: &str| !matches!(kind, "" | "RuntimeDefault" | "Localhost");
-    let mut who = Vec::new();
-    let mut kinds = Vec::new();
+    let (mut who, mut kinds) = (Vec::new(), Vec::new());
     let of_pod = object::text(pod, &format!("/spec{at}"));
     if bad(of_pod) {
         who.push("pod".to_owned());
@@ -217,10 +216,15 @@ fn apparmor(pod: &Value, found: &mut Vec<Violation>) {
                 .filter(|kind| bad(kind)),
         );
     }
+    kinds.sort_unstable();
+    kinds.dedup();
+    (who, kinds)
+}
+
+fn apparmor(pod: &Value, found: &mut Vec<Violation>) {
+    let (who, kinds) = profiles(pod, "/securityContext/appArmorProfile/type");
     let mut details = Vec::new();
     if !who.is_empty() {
-        kinds.sort_unstable();
-        kinds.dedup();
         details.push(format!(
             "{} must not set AppArmor profile type to {}",
             who.join(" and "),
@@ -238,11 +242,9 @@ fn apparmor(pod: &Value, found: &mut Vec<Violation>) {
         }
     }
     if !details.is_empty() {
-        let many = if details.len() == 1 { "" } else { "s" };
-        let what = if many.is_empty() {
-            "forbidden AppArmor profile"
-        } else {
-            "forbidden AppArmor profiles"
+        let what = match details.len() {
+            1 => "forbidden AppArmor profile",
+            _ => "forbidden AppArmor profiles",
         };
         found.push((what, details.join(", ")));
     }
@@ -307,28 +309,10 @@ fn selinux(pod: &Value, found: &mut Vec<Violation>) {
 }
 
 fn seccomp(pod: &Value, found: &mut Vec<Violation>) {
-    let at = "/securityContext/seccompProfile/type";
-    let bad = |kind: &str| !matches!(kind, "" | "RuntimeDefault" | "Localhost");
-    let (mut who, mut kinds) = (Vec::new(), Vec::new());
-    let of_pod = object::text(pod, &format!("/spec{at}"));
-    if bad(of_pod) {
-        who.push("pod".to_owned());
-        kinds.push(of_pod);
-    }
-    let names: Vec<&str> = named(pod, |container| bad(object::text(container, at))).collect();
-    if !names.is_empty() {
-        who.push(these("container", &names));
-        kinds.extend(
-            containers(pod)
-                .map(|container| object::text(container, at))
-                .filter(|kind| bad(kind)),
-        );
-    }
+    let (who, kinds) = profiles(pod, "/securityContext/seccompProfile/type");
     if who.is_empty() {
         return;
     }
-    kinds.sort_unstable();
-    kinds.dedup();
     found.push((
         "seccompProfile",
         format!(
