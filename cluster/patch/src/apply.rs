@@ -179,6 +179,14 @@ impl<'a> Updater<'a> {
         };
         managers.insert(manager.clone(), owned);
         let new = self.pruned(merged, &managers, last.as_ref())?;
+        // An empty map or list that is applied is null once all that was in it is taken away (structured-merge-diff leaves it so, and puts it
+        // back when the same is applied again): it is what was applied at once.
+        let new = Typed {
+            object: Cow::Owned(
+                typed::merge(&new.object, &applied.object, live.ty).map_err(PatchError::Typed)?,
+            ),
+            ty: live.ty,
+        };
         let (managers, _) = self.take(live, &new, managers, manager, force)?;
         let new = (!equal_values(&live.object, &new.object)).then(|| new.object.into_owned());
         Ok((new, managers))

@@ -103,6 +103,7 @@ pub fn apply(
     if write.manager == KUBECTL {
         last_applied::refresh(&mut new, &applied.object);
     }
+    managed::check_metadata(&new)?;
     managed::set_entries(&mut new, managed::encode(&managers));
     Ok(new)
 }

@@ -106,6 +106,8 @@ pub(crate) type Managers = BTreeMap<Manager, Owned>;
 /// What is no `managedFields`.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagedFieldsError {
+    #[error("metadata must be an object")]
+    NoMetadata,
     #[error("metadata.managedFields must be a list")]
     NotAList,
     #[error("managed fields entry {0} must be an object")]
@@ -205,6 +207,14 @@ fn encode_entry(manager: &Manager, owned: &Owned) -> Value {
     put("subresource", &manager.subresource);
     entry.insert("fieldsV1".to_owned(), owned.fields.to_v1());
     Value::Object(entry)
+}
+
+/// Who owns what could not be kept in any other.
+pub(crate) fn check_metadata(object: &Value) -> Result<(), ManagedFieldsError> {
+    match object.get("metadata") {
+        None | Some(Value::Null | Value::Object(_)) => Ok(()),
+        Some(_) => Err(ManagedFieldsError::NoMetadata),
+    }
 }
 
 /// `None` takes them away.

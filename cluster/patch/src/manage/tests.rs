@@ -125,6 +125,39 @@ fn applying_the_same_again_changes_nothing_times_included() {
     assert_eq!(*world.live(), before);
 }
 
+/// Of a kind without a schema; structured-merge-diff leaves null until the same is applied a second time.
+#[test]
+fn an_empty_map_that_is_applied_stays_though_all_that_was_in_it_goes() {
+    let world = World::new();
+    let write = Write {
+        schema: None,
+        ..world.write("a")
+    };
+    let full = world.object(&json!({"spec": {"x": {"gone": 1}, "l": {"k": {}}}}));
+    let empty = world.object(&json!({"spec": {"x": {}, "l": {}}}));
+    let live = apply(&write, None, &full, Force::No).unwrap();
+    let once = apply(&write, Some(&live), &empty, Force::No).unwrap();
+    assert_eq!(once["spec"], json!({"x": {}, "l": {}}));
+    let twice = apply(&write, Some(&once), &empty, Force::No).unwrap();
+    assert_eq!(twice, once);
+}
+
+#[test]
+fn what_has_no_metadata_to_keep_its_owners_in_is_not_applied() {
+    let world = World::new();
+    let write = Write {
+        schema: None,
+        ..world.write("a")
+    };
+    let object = world.object(&json!({"metadata": [{"name": "a"}], "x": null}));
+    let error = apply(&write, None, &object, Force::Yes).unwrap_err();
+    assert!(
+        error.to_string().contains("metadata must be an object"),
+        "{error}"
+    );
+    assert_eq!(error.status().0, 400);
+}
+
 #[test]
 fn a_field_of_two_appliers_stays_until_neither_applies_it() {
     let mut world = World::new();
