@@ -10,10 +10,15 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use berth_kernel::pidfd;
 use nix::sys::signal::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -54,6 +59,9 @@ pub struct Launched {
     containers: Mutex<HashMap<String, Container>>,
     warnings: Mutex<Vec<String>>,
 }
+
+/// Init ends within microseconds of saying so where the node has a processor for it.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Of hooks that failed, until the shim has logged them: after each delete.
 const MAX_WARNINGS: usize = 64;
@@ -236,6 +244,19 @@ impl Launched {
         init::hear(report)
     }
 
+    /// Init has been told to end, or said that it does: a start that failed is told once it has, since then the container counts as ended.
+    fn await_end(&self, id: &str) {
+        let init = self
+            .containers()
+            .get(id)
+            .map(|container| Arc::clone(&container.pidfd));
+        let Some(init) = init else { return };
+        let limit = Timespec::try_from(END_LIMIT).ok();
+        // Readable once it is a zombie. What holds it longer than the limit holds up nobody: its end is told when it comes.
+        let mut ended = [PollFd::new(&*init, PollFlags::IN)];
+        while matches!(poll(&mut ended, limit.as_ref()), Err(Errno::INTR)) {}
+    }
+
     fn remove(&self, directory: &Path) -> Result<(), Error> {
         if let Some(record) = Record::read(directory)? {
             let cgroup = record.cgroup()?;
@@ -333,7 +354,12 @@ impl Engine for Launched {
     }
 
     fn start(&self, id: &str) -> Result<(), Error> {
-        self.run_command(id)?;
+        if let Err(error) = self.run_command(id) {
+            if matches!(error, Error::Command { .. }) {
+                self.await_end(id);
+            }
+            return Err(error);
+        }
         let Some(hooks) = Hooks::read(&self.directory(id)?)? else {
             return Ok(());
         };
@@ -341,6 +367,7 @@ impl Engine for Launched {
         let ran = self.run_hooks(Stage::Poststart, id, pid, hooks);
         if let Err(error) = ran {
             self.kill(id, Signal::SIGKILL as i32, false)?;
+            self.await_end(id);
             return Err(error);
         }
         Ok(())
