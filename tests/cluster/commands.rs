@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::cluster::Server;
+use serde_json::json;
 
 const DEPLOYMENT: &str = "\
 apiVersion: apps/v1
@@ -363,5 +364,54 @@ fn diff_edit_explain_replace_and_wait_work() -> Result<()> {
         "--for=jsonpath={.spec.replicas}=4",
         "--timeout=10s",
     ])?;
+    Ok(())
+}
+
+#[test]
+fn a_scaler_is_the_same_in_both_versions() -> Result<()> {
+    const V1: &str = "horizontalpodautoscalers.v1.autoscaling";
+    let server = Server::start("memory")?;
+    let manifest = json!({
+        "apiVersion": "autoscaling/v1",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "web"},
+        "spec": {
+            "maxReplicas": 3,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
+            "targetCPUUtilizationPercentage": 60,
+        },
+    });
+    let manifest = manifest.to_string();
+    server.kubectl_with(&["apply", "-f", "-"], &manifest)?;
+    let said = server.kubectl_with(&["apply", "-f", "-"], &manifest)?;
+    ensure!(said.contains("unchanged"), "{said}");
+    let v2 = server.json(&["get", "hpa", "web"])?;
+    ensure!(v2["apiVersion"] == "autoscaling/v2", "{v2}");
+    ensure!(
+        v2.pointer("/spec/metrics/0/resource/target/averageUtilization") == Some(&json!(60)),
+        "{v2}"
+    );
+    // what v1 has no field for survives a write in v1
+    let memory = "[{\"op\":\"add\",\"path\":\"/spec/metrics/-\",\"value\":{\"type\":\"Resource\",\"resource\":{\"name\":\"memory\",\"target\":{\"type\":\"AverageValue\",\"averageValue\":\"1Gi\"}}}}]";
+    server.kubectl(&["patch", "hpa", "web", "--type=json", "-p", memory])?;
+    server.kubectl(&["label", V1, "web", "a=b"])?;
+    let v2 = server.json(&["get", "hpa", "web"])?;
+    let metrics = v2["spec"]["metrics"].as_array().map_or(0, Vec::len);
+    ensure!(metrics == 2 && v2["metadata"]["labels"]["a"] == "b", "{v2}");
+    for (kind, version) in [("hpa", "autoscaling/v2"), (V1, "autoscaling/v1")] {
+        let list = server.json(&["get", kind])?;
+        ensure!(list["items"][0]["apiVersion"] == version, "{list}");
+        let table = server.kubectl(&["get", kind])?;
+        ensure!(
+            table.contains("cpu: <unknown>/60%") && table.contains("1Gi"),
+            "{table}"
+        );
+    }
+    let bad = manifest.replace("\"maxReplicas\":3", "\"maxReplicas\":0");
+    let said = server.refused(&["create", "-f", "-"], &bad.replace("\"web\"", "\"bad\""))?;
+    ensure!(
+        said.contains("spec.maxReplicas: Invalid value: 0: must be greater than 0"),
+        "{said}"
+    );
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The kinds that the API server has built in: names, columns, defaults and rules of each, as data and as functions without side effects.
 
+mod autoscaler;
 mod columns;
 mod cron;
 mod defaults;

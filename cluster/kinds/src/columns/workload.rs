@@ -6,6 +6,7 @@ use super::{
     since, wide,
 };
 use crate::{
+    autoscaler,
     kind::{Cell, Column},
     quantity::shown,
     read::{condition, items, map, number, some, text},
@@ -290,7 +291,10 @@ fn min_pods(hpa: &Value, _: i64) -> Value {
 /// More than these are counted only.
 const TARGETS_SHOWN: usize = 2;
 
-fn targets(hpa: &Value, _: i64) -> Value {
+fn targets(hpa: &Value, now: i64) -> Value {
+    if text(hpa, "/apiVersion") == "autoscaling/v1" {
+        return targets(&autoscaler::as_v2(hpa), now);
+    }
     let specs = items(hpa, "/spec/metrics");
     if specs.is_empty() {
         return "<none>".into();

@@ -1,7 +1,7 @@
 //! apps, batch, autoscaling.
 
 use super::*;
-use crate::{columns, defaults, prepare, validate};
+use crate::{autoscaler, columns, defaults, prepare, validate};
 
 const APPS: Kind = Kind {
     group: "apps",
@@ -116,6 +116,25 @@ pub(super) const KINDS: &[Kind] = &[
         validate: validate::job,
         validate_update: validate::job_update,
         ..BATCH
+    },
+    Kind {
+        group: "autoscaling",
+        version: "v1",
+        kind: "HorizontalPodAutoscaler",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: IN_ALL,
+        storage: "horizontalpodautoscalers",
+        subresources: ONLY_STATUS,
+        columns: columns::HORIZONTAL_POD_AUTOSCALER,
+        default: autoscaler::default_v1,
+        prepare_create: prepare::create_status,
+        prepare_update: autoscaler::update_v1,
+        validate: validate::horizontal_pod_autoscaler_v1,
+        to_stored: autoscaler::to_v2,
+        from_stored: autoscaler::to_v1,
+        ..KIND
     },
     Kind {
         group: "autoscaling",

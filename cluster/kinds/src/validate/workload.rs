@@ -8,6 +8,7 @@ use super::{
     resources::{at_most_all, int_or_percent, is_zero, percent},
 };
 use crate::{
+    autoscaler,
     field::{Errors, Path, same},
     kind::Invalid,
     name::{dns_label, dns_subdomain},
@@ -355,6 +356,11 @@ pub(crate) fn stateful_set_update(new: &Value, old: &Value) -> Vec<Invalid> {
         );
     }
     errors.into_vec()
+}
+
+/// As upstream's, by what v2 makes of it.
+pub(crate) fn horizontal_pod_autoscaler_v1(object: &Value) -> Vec<Invalid> {
+    horizontal_pod_autoscaler(&autoscaler::as_v2(object))
 }
 
 pub(crate) fn horizontal_pod_autoscaler(object: &Value) -> Vec<Invalid> {
