@@ -37,7 +37,7 @@ fn kubelet_client() -> Value {
     })
 }
 
-/// Makes what is missing: namespaces, default roles, priority classes, the Service `kubernetes` and its endpoints.
+/// Makes what is missing: namespaces, default roles, priority classes, the CA of clients, the Service `kubernetes` and its endpoints.
 pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
     let actor = Actor::internal("kube-apiserver");
     let namespaces = NAMESPACES
@@ -60,7 +60,33 @@ pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
     }
     objects.push(kubelet_client());
     all(api, &actor, objects).await?;
+    client_ca(api, &actor).await?;
     service(api, &actor, address).await
+}
+
+/// Whose client certificates hold: kube-scheduler, kube-controller-manager and servers beside this one ask their own clients by it.
+async fn client_ca(api: &Api, actor: &Actor) -> Result<(), Failure> {
+    const NAMESPACE: &str = "kube-system";
+    const NAME: &str = "extension-apiserver-authentication";
+    let map = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": NAME, "namespace": NAMESPACE},
+        "data": {"client-ca-file": api.pki.ca_pem()},
+    });
+    ensure(api, actor, NAMESPACE, map.clone()).await?;
+    let catalog = api.served.now();
+    let Some(resource) = catalog.by_storage("configmaps") else {
+        return Ok(());
+    };
+    // The CA may be another than the last time; what others have put beside it stays.
+    write::modify(api, actor, resource, NAMESPACE, NAME, Part::Main, |old| {
+        let mut new = old.clone();
+        object::part(&mut new, "data").insert("client-ca-file".into(), api.pki.ca_pem().into());
+        Ok(new)
+    })
+    .await
+    .map(drop)
 }
 
 async fn all(api: &Api, actor: &Actor, objects: Vec<Value>) -> Result<(), Failure> {
