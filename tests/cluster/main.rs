@@ -12,3 +12,4 @@ mod manifests;
 mod restarts;
 mod transcripts;
 mod watches;
+mod webhooks;

@@ -140,6 +140,16 @@ impl Server {
         self.dir.path().join("kubeconfig")
     }
 
+    /// The certificate of its own CA: PEM, in base64.
+    pub fn bundle(&self) -> Result<String> {
+        let output = Command::new("base64")
+            .arg("-w0")
+            .arg(self.data().join("pki/ca.crt"))
+            .output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }

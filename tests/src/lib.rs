@@ -47,6 +47,7 @@ pub mod spdy;
 pub mod swap;
 pub mod systemd;
 pub mod tarball;
+pub mod webhook;
 
 pub use cri::{Cri, refused};
 pub use node::{Node, Pod, Setup};

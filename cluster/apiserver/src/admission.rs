@@ -11,6 +11,7 @@ mod priority;
 pub mod quota;
 mod runtime_class;
 mod usage;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -68,6 +69,19 @@ impl<'a> Act<'a> {
         Self {
             verb: "delete",
             ..Self::create(resource, namespace, name, "")
+        }
+    }
+
+    /// What is passed on: exec, attach, portforward, proxy.
+    pub fn connect(
+        resource: &'a Resource,
+        namespace: &'a str,
+        name: &str,
+        subresource: &'static str,
+    ) -> Self {
+        Self {
+            verb: "connect",
+            ..Self::create(resource, namespace, name, subresource)
         }
     }
 

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::quota::Quotas,
+    admission::{quota::Quotas, webhooks::Calls},
     cache::Cache,
     catalog::{Resource, Served},
     failure::Failure,
@@ -35,6 +35,7 @@ pub struct Api {
     pub metrics: Metrics,
     pub passages: Passages,
     pub quotas: Quotas,
+    pub webhooks: Calls,
     /// Long requests end when it is cancelled.
     pub ends: CancellationToken,
     /// `https://HOST:PORT`, as clients reach it.
@@ -50,6 +51,8 @@ pub struct Actor {
     /// It is a server-side apply.
     pub applies: bool,
     pub dry_run: bool,
+    /// It is the server's own doing, whatever user it does it as.
+    pub internal: bool,
     pub warnings: Mutex<Vec<String>>,
 }
 
@@ -63,6 +66,7 @@ impl Actor {
                 ..User::default()
             },
             manager: name.into(),
+            internal: true,
             ..Self::default()
         }
     }

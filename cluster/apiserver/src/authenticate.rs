@@ -1,10 +1,11 @@
 //! Who asks: by client certificate, by token, or nobody; and on whose behalf.
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use berth_auth::{Attributes, Decision, User, bootstrap, x509};
 use http::{HeaderMap, header};
 use serde_json::Value;
 
-use crate::{api::Api, catalog::REGISTRY, clock, failure::Failure};
+use crate::{api::Api, catalog::REGISTRY, clock, failure::Failure, passage};
 
 /// What the connection knows of its client.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +35,10 @@ pub async fn authenticate(api: &Api, headers: &HeaderMap, peer: &Peer) -> Result
     }
     let mut tokens = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = tokens.next() else {
-        return Ok(User::anonymous());
+        return match websocket_token(headers)? {
+            Some(token) => bearer(api, &token, &[]).await.map(|(user, _)| user),
+            None => Ok(User::anonymous()),
+        };
     };
     // two of them are no token at all (SEC-API-11)
     if tokens.next().is_some() {
@@ -48,6 +52,36 @@ pub async fn authenticate(api: &Api, headers: &HeaderMap, peer: &Peer) -> Result
         return Ok(User::anonymous());
     }
     bearer(api, token.trim(), &[]).await.map(|(user, _)| user)
+}
+
+/// A browser can set no header of a WebSocket but its protocols: one of them may be a token (base64url, unpadded), beside the one that is spoken.
+fn websocket_token(headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let is_websocket = headers
+        .get(header::UPGRADE)
+        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if !is_websocket || !passage::asks_to_upgrade(headers) {
+        return Ok(None);
+    }
+    let (mut tokens, mut others) = (Vec::new(), 0);
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        let value = value.to_str().map_err(|_| Failure::unauthorized())?;
+        for protocol in value.split(',').map(str::trim) {
+            match protocol.strip_prefix(passage::BEARER_PROTOCOL) {
+                Some(token) => tokens.push(token),
+                None => others += usize::from(!protocol.is_empty()),
+            }
+        }
+    }
+    let token = match tokens.as_slice() {
+        [] => return Ok(None),
+        [one] if others > 0 => BASE64_URL_SAFE_NO_PAD.decode(one).ok(),
+        _ => None,
+    };
+    token
+        .and_then(|token| String::from_utf8(token).ok())
+        .filter(|token| !token.is_empty())
+        .map(Some)
+        .ok_or_else(Failure::unauthorized)
 }
 
 /// The user that a token is of, and the audiences that it has of those asked for.
@@ -242,4 +276,69 @@ pub fn denied(user: &User, asked: &Attributes, reason: &str) -> String {
         sentence = format!("{sentence}: {reason}");
     }
     sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_websocket_may_have_a_token_among_its_protocols() {
+        // "secret"
+        const TOKEN: &str = "base64url.bearer.authorization.k8s.io.c2VjcmV0";
+        let refused = Err(401);
+        for (upgrade, protocols, is) in [
+            (
+                "websocket",
+                vec![TOKEN, "v5.channel.k8s.io"],
+                Ok(Some("secret")),
+            ),
+            (
+                "WebSocket",
+                vec!["a, base64url.bearer.authorization.k8s.io.c2VjcmV0"],
+                Ok(Some("secret")),
+            ),
+            ("websocket", vec!["v5.channel.k8s.io"], Ok(None)),
+            ("websocket", vec![], Ok(None)),
+            // of anything but a WebSocket it is no token
+            ("SPDY/3.1", vec![TOKEN, "a"], Ok(None)),
+            ("", vec![TOKEN, "a"], Ok(None)),
+            // and half of one is none
+            ("websocket", vec![TOKEN], refused),
+            ("websocket", vec![TOKEN, TOKEN, "a"], refused),
+            (
+                "websocket",
+                vec!["base64url.bearer.authorization.k8s.io.", "a"],
+                refused,
+            ),
+            (
+                "websocket",
+                vec!["base64url.bearer.authorization.k8s.io.c2VjcmV0==", "a"],
+                refused,
+            ),
+            (
+                "websocket",
+                vec!["base64url.bearer.authorization.k8s.io._w", "a"],
+                refused,
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            if !upgrade.is_empty() {
+                headers.insert(header::CONNECTION, "Upgrade".parse().expect("a value"));
+                headers.insert(header::UPGRADE, upgrade.parse().expect("a value"));
+            }
+            for protocol in &protocols {
+                headers.append(
+                    header::SEC_WEBSOCKET_PROTOCOL,
+                    protocol.parse().expect("a value"),
+                );
+            }
+            let token = websocket_token(&headers).map_err(|failure| failure.code);
+            assert_eq!(
+                token.as_ref().map(Option::as_deref),
+                is.as_ref().map(|token| *token),
+                "{upgrade} {protocols:?}"
+            );
+        }
+    }
 }

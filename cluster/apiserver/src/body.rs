@@ -107,12 +107,21 @@ pub fn conform(
     kind: &GroupVersionKind,
     value: &mut Value,
 ) -> Result<Vec<String>, Failure> {
+    conform_as(&call.resource, kind, value)
+}
+
+/// The same, of what no client has sent.
+pub fn conform_as(
+    resource: &Resource,
+    kind: &GroupVersionKind,
+    value: &mut Value,
+) -> Result<Vec<String>, Failure> {
     let schema = Schema::built_in();
     match schema.kind(kind) {
         Some(id) => schema
             .conform(id, value)
             .map_err(|error| handled(kind, &error)),
-        None => match call.resource.custom() {
+        None => match resource.custom() {
             Some(custom) => custom.conform(value).map_err(|error| handled(kind, &error)),
             None => Ok(Vec::new()),
         },

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{self, Act},
+    admission::{self, Act, webhooks},
     api::{Actor, Api},
     catalog::Resource,
     clock,
@@ -141,6 +141,7 @@ pub async fn delete(
         check(resource, name, options, &old)?;
         let act = Act::delete(resource, namespace, name);
         admission::validate(api, actor, &act, Some(&old), None).await?;
+        webhooks::validate(api, actor, &act, Some(&old), None).await?;
         let mut new = old.clone();
         let remove = mark(resource, options, &mut new);
         if actor.dry_run || options.dry_run {

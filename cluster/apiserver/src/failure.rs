@@ -200,6 +200,21 @@ impl Failure {
         )
     }
 
+    /// A webhook says no, with a code of its own.
+    pub fn denied(code: u16, message: String) -> Self {
+        let reason = match code {
+            400 => "BadRequest",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            409 => "Conflict",
+            422 => "Invalid",
+            429 => "TooManyRequests",
+            _ => "",
+        };
+        Self::new(code, reason, message)
+    }
+
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
     }

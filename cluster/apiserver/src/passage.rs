@@ -27,14 +27,25 @@ use berth_auth::{Pki, User};
 use bytes::Bytes;
 use http::{Response, request::Parts};
 use http_body_util::combinators::UnsyncBoxBody;
+use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::{api::Api, catalog::Resource, failure::Failure, request::Asked, respond::Body};
+use crate::{
+    admission::{Act, webhooks},
+    api::{Actor, Api},
+    catalog::Resource,
+    failure::Failure,
+    request::Asked,
+    respond::Body,
+};
 
-pub use address::may_be_dialled;
+pub use address::{may_be_called, may_be_dialled};
 pub use backend::Backend;
-pub use dial::{Trust, keep_alive};
+pub use dial::{Trust, keep_alive, named};
+pub use headers::{BEARER_PROTOCOL, asks_to_upgrade};
+pub use pass::exchange;
+pub use proxy::of_service_port;
 
 /// A request's body, on its way through.
 pub type Passed = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -110,9 +121,54 @@ pub async fn handle(
     if !known.verbs.contains(&through.asked.verb.as_str()) {
         return Err(Failure::method_not_allowed());
     }
+    if name != "log" {
+        admitted(api, through, known.name, known.kind).await?;
+    }
     match name {
         "log" => streams::log(api, through).await,
         "proxy" => proxy::handle(api, through, body).await,
         _ => streams::upgrade(api, through).await,
     }
+}
+
+/// Webhooks are asked about what is passed on, too (`CONNECT`). Nothing of it is theirs to change.
+async fn admitted(
+    api: &Api,
+    through: &Through<'_>,
+    subresource: &'static str,
+    kind: Option<(&'static str, &'static str, &'static str)>,
+) -> Result<(), Failure> {
+    let asked = through.asked;
+    let mut options = json!({});
+    if let Some((_, version, kind)) = kind {
+        options["apiVersion"] = version.into();
+        options["kind"] = kind.into();
+    }
+    let query = &asked.query;
+    match subresource {
+        "portforward" => {
+            let ports = query.all("ports");
+            options["ports"] = ports.filter_map(|port| port.parse::<u16>().ok()).collect();
+        }
+        "proxy" => options["path"] = asked.raw_rest.as_str().into(),
+        _ => {
+            for flag in ["stdin", "stdout", "stderr", "tty"] {
+                if query.flag(flag) {
+                    options[flag] = true.into();
+                }
+            }
+            if query.has("container") {
+                options["container"] = query.get("container").into();
+            }
+            if query.has("command") {
+                options["command"] = query.all("command").collect();
+            }
+        }
+    }
+    let actor = Actor {
+        user: through.user.clone(),
+        ..Actor::default()
+    };
+    let act = Act::connect(through.resource, &asked.namespace, &asked.name, subresource);
+    webhooks::validate(api, &actor, &act, None, Some(&options)).await
 }

@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::quota::Quotas,
+    admission::{quota::Quotas, webhooks::Calls},
     api::Api,
     audit::Audit,
     cache::Cache,
@@ -153,6 +153,7 @@ impl Server {
             service_ips,
             passages: Passages::default(),
             quotas: Quotas::default(),
+            webhooks: Calls::default(),
             metrics: crate::metrics::Metrics::default(),
             ends: CancellationToken::new(),
             address,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub use binding::bind;
-pub use scale::Paths;
+pub use scale::{Paths, scale_of, set_replicas};
 
 pub async fn handle(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
     let name = call.asked.subresource.as_str();

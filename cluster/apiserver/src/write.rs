@@ -12,7 +12,7 @@ use berth_patch::keep_times;
 use serde_json::Value;
 
 use crate::{
-    admission::{self, Act, quota},
+    admission::{self, Act, quota, webhooks},
     api::{Actor, Api},
     catalog::{MadeOf, Resource},
     clock, custom,
@@ -81,7 +81,7 @@ impl Resource {
         }
     }
 
-    fn default(&self, value: &mut Value) {
+    pub fn default(&self, value: &mut Value) {
         match &self.made_of {
             MadeOf::BuiltIn(kind) => (kind.default)(value),
             MadeOf::Custom(custom) => custom.default(value),
@@ -190,6 +190,12 @@ pub async fn create(
         let mut beside = Beside::default();
         let act = Act::create(resource, namespace, object::name(&object), "");
         admission::admit(api, actor, &act, &mut object, None, &mut beside).await?;
+        if webhooks::mutate(api, actor, &act, None, &mut object).await? {
+            // What a webhook has added gets what everything gets.
+            resource.default(&mut object);
+            let mut again = Beside::default();
+            admission::admit(api, actor, &act, &mut object, None, &mut again).await?;
+        }
         resource.prepare_create(&mut object);
         custom::establish(api, resource, &mut object)?;
         let name = object::name(&object).to_owned();
@@ -198,6 +204,7 @@ pub async fn create(
             return Err(Failure::invalid(resource, &name, errors));
         }
         admission::validate(api, actor, &act, None, Some(&object)).await?;
+        webhooks::validate(api, actor, &act, None, Some(&object)).await?;
         // Upstream's strategies refuse a nameless object where it has rules; where ours have none, it has no place to be kept at.
         if name.is_empty() {
             return Err(Failure::invalid(resource, "", vec![nameless()]));
@@ -236,14 +243,14 @@ pub async fn create(
     Err(Failure::already_exists(resource, object::name(&new)))
 }
 
-/// A definition is answered when its kinds are served, so that the next request finds them.
+/// A definition is answered when its kinds are served, so that the next request finds them; a webhook's when it is asked.
 async fn seen(
     api: &Api,
     resource: &Resource,
     revision: u64,
     object: Value,
 ) -> Result<Value, Failure> {
-    if resource.storage == custom::STORAGE {
+    if resource.storage == custom::STORAGE || resource.group == webhooks::GROUP {
         api.cache.reach(revision).await?;
     }
     Ok(object)
@@ -309,6 +316,12 @@ pub async fn modify(
         let mut beside = Beside::default();
         let act = Act::update(resource, namespace, name, part.subresource());
         admission::admit(api, actor, &act, &mut new, Some(&old), &mut beside).await?;
+        if part != Part::Whole && webhooks::mutate(api, actor, &act, Some(&old), &mut new).await? {
+            // It may change no more than whoever asked.
+            compose(resource, namespace, name, part, &old, &mut new)?;
+            service_ip::keep(resource, &mut new, &old);
+            resource.default(&mut new);
+        }
         if part == Part::Main || part == Part::Scale {
             resource.prepare_update(&mut new, &old);
             custom::establish(api, resource, &mut new)?;
@@ -325,6 +338,9 @@ pub async fn modify(
             }
         }
         admission::validate(api, actor, &act, Some(&old), Some(&new)).await?;
+        if part != Part::Whole {
+            webhooks::validate(api, actor, &act, Some(&old), Some(&new)).await?;
+        }
         let _charged = match part {
             Part::Main | Part::Resize => {
                 quota::charge(api, &act, Some(&old), &new, &mut beside).await?

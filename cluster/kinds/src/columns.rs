@@ -1,6 +1,7 @@
 //! What a Table shows of a kind.
 
 mod access;
+mod admission;
 mod duration;
 mod network;
 mod node;
@@ -16,6 +17,7 @@ pub use duration::human_duration;
 pub use workload::SCALE;
 pub(crate) use {
     access::*,
+    admission::*,
     network::*,
     node::*,
     pod::{EVENT, POD, POD_TEMPLATE},

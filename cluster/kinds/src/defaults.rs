@@ -1,6 +1,7 @@
 //! What upstream's defaults fill in. Doing it twice changes nothing.
 
 mod access;
+mod admission;
 mod container;
 mod network;
 mod node;
@@ -10,6 +11,7 @@ mod volume;
 mod workload;
 
 pub(crate) use access::*;
+pub(crate) use admission::*;
 pub(crate) use network::*;
 pub(crate) use node::*;
 pub(crate) use pod::{pod, pod_template};

@@ -1,6 +1,7 @@
 //! Every kind, a file a neighbourhood: what it is called, where it is kept, what can be done with it.
 
 mod access;
+mod admission;
 mod core;
 mod extension;
 mod network;
@@ -87,6 +88,7 @@ static KINDS: LazyLock<Box<[Kind]>> = LazyLock::new(|| {
         core::KINDS,
         workload::KINDS,
         access::KINDS,
+        admission::KINDS,
         network::KINDS,
         node::KINDS,
         policy::KINDS,

@@ -3,6 +3,7 @@
 //! A rule sees an object after its defaults, with name (or `generateName`) and namespace filled in by whoever serves it.
 
 mod access;
+mod admission;
 mod batch;
 mod claims;
 mod container;
@@ -20,6 +21,7 @@ mod volume;
 mod workload;
 
 pub(crate) use access::*;
+pub(crate) use admission::*;
 pub(crate) use batch::*;
 pub(crate) use claims::*;
 pub(crate) use data::*;

@@ -34,6 +34,11 @@ pub fn may_be_dialled(address: IpAddr) -> bool {
     }
 }
 
+/// Where an admin's own configuration may lead, a webhook's URL: beside those, to this machine, as upstream has it.
+pub fn may_be_called(address: IpAddr) -> bool {
+    may_be_dialled(address) || plain(address).is_loopback()
+}
+
 /// The IPv4 address within an IPv6 one that leads there: mapped, compatible, NAT64, 6to4.
 fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else {
@@ -92,6 +97,22 @@ mod tests {
         ] {
             assert_eq!(
                 may_be_dialled(address.parse().expect("an address")),
+                may,
+                "{address}"
+            );
+        }
+        for (address, may) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", true),
+            ("169.254.169.254", false),
+            ("::ffff:169.254.169.254", false),
+            ("0.0.0.0", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(
+                may_be_called(address.parse().expect("an address")),
                 may,
                 "{address}"
             );

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Trust, may_be_dialled};
+use super::{Trust, may_be_called, may_be_dialled};
 use crate::failure::Failure;
 
 /// A name must be resolved within it.
@@ -27,12 +27,29 @@ impl Backend {
     /// # Errors
     /// 400 where its address may not be dialled, 503 where its name has none.
     pub async fn at(host: &str, port: u16, trust: Trust) -> Result<Self, Failure> {
+        Self::checked(host, port, trust, may_be_dialled).await
+    }
+
+    /// One whose address is an admin's choice.
+    ///
+    /// # Errors
+    /// As [`Self::at`]'s.
+    pub async fn of_admin(host: &str, port: u16, trust: Trust) -> Result<Self, Failure> {
+        Self::checked(host, port, trust, may_be_called).await
+    }
+
+    async fn checked(
+        host: &str,
+        port: u16,
+        trust: Trust,
+        allowed: fn(IpAddr) -> bool,
+    ) -> Result<Self, Failure> {
         let resolved: Vec<IpAddr> = match host.parse::<IpAddr>() {
             Ok(address) => vec![address],
             Err(_) => resolve(host, port).await?,
         };
         // One that may not be is enough: a name that leads here and there is somebody's trick.
-        if !resolved.iter().copied().all(may_be_dialled) {
+        if !resolved.iter().copied().all(allowed) {
             return Err(Failure::bad_request(format!(
                 "address not allowed: {host} is one of this machine, of its link or of a metadata service"
             )));

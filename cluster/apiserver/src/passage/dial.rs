@@ -12,10 +12,10 @@ use tokio::{
 use tokio_rustls::{
     TlsConnector,
     rustls::{
-        self, ClientConfig, DigitallySignedStruct, SignatureScheme,
+        self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
         client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         crypto::CryptoProvider,
-        pki_types::{CertificateDer, ServerName, UnixTime},
+        pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     },
 };
 
@@ -36,6 +36,11 @@ pub enum Trust {
     /// By this configuration, and the certificate must be this node's.
     Kubelet {
         node: String,
+        config: Arc<ClientConfig>,
+    },
+    /// By this configuration, under this name.
+    Named {
+        name: String,
         config: Arc<ClientConfig>,
     },
     /// Encrypted, and not known: a pod's own TLS, whose CA nobody has told us (as upstream has it).
@@ -86,6 +91,7 @@ pub async fn dial(backend: &Backend) -> Result<Dialled, DialError> {
     let (config, name) = match &backend.trust {
         Trust::Plain => return Ok(Box::new(stream)),
         Trust::Kubelet { config, .. } => (config.clone(), &backend.host),
+        Trust::Named { config, name } => (config.clone(), name),
         Trust::Encrypted => (
             unverified().map_err(|error| failed(error.to_string()))?,
             &backend.host,
@@ -141,6 +147,33 @@ pub fn keep_alive(stream: &TcpStream) {
     let _ = sockopt::set_socket_keepalive(stream, true);
     let _ = sockopt::set_tcp_keepidle(stream, ALIVE_AFTER);
     let _ = sockopt::set_tcp_keepintvl(stream, ALIVE_EVERY);
+}
+
+/// TLS with one that is called `name` and has a certificate of `bundle` (PEM).
+///
+/// # Errors
+/// What is wrong with the bundle.
+pub fn named(name: &str, bundle: &[u8]) -> Result<Trust, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        let certificate = certificate.map_err(|error| format!("its caBundle: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("its caBundle: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err("it has no caBundle, and no other CA is known here".to_owned());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Trust::Named {
+        name: name.to_owned(),
+        config: Arc::new(config),
+    })
 }
 
 /// TLS that takes any certificate.

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// A token of the client's, as a browser can send it: a WebSocket protocol of this name.
-const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+pub const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 pub const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
 /// Of one connection (RFC 9110, 7.6.1).

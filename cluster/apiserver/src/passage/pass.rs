@@ -113,6 +113,18 @@ impl Reached {
         response
     }
 
+    /// The whole body.
+    ///
+    /// # Errors
+    /// It broke off, or is longer than `most`.
+    pub async fn bytes(self, most: usize) -> Result<Bytes, String> {
+        let body = Limited::new(self.response.into_body(), most)
+            .collect()
+            .await;
+        body.map(|body| body.to_bytes())
+            .map_err(|error| error.to_string())
+    }
+
     /// Its body as text, cut where it is long.
     pub async fn text(self) -> String {
         let body = Limited::new(self.response.into_body(), REFUSAL_BYTES).collect();

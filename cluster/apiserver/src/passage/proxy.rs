@@ -200,6 +200,34 @@ fn first_port(pod: &Value) -> Option<u16> {
 }
 
 async fn of_service(api: &Api, namespace: &str, id: &Id<'_>) -> Result<Backend, Failure> {
+    at_service(api, namespace, id, id.trust()).await
+}
+
+/// Whoever serves a port of a Service, for what this server asks by itself.
+///
+/// # Errors
+/// 404 and 503, as a proxy's.
+pub async fn of_service_port(
+    api: &Api,
+    namespace: &str,
+    name: &str,
+    port: u64,
+    trust: Trust,
+) -> Result<Backend, Failure> {
+    let id = Id {
+        scheme: "https",
+        name,
+        port: &port.to_string(),
+    };
+    at_service(api, namespace, &id, trust).await
+}
+
+async fn at_service(
+    api: &Api,
+    namespace: &str,
+    id: &Id<'_>,
+    trust: Trust,
+) -> Result<Backend, Failure> {
     let key = format!("{REGISTRY}services/specs/{namespace}/{}", id.name);
     let service = api
         .storage
@@ -217,7 +245,7 @@ async fn of_service(api: &Api, namespace: &str, id: &Id<'_>) -> Result<Backend, 
         )));
     }
     let (address, port) = &ready[rand::random_range(0..ready.len())];
-    Backend::at(address, *port, id.trust()).await
+    Backend::at(address, *port, trust).await
 }
 
 /// The name of the port that is meant; a number is one of the Service's own.

@@ -5,6 +5,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::{Act, webhooks},
     api::{Actor, Api, Call},
     body, clock,
     failure::Failure,
@@ -37,6 +38,10 @@ pub async fn bind(
     name: &str,
     binding: &Value,
 ) -> Result<Value, Failure> {
+    let catalog = api.served.now();
+    let pods = catalog
+        .resource("", "v1", "pods")
+        .ok_or_else(Failure::no_such_path)?;
     let own = object::name(binding);
     let name = if name.is_empty() { own } else { name };
     if !own.is_empty() && own != name {
@@ -44,8 +49,12 @@ pub async fn bind(
             "name in URL does not match name in Binding object: {own}"
         )));
     }
-    let node = object::text(binding, "/target/name").to_owned();
-    let kind = object::text(binding, "/target/kind");
+    let mut binding = binding.clone();
+    let act = Act::create(pods, namespace, name, "binding");
+    webhooks::mutate(api, actor, &act, None, &mut binding).await?;
+    webhooks::validate(api, actor, &act, None, Some(&binding)).await?;
+    let node = object::text(&binding, "/target/name").to_owned();
+    let kind = object::text(&binding, "/target/kind");
     let invalid = |field: &str, reason, message: &str| {
         Failure::invalid_of(
             "",
@@ -72,11 +81,7 @@ pub async fn bind(
             "Required value",
         ));
     }
-    let uid = object::uid(binding).to_owned();
-    let catalog = api.served.now();
-    let pods = catalog
-        .resource("", "v1", "pods")
-        .ok_or_else(Failure::no_such_path)?;
+    let uid = object::uid(&binding).to_owned();
     write::modify(api, actor, pods, namespace, name, Part::Whole, |pod| {
         if !uid.is_empty() && uid != object::uid(pod) {
             return Err(Failure::conflict(

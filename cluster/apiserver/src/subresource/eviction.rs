@@ -7,6 +7,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::{Act, webhooks},
     api::{Actor, Api, Call},
     body,
     cache::Entry,
@@ -26,13 +27,16 @@ const MOST_DISRUPTED: usize = 2000;
 pub async fn create(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
     let asked = &call.asked;
     let kind = GroupVersionKind::new("policy/v1", "Eviction");
-    let eviction = body::object(call, &kind, false)?;
+    let mut eviction = body::object(call, &kind, false)?;
     let own = object::name(&eviction);
     if !own.is_empty() && own != asked.name {
         return Err(Failure::bad_request(format!(
             "name in URL does not match name in Eviction object: {own}"
         )));
     }
+    let act = Act::create(&call.resource, &asked.namespace, &asked.name, "eviction");
+    webhooks::mutate(api, &call.actor, &act, None, &mut eviction).await?;
+    webhooks::validate(api, &call.actor, &act, None, Some(&eviction)).await?;
     let nothing = Query::default();
     let options = DeleteOptions::parse(
         eviction.get("deleteOptions").unwrap_or(&Value::Null),

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{Api, Call},
-    body, clock,
+    body,
+    catalog::Resource,
+    clock,
     failure::Failure,
     object,
     patch::Patch,
@@ -26,10 +28,10 @@ pub struct Paths {
     pub selector: String,
 }
 
-fn paths(call: &Call) -> Result<Paths, Failure> {
-    match call.resource.custom() {
-        Some(custom) => custom.scale.clone().ok_or_else(Failure::no_such_path),
-        None => Ok(Paths {
+fn paths(resource: &Resource) -> Option<Paths> {
+    match resource.custom() {
+        Some(custom) => custom.scale.clone(),
+        None => Some(Paths {
             spec: "/spec/replicas".into(),
             status: "/status/replicas".into(),
             selector: String::new(),
@@ -37,7 +39,17 @@ fn paths(call: &Call) -> Result<Paths, Failure> {
     }
 }
 
-fn scale_of(paths: &Paths, object: &Value) -> Value {
+/// The Scale of what has one.
+pub fn scale_of(resource: &Resource, object: &Value) -> Option<Value> {
+    paths(resource).map(|paths| scale(&paths, object))
+}
+
+/// Whether it could be set.
+pub fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) -> bool {
+    paths(resource).is_some_and(|paths| set(object, &paths.spec, replicas.into()))
+}
+
+fn scale(paths: &Paths, object: &Value) -> Value {
     let mut metadata = json!({
         "name": object::name(object),
         "namespace": object::namespace(object),
@@ -116,7 +128,7 @@ fn answer(call: &Call, scale: &Value) -> Response<Body> {
 
 pub async fn handle(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
     let (resource, asked) = (&call.resource, &call.asked);
-    let paths = paths(call)?;
+    let paths = paths(resource).ok_or_else(Failure::no_such_path)?;
     let kind = GroupVersionKind::new("autoscaling/v1", "Scale");
     let object = match asked.verb {
         Verb::Get => {
@@ -156,7 +168,7 @@ pub async fn handle(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
             }
         }
     };
-    Ok(answer(call, &scale_of(&paths, &object)))
+    Ok(answer(call, &scale(&paths, &object)))
 }
 
 async fn change(
@@ -174,7 +186,7 @@ async fn change(
         &asked.name,
         Part::Scale,
         |live| {
-            let scale = scale_of(paths, live);
+            let scale = scale(paths, live);
             let new = change(&scale)?;
             let invalid = |message: &str| {
                 Failure::invalid_of(

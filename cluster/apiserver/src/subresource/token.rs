@@ -6,6 +6,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use crate::{
+    admission::{Act, webhooks},
     api::{Api, Call},
     body,
     catalog::REGISTRY,
@@ -31,6 +32,9 @@ pub async fn create(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
         .await?
         .ok_or_else(|| Failure::not_found(&call.resource, &asked.name))?
         .value;
+    let act = Act::create(&call.resource, &asked.namespace, &asked.name, "token");
+    webhooks::mutate(api, &call.actor, &act, None, &mut request).await?;
+    webhooks::validate(api, &call.actor, &act, None, Some(&request)).await?;
     let seconds = object::number(&request, "/spec/expirationSeconds").unwrap_or(USUAL);
     if !(SHORTEST..=LONGEST).contains(&seconds) {
         let message = if seconds < SHORTEST {
