@@ -1,0 +1,94 @@
+use std::{io, path::PathBuf};
+
+use tonic::{Code, Status};
+
+use crate::problem::{Problem, list};
+
+/// What the kubelet could not do: what was tried, on what, and why not.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "cannot connect to the runtime at {endpoint}: {why}. Is it running? Only root may connect"
+    )]
+    Connect { endpoint: String, why: String },
+    #[error("the runtime can't {what}: {message} ({code:?})")]
+    Rpc {
+        what: String,
+        code: Code,
+        message: String,
+    },
+    #[error("the runtime answered {rpc} without {lacks}")]
+    Answer {
+        rpc: &'static str,
+        lacks: &'static str,
+    },
+    #[error("{file}:{}", list(problems))]
+    Manifest {
+        file: String,
+        problems: Vec<Problem>,
+    },
+    #[error("{0}")]
+    Config(Problem),
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("volume {name:?}: {why}")]
+    Volume { name: String, why: String },
+    #[error(
+        "container {container:?} must have image {image:?}, which is not here, and imagePullPolicy is Never"
+    )]
+    ImageNeverPull { container: String, image: String },
+    #[error("cannot pull {image:?} for container {container:?}: {why}")]
+    Pull {
+        container: String,
+        image: String,
+        why: String,
+    },
+    #[error("{hook} of container {container:?}: {why}")]
+    Hook {
+        hook: &'static str,
+        container: String,
+        why: String,
+    },
+    #[error("another kubelet has {}: end it first, or give this one another --kubelet-dir", .0.display())]
+    Locked(PathBuf),
+}
+
+impl Error {
+    /// For `map_err` of a call: `what` completes "can't …".
+    pub(crate) fn rpc(what: impl Into<String>) -> impl FnOnce(Status) -> Self {
+        let what = what.into();
+        move |status| Self::Rpc {
+            what,
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
+    }
+
+    pub(crate) fn file(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { what, path, source }
+    }
+
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Rpc {
+                code: Code::NotFound,
+                ..
+            }
+        )
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Config(problem)
+    }
+}

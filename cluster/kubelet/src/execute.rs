@@ -1,0 +1,340 @@
+//! The steps of a plan, done.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use berth_proto::cri::PodSandboxConfig;
+use futures_util::future::join_all;
+
+use crate::{
+    Error, Level, hook, image,
+    node::Inner,
+    observed::{Observed, Seen, State},
+    pod::{ContainerSpec, Desired, Role},
+    store, terminate,
+    translate::{self, Fields, Making, environment::variables},
+    volume,
+};
+
+/// The longest that a postStart may take; upstream waits for ever, and with it the pod.
+const POST_START: Duration = Duration::from_secs(600);
+
+/// For what was killed by this kubelet: its grace period begins once, however many containers share it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grace {
+    pub whole: Duration,
+    pub began: Instant,
+}
+
+impl Grace {
+    pub fn now(whole: Duration) -> Self {
+        Self {
+            whole,
+            began: Instant::now(),
+        }
+    }
+
+    fn left(self) -> Duration {
+        terminate::left(self.whole, self.began.elapsed())
+    }
+}
+
+/// Makes the sandbox, with its directories.
+pub(crate) async fn make_sandbox(
+    node: &Inner,
+    pod: &Desired,
+    attempt: u32,
+) -> Result<String, Error> {
+    let config = translate::sandbox(pod, node, attempt)?;
+    let logs = node.log_dir(pod);
+    fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
+    node.runtime
+        .run_sandbox(config, pod.runtime_handler())
+        .await
+}
+
+/// What went wrong with a start, and how it is called.
+#[derive(Debug)]
+pub(crate) struct NotStarted {
+    pub reason: &'static str,
+    pub error: Error,
+}
+
+impl NotStarted {
+    fn because(reason: &'static str) -> impl FnOnce(Error) -> Self {
+        move |error| Self { reason, error }
+    }
+}
+
+/// Makes and starts a container of a pod whose sandbox is up; runs its postStart.
+pub(crate) async fn start(
+    node: &Inner,
+    pod: &Desired,
+    observed: &Observed,
+    spec: &ContainerSpec,
+    attempt: u32,
+) -> Result<(), NotStarted> {
+    const CONFIG: &str = "CreateContainerConfigError";
+    let name = spec.name();
+    let Some(sandbox) = observed.ready_sandbox() else {
+        return Ok(());
+    };
+    let sandbox_config = translate::sandbox(pod, node, sandbox.attempt)
+        .map_err(Error::from)
+        .map_err(NotStarted::because(CONFIG))?;
+    let image = image::ensure(
+        node,
+        pod,
+        name,
+        spec.image(),
+        spec.pull_policy(),
+        &sandbox_config,
+    )
+    .await
+    .map_err(not_pulled)?;
+    let mut images = BTreeMap::new();
+    for (volume, reference, policy) in volume::images(node, pod, spec) {
+        let facts = image::ensure(node, pod, name, &reference, policy, &sandbox_config)
+            .await
+            .map_err(not_pulled)?;
+        images.insert(volume, facts.id);
+    }
+    let fields = Fields {
+        pod,
+        ips: &sandbox.ips,
+        node: &node.config.node,
+    };
+    let config = || -> Result<_, Error> {
+        let (_, values) = variables(spec, fields, &node.objects)?;
+        let mounts = volume::mounts(node, pod, spec, attempt, &sandbox.ips, &values, &images)?;
+        let logs = node.log_dir(pod).join(name);
+        fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
+        let target = spec
+            .target
+            .as_deref()
+            .and_then(|target| observed.newest(target));
+        let making = Making {
+            attempt,
+            image: &image,
+            fields,
+            objects: &node.objects,
+            mounts,
+            target: target.map(|seen| seen.id.as_str()),
+        };
+        Ok(translate::container(pod, spec, making)?)
+    };
+    let config = config().map_err(NotStarted::because(CONFIG))?;
+    // One that was made and never started is in the way of its like.
+    if let Some(seen) = observed.newest(name)
+        && seen.state == State::Created
+    {
+        node.runtime
+            .remove_container(&seen.id)
+            .await
+            .map_err(NotStarted::because("CreateContainerError"))?;
+    }
+    let id = create_and_start(node, sandbox.id.clone(), config, sandbox_config).await?;
+    node.tell(
+        Level::Normal,
+        pod,
+        name,
+        "Started",
+        format!("Container {name} started"),
+    );
+    let hook = spec
+        .container
+        .lifecycle
+        .as_ref()
+        .and_then(|it| it.post_start.as_ref());
+    if let Some(handler) = hook {
+        let ip = sandbox.ips.first().map(String::as_str).unwrap_or_default();
+        if let Err(error) = hook::run(node, spec, "postStart", handler, &id, ip, POST_START).await {
+            node.tell(
+                Level::Warning,
+                pod,
+                name,
+                "FailedPostStartHook",
+                error.to_string(),
+            );
+            let message = format!("Container {name} failed its postStart hook and is killed");
+            node.tell(Level::Normal, pod, name, "Killing", message);
+            let seen = Seen {
+                id,
+                name: name.to_owned(),
+                ..Seen::default()
+            };
+            if let Err(error) =
+                stop_one(node, pod, &seen, &sandbox.ips, Grace::now(pod.grace())).await
+            {
+                tracing::warn!(pod = %pod.full_name(), container = name, %error, "a container could not be stopped");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn create_and_start(
+    node: &Inner,
+    sandbox: String,
+    config: berth_proto::cri::ContainerConfig,
+    sandbox_config: PodSandboxConfig,
+) -> Result<String, NotStarted> {
+    let id = node
+        .runtime
+        .create_container(&sandbox, config, sandbox_config)
+        .await
+        .map_err(NotStarted::because("CreateContainerError"))?;
+    node.runtime
+        .start_container(&id)
+        .await
+        .map_err(NotStarted::because("RunContainerError"))?;
+    Ok(id)
+}
+
+fn not_pulled(error: Error) -> NotStarted {
+    let reason = match error {
+        Error::ImageNeverPull { .. } => "ErrImageNeverPull",
+        _ => "ErrImagePull",
+    };
+    NotStarted { reason, error }
+}
+
+/// Runs a container's preStop, and stops it.
+pub(crate) async fn stop_one(
+    node: &Inner,
+    pod: &Desired,
+    seen: &Seen,
+    ips: &[String],
+    grace: Grace,
+) -> Result<(), Error> {
+    let spec = pod.container(&seen.name);
+    let hook =
+        spec.and_then(|spec| Some((spec, spec.container.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+    if let Some((spec, handler)) = hook
+        && !grace.whole.is_zero()
+        && seen.state != State::Unknown
+    {
+        let ip = ips.first().map(String::as_str).unwrap_or_default();
+        if let Err(error) =
+            hook::run(node, spec, "preStop", handler, &seen.id, ip, grace.left()).await
+        {
+            node.tell(
+                Level::Warning,
+                pod,
+                &seen.name,
+                "FailedPreStopHook",
+                error.to_string(),
+            );
+        }
+    }
+    node.runtime.stop_container(&seen.id, grace.left()).await
+}
+
+/// Ends all containers, the sidecars last, then the sandboxes. Nothing is removed.
+pub(crate) async fn end(
+    node: &Inner,
+    pod: &Desired,
+    observed: &Observed,
+    grace: Grace,
+) -> Result<(), Error> {
+    let ips = observed
+        .newest_sandbox()
+        .map(|sandbox| sandbox.ips.clone())
+        .unwrap_or_default();
+    for group in terminate::order(pod, observed) {
+        let stops = group.into_iter().map(|seen| async {
+            let message = format!("Stopping container {}", seen.name);
+            node.tell(Level::Normal, pod, &seen.name, "Killing", message);
+            stop_one(node, pod, seen, &ips, grace).await
+        });
+        // one that can't be stopped is no reason to leave the others
+        let mut answers = join_all(stops).await.into_iter();
+        answers.by_ref().find(Result::is_err).unwrap_or(Ok(()))?;
+    }
+    for sandbox in &observed.sandboxes {
+        node.runtime.stop_sandbox(&sandbox.id).await?;
+    }
+    Ok(())
+}
+
+/// Removes all that there is of a pod that has ended: containers, sandboxes, volumes, logs.
+pub(crate) async fn remove(node: &Inner, pod: &Desired, observed: &Observed) -> Result<(), Error> {
+    for seen in &observed.containers {
+        node.runtime.remove_container(&seen.id).await?;
+    }
+    for sandbox in &observed.sandboxes {
+        node.runtime.remove_sandbox(&sandbox.id).await?;
+    }
+    volume::tear_down(node, &pod.uid)?;
+    store::remove_tree(&node.log_dir(pod))
+}
+
+/// Removes what is only history: of each name all but the newest two, and sandboxes of which nothing is left.
+pub(crate) async fn tidy(node: &Inner, pod: &Desired, observed: &Observed) -> Result<(), Error> {
+    let (old, kept) = history(observed);
+    for seen in old {
+        node.runtime.remove_container(&seen.id).await?;
+        let log = node
+            .log_dir(pod)
+            .join(&seen.name)
+            .join(format!("{}.log", seen.attempt));
+        let _ = fs::remove_file(log);
+    }
+    for sandbox in observed.sandboxes.iter().skip(1) {
+        if !sandbox.ready && !kept.iter().any(|seen| seen.sandbox == sandbox.id) {
+            node.runtime.remove_sandbox(&sandbox.id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What may go, and what stays.
+fn history(observed: &Observed) -> (Vec<&Seen>, Vec<&Seen>) {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    observed.containers.iter().partition(|seen| {
+        let count = counts.entry(&seen.name).or_default();
+        *count += 1;
+        *count > 2 && seen.state == State::Exited
+    })
+}
+
+/// Roles whose probes count.
+pub(crate) fn is_probed(spec: &ContainerSpec) -> bool {
+    matches!(spec.role, Role::Main | Role::Sidecar)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_two_of_a_name_are_kept_and_what_runs() {
+        let seen = |name: &str, attempt, state| Seen {
+            id: format!("{name}{attempt}"),
+            name: name.into(),
+            attempt,
+            state,
+            ..Seen::default()
+        };
+        let mut observed = Observed {
+            containers: vec![
+                seen("a", 0, State::Exited),
+                seen("a", 1, State::Running),
+                seen("a", 2, State::Exited),
+                seen("a", 3, State::Running),
+                seen("b", 0, State::Exited),
+            ],
+            ..Observed::default()
+        };
+        observed.sort();
+        let (old, kept) = history(&observed);
+        assert_eq!(
+            old.iter().map(|seen| seen.id.as_str()).collect::<Vec<_>>(),
+            ["a0"]
+        );
+        assert_eq!(kept.len(), 4);
+    }
+}

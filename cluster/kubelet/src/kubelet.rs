@@ -1,0 +1,293 @@
+//! The kubelet itself: pods as they should be on one side, their workers on the other.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Desired, Error, Happening, Level, Objects, Runtime, events, keys,
+    node::{Inner, Node},
+    pod::is_path_component,
+    store::{self, Lock},
+    worker::{self, Order},
+};
+
+/// Changes in the runtime that wait to be passed on.
+const CHANGES: usize = 256;
+/// Between two tries at a runtime that is not there yet.
+const AGAIN: Duration = Duration::from_secs(1);
+
+type Hears<T> = Arc<dyn Fn(&T) + Send + Sync>;
+type HearsOfPod<T> = Arc<dyn Fn(&Desired, &T) + Send + Sync>;
+
+/// Who is told what.
+#[derive(Clone)]
+pub struct Told {
+    pub happened: Hears<Happening>,
+    pub status: HearsOfPod<PodStatus>,
+}
+
+impl Default for Told {
+    /// The log.
+    fn default() -> Self {
+        Self {
+            happened: Arc::new(|it| match it.level {
+                Level::Normal => tracing::info!(
+                    pod = it.pod,
+                    container = it.container,
+                    reason = it.reason,
+                    "{}",
+                    it.message
+                ),
+                Level::Warning => tracing::warn!(
+                    pod = it.pod,
+                    container = it.container,
+                    reason = it.reason,
+                    "{}",
+                    it.message
+                ),
+            }),
+            status: Arc::new(|pod, status| {
+                let phase = status.phase.as_deref().unwrap_or_default();
+                tracing::debug!(pod = %pod.full_name(), phase, "status");
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
+}
+
+#[derive(Debug)]
+pub struct Kubelet {
+    node: Node,
+    workers: HashMap<String, Handle>,
+    tasks: JoinSet<String>,
+    /// Refused for want of room, so that it is told of once.
+    no_room: HashSet<String>,
+    _lock: Lock,
+}
+
+#[derive(Debug)]
+struct Handle {
+    pod: Arc<Desired>,
+    orders: watch::Sender<Order>,
+    wake: Arc<Notify>,
+    is_ending: bool,
+}
+
+impl Kubelet {
+    /// Waits until the runtime answers.
+    ///
+    /// # Errors
+    /// The directory can't be made, or is another kubelet's.
+    pub async fn start(
+        config: Config,
+        runtime: Runtime,
+        objects: Objects,
+        told: Told,
+    ) -> Result<Self, Error> {
+        let lock = Lock::take(&config.kubelet_dir)?;
+        store::make_dir(&config.kubelet_dir.join("pods"))?;
+        let runtime_name = loop {
+            match runtime.name().await {
+                Ok(name) => break name,
+                Err(error) => tracing::warn!(%error, "waiting for the runtime"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
+        let node = Arc::new(Inner {
+            config,
+            runtime,
+            objects,
+            told,
+            runtime_name,
+        });
+        Ok(Self {
+            node,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            no_room: HashSet::new(),
+            _lock: lock,
+        })
+    }
+
+    /// Keeps pods as `desired` says, all of them each time; `None`: the source does not know yet. Until `ends`, which leaves all pods as they
+    /// are; or until `desired` is closed, and all pods that it named last are gone.
+    pub async fn run(
+        mut self,
+        mut desired: watch::Receiver<Option<Vec<Arc<Desired>>>>,
+        ends: CancellationToken,
+    ) {
+        let (changes, mut changed) = mpsc::channel(CHANGES);
+        let watching = tokio::spawn(events::watch(self.node.runtime.clone(), changes));
+        let mut wanted: Option<Vec<Arc<Desired>>> = None;
+        let (mut is_open, mut is_adopted) = (true, false);
+        loop {
+            if is_open && desired.has_changed().is_ok_and(|has| has) || wanted.is_none() {
+                wanted = desired.borrow_and_update().clone();
+            }
+            if let Some(wanted) = &wanted {
+                self.reconcile(wanted);
+                if !is_adopted {
+                    is_adopted = self.end_orphans(wanted).await;
+                }
+            }
+            if !is_open && self.workers.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = ends.cancelled() => break,
+                has = desired.changed(), if is_open => is_open = has.is_ok(),
+                Some(change) = changed.recv() => {
+                    if let Some(handle) = self.workers.get(&change.0) {
+                        handle.wake.notify_one();
+                    }
+                }
+                Some(done) = self.tasks.join_next() => self.done(done),
+                () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
+            }
+        }
+        watching.abort();
+        self.tasks.shutdown().await;
+    }
+
+    fn done(&mut self, done: Result<String, tokio::task::JoinError>) {
+        match done {
+            Ok(uid) => {
+                self.workers.remove(&uid);
+            }
+            // A panic in the work of one pod is not everybody's end; what it was doing is begun anew by the next worker.
+            Err(error) => {
+                tracing::error!(%error, "a pod's worker broke");
+                self.workers.retain(|_, handle| !handle.orders.is_closed());
+            }
+        }
+    }
+
+    /// Gives each worker its order, and a worker to each pod that has none.
+    fn reconcile(&mut self, wanted: &[Arc<Desired>]) {
+        let uids: BTreeSet<&str> = wanted.iter().map(|pod| pod.uid.as_str()).collect();
+        for (uid, handle) in &mut self.workers {
+            if !uids.contains(uid.as_str()) && !handle.is_ending {
+                handle.is_ending = true;
+                let _ = handle.orders.send(Order::End { grace: None });
+            }
+        }
+        for pod in wanted {
+            if let Some(handle) = self.workers.get_mut(&pod.uid) {
+                if !handle.is_ending && handle.pod.pod != pod.pod {
+                    handle.pod = pod.clone();
+                    let _ = handle.orders.send(Order::Keep(pod.clone()));
+                }
+                continue;
+            }
+            // Two with one name are one after the other.
+            if self
+                .workers
+                .values()
+                .any(|handle| handle.pod.full_name() == pod.full_name())
+            {
+                continue;
+            }
+            if self.workers.len() >= self.node.config.max_pods {
+                if self.no_room.insert(pod.uid.clone()) {
+                    let message = format!(
+                        "the node has room for {} pods, and has them",
+                        self.node.config.max_pods
+                    );
+                    self.node
+                        .tell(Level::Warning, pod, "", "OutOfpods", message);
+                }
+                continue;
+            }
+            self.no_room.remove(&pod.uid);
+            self.spawn(pod.clone(), Order::Keep(pod.clone()));
+        }
+    }
+
+    fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
+        let is_ending = matches!(order, Order::End { .. });
+        let (orders, receiver) = watch::channel(order);
+        let wake = Arc::new(Notify::new());
+        let (node, uid) = (self.node.clone(), pod.uid.clone());
+        let work = worker::run(node, pod.clone(), receiver, wake.clone());
+        self.tasks.spawn(async move {
+            work.await;
+            uid
+        });
+        let handle = Handle {
+            pod,
+            orders,
+            wake,
+            is_ending,
+        };
+        self.workers.insert(handle.pod.uid.clone(), handle);
+    }
+
+    /// Ends what a kubelet before this one has made in the same directory, and nobody wants any more. Whether all could be looked at.
+    async fn end_orphans(&mut self, wanted: &[Arc<Desired>]) -> bool {
+        let sandboxes = match self.node.runtime.sandboxes(None).await {
+            Ok(sandboxes) => sandboxes,
+            Err(error) => {
+                tracing::warn!(%error, "what is left of before can't be looked at yet");
+                return false;
+            }
+        };
+        let own = self.node.kubelet_dir().display().to_string();
+        let mut orphans: HashMap<String, Option<Desired>> = HashMap::new();
+        for uid in store::kept_uids(&self.node) {
+            orphans.insert(uid, None);
+        }
+        for sandbox in sandboxes {
+            let metadata = sandbox.metadata.unwrap_or_default();
+            if sandbox.annotations.get(keys::KUBELET_DIR) == Some(&own) {
+                let pod = nameless(
+                    &metadata.namespace,
+                    &metadata.name,
+                    &metadata.uid,
+                    self.node.config.source,
+                );
+                orphans.insert(metadata.uid, pod);
+            }
+        }
+        for (uid, found) in orphans {
+            let is_wanted = wanted.iter().any(|pod| pod.uid == uid);
+            if is_wanted || self.workers.contains_key(&uid) || !is_path_component(&uid) {
+                continue;
+            }
+            let kept = store::kept_pod(&self.node, &uid)
+                .and_then(|kept| Desired::new(kept.pod, self.node.config.source).ok());
+            if let Some(pod) = kept.filter(|pod| pod.uid == uid).or(found) {
+                tracing::info!(pod = %pod.full_name(), uid, "nobody wants this pod any more: it is ended");
+                self.spawn(Arc::new(pod), Order::End { grace: None });
+            }
+        }
+        true
+    }
+}
+
+/// A pod of which nothing is known but its identity.
+fn nameless(namespace: &str, name: &str, uid: &str, source: &'static str) -> Option<Desired> {
+    let mut pod = Pod {
+        spec: Some(PodSpec::default()),
+        ..Pod::default()
+    };
+    pod.metadata.name = Some(name.to_owned());
+    pod.metadata.namespace = Some(namespace.to_owned());
+    pod.metadata.uid = Some(uid.to_owned());
+    Desired::new(pod, source).ok()
+}

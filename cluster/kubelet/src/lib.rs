@@ -1,0 +1,50 @@
+//! The kubelet: the node's init system, over any CRI socket.
+//!
+//! ```text
+//! source ── pods as they should be ──▶ kubelet ── one task a pod ──▶ worker
+//!                                                                     │  observe: the runtime's lists, by the pod's uid
+//!                                    events, relist, probes, timers ─▶│  plan:    what comes next, a pure function
+//!                                                                     ▼  execute: volumes, images, hooks, the CRI
+//!                                                                    status
+//! ```
+//!
+//! Invariant: what a pod's worker does next hangs on what it was asked for and what the runtime says is there, not on what it remembers:
+//! so a kubelet that was killed goes on where it was, and restarts nothing. What it does remember (back-off, probes) may be lost.
+
+mod backoff;
+mod error;
+mod events;
+mod execute;
+mod happening;
+mod hook;
+mod image;
+pub mod keys;
+mod kubelet;
+pub mod manifest;
+mod node;
+mod objects;
+mod observed;
+mod plan;
+mod pod;
+mod probe;
+mod problem;
+mod qos;
+mod runtime;
+mod source;
+mod status;
+mod store;
+mod terminate;
+mod translate;
+mod unbuilt;
+mod volume;
+mod worker;
+
+pub use error::Error;
+pub use happening::{Happening, Level};
+pub use kubelet::{Kubelet, Told};
+pub use node::{Config, NodeFacts};
+pub use objects::Objects;
+pub use pod::{ContainerSpec, Desired, PullPolicy, Role};
+pub use problem::Problem;
+pub use runtime::Runtime;
+pub use source::Directory;

@@ -1,0 +1,152 @@
+//! What all workers share: the runtime, the directories, and what is known of the node.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{Desired, Happening, Level, Objects, Runtime, Told};
+
+/// How this node is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Upstream's `/var/lib/kubelet`: pods' volumes and what is kept of them.
+    pub kubelet_dir: PathBuf,
+    /// Upstream's `/var/log/pods`.
+    pub logs_dir: PathBuf,
+    /// Below which pods' cgroups are, by their class; empty: where the runtime puts them.
+    pub cgroup_root: String,
+    /// Pods of other kubelets in the same runtime are let be; those of a source that no longer names them are ended, if this kubelet is what
+    /// keeps the source.
+    pub source: &'static str,
+    pub max_pods: usize,
+    /// Cluster DNS; empty: there is none, and pods have the node's.
+    pub cluster_dns: Vec<String>,
+    pub cluster_domain: String,
+    pub node: NodeFacts,
+}
+
+/// What of this machine is told to pods.
+#[derive(Debug, Clone, Default)]
+pub struct NodeFacts {
+    pub name: String,
+    pub ips: Vec<String>,
+    /// Bytes; 0: not known.
+    pub memory_bytes: i64,
+    pub cpus: i64,
+}
+
+impl NodeFacts {
+    pub fn of_this_machine() -> Self {
+        let name = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .to_ascii_lowercase();
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))
+            .and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<i64>().ok());
+        Self {
+            name,
+            ips: Vec::from_iter(own_address()),
+            memory_bytes: kib.unwrap_or(0) * 1024,
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |it| i64::try_from(it.get()).unwrap_or(1)),
+        }
+    }
+}
+
+/// The address that the node would send from, to nowhere in particular: connecting a datagram socket sends nothing.
+fn own_address() -> Option<String> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip().to_string())
+}
+
+/// A name under which many workers know the same node.
+pub(crate) type Node = Arc<Inner>;
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub runtime: Runtime,
+    pub objects: Objects,
+    pub told: Told,
+    /// `berth`, `containerd`: in front of containers' ids.
+    pub runtime_name: String,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// `<kubelet_dir>/pods/<uid>`
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.config.kubelet_dir.join("pods").join(uid)
+    }
+
+    /// `/var/log/pods/<namespace>_<name>_<uid>`
+    pub fn log_dir(&self, pod: &Desired) -> PathBuf {
+        self.config
+            .logs_dir
+            .join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+
+    pub fn kubelet_dir(&self) -> &Path {
+        &self.config.kubelet_dir
+    }
+
+    pub fn tell(
+        &self,
+        level: Level,
+        pod: &Desired,
+        container: &str,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let happening = Happening {
+            level,
+            reason,
+            pod: pod.full_name(),
+            container: container.to_owned(),
+            message: message.into(),
+        };
+        (self.told.happened)(&happening);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A node whose runtime nobody serves.
+    pub fn node(dir: &str) -> Node {
+        // a channel wants one, also where nothing is ever asked over it
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _entered = runtime.enter();
+        Arc::new(Inner {
+            config: Config {
+                kubelet_dir: dir.into(),
+                logs_dir: "/logs".into(),
+                cgroup_root: "/kubepods".into(),
+                source: "run",
+                max_pods: 10,
+                cluster_dns: Vec::new(),
+                cluster_domain: "cluster.local".into(),
+                node: NodeFacts::default(),
+            },
+            runtime: Runtime::new("/nonexistent/runtime.sock").unwrap(),
+            objects: Objects::default(),
+            told: Told::default(),
+            runtime_name: "berth".into(),
+        })
+    }
+}

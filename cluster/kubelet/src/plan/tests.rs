@@ -1,0 +1,266 @@
+use super::*;
+use crate::pod::tests::pod;
+
+const SECOND: i64 = 1_000_000_000;
+const NOW: i64 = 1_000_000 * SECOND;
+
+const ONE: &str = "  containers: [{name: a, image: x}]";
+const INITS: &str = "  initContainers: [{name: i, image: x}, {name: s, image: x, restartPolicy: Always}, {name: j, image: x}]\n  \
+                     containers: [{name: a, image: x}, {name: b, image: x}]";
+
+/// A pod as it is, in few words: `s0` a ready sandbox (attempt 0), `-s0` a dead one, `a:run`, `a:0` (exited with 0), `a:new` (created), `a:?`;
+/// of two with the same name the later is the next attempt. Containers are of the last sandbox before them.
+fn observed(words: &str) -> Observed {
+    let mut observed = Observed::default();
+    for (at, word) in words.split_whitespace().enumerate() {
+        match word.split_once(':') {
+            None => {
+                let ready = !word.starts_with('-');
+                let name = word.trim_start_matches('-');
+                observed.sandboxes.push(Sandbox {
+                    id: name.into(),
+                    attempt: name[1..].parse().unwrap(),
+                    ready,
+                    created: at as i64,
+                    ips: Vec::new(),
+                });
+            }
+            Some((name, state)) => {
+                let attempt = observed
+                    .containers
+                    .iter()
+                    .filter(|it| it.name == name)
+                    .count();
+                observed.containers.push(Seen {
+                    id: format!("{name}{attempt}"),
+                    name: name.into(),
+                    sandbox: observed.sandboxes.last().unwrap().id.clone(),
+                    attempt: attempt as u32,
+                    state: match state {
+                        "run" => State::Running,
+                        "new" => State::Created,
+                        "?" => State::Unknown,
+                        _ => State::Exited,
+                    },
+                    exit_code: state.parse().unwrap_or(0),
+                    finished: NOW - SECOND,
+                    created: at as i64,
+                    ..Seen::default()
+                });
+            }
+        }
+    }
+    observed.sort();
+    observed
+}
+
+fn words(plan: &Plan) -> String {
+    let mut words: Vec<String> = plan
+        .steps
+        .iter()
+        .map(|step| match step {
+            Step::End => "end".into(),
+            Step::MakeSandbox { attempt } => format!("sandbox{attempt}"),
+            Step::Kill { id, .. } => format!("kill:{id}"),
+            Step::Start { name, attempt } => format!("start:{name}{attempt}"),
+        })
+        .collect();
+    if plan.over.is_some() {
+        words.push("over".into());
+    }
+    words.join(" ")
+}
+
+fn planned(spec: &str, is: &str) -> Plan {
+    let (backoffs, health) = (Backoffs::default(), Health::default());
+    let around = Around {
+        now: NOW,
+        backoffs: &backoffs,
+        health: &health,
+        failures: &BTreeMap::new(),
+        began: Some(NOW - 100 * SECOND),
+    };
+    plan(&pod(spec), &observed(is), &around)
+}
+
+#[test]
+fn what_comes_next_for_a_pod() {
+    let never = format!("{ONE}\n  restartPolicy: Never");
+    let on_failure =
+        "  containers: [{name: a, image: x}, {name: b, image: x}]\n  restartPolicy: OnFailure";
+    let inits_never = format!("{INITS}\n  restartPolicy: Never");
+    let ephemeral = format!("{ONE}\n  ephemeralContainers: [{{name: e, image: x}}]");
+    for (spec, is, then) in [
+        (ONE, "", "sandbox0"),
+        (ONE, "s0", "start:a0"),
+        (ONE, "s0 a:run", ""),
+        (ONE, "s0 a:new", "start:a0"),
+        (ONE, "s0 a:?", "kill:a0"),
+        (ONE, "s0 a:0", "start:a1"),
+        (ONE, "s0 a:1 a:run", ""),
+        (ONE, "s0 a:1 a:1", "start:a2"),
+        // the sandbox died, and what was in it
+        (ONE, "-s0 a:137", "end sandbox1"),
+        (ONE, "-s0 a:137 s1", "start:a1"),
+        // two that are up: somebody else's doing
+        (ONE, "s0 a:run s1", "end sandbox2"),
+        (&never, "s0 a:0", "end over"),
+        (&never, "-s0 a:0", "over"),
+        (&never, "s0 a:1", "end over"),
+        (&never, "-s0 a:run", "end over"),
+        (&never, "-s0", "end sandbox1"),
+        (on_failure, "s0 a:0 b:run", ""),
+        (on_failure, "s0 a:0 b:2", "start:b1"),
+        (on_failure, "s0 a:0 b:0", "end over"),
+        // what has succeeded is not run again in the next sandbox
+        (on_failure, "-s0 a:0 b:137 s1", "start:b1"),
+        // init containers, one after the other
+        (INITS, "s0", "start:i0"),
+        (INITS, "s0 i:run", ""),
+        (INITS, "s0 i:1", "start:i1"),
+        (INITS, "s0 i:0", "start:s0"),
+        (INITS, "s0 i:0 s:run", "start:j0"),
+        (INITS, "s0 i:0 s:run j:0", "start:a0 start:b0"),
+        // a sidecar that ends is started again and holds nothing up once it was there, but what comes next to start
+        (INITS, "s0 i:0 s:1", "start:s1"),
+        (INITS, "s0 i:0 s:run j:0 a:run", "start:b0"),
+        (INITS, "s0 i:0 s:1 j:0 a:run b:run", "start:s1"),
+        // done is done, also where their traces are gone
+        (INITS, "s0 s:run a:run b:run", ""),
+        (INITS, "s0 s:run a:1 b:run", "start:a1"),
+        // a new sandbox begins from the first
+        (INITS, "-s0 i:0 s:137 j:0 a:137 b:137 s1", "start:i1"),
+        (
+            INITS,
+            "-s0 i:0 s:137 j:0 a:137 b:137 s1 i:0 s:run j:0",
+            "start:a1 start:b1",
+        ),
+        (&inits_never, "s0 i:3", "end over"),
+        (&inits_never, "s0 i:0 s:run j:0 a:0 b:1", "end over"),
+        (&inits_never, "s0 i:0 s:run j:0 a:0 b:run", ""),
+        (&inits_never, "s0 i:0 s:1 j:0 a:0 b:run", "start:s1"),
+        (&ephemeral, "s0 a:run", "start:e0"),
+        (&ephemeral, "s0 a:run e:1", ""),
+    ] {
+        assert_eq!(words(&planned(spec, is)), then, "{spec}\n{is}");
+    }
+}
+
+#[test]
+fn one_that_fails_again_waits_for_its_time_and_others_do_not() {
+    let pod = pod("  containers: [{name: a, image: x}, {name: b, image: x}]");
+    let observed = observed("s0 a:1 a:1 b:1");
+    let (mut backoffs, health) = (Backoffs::default(), Health::default());
+    backoffs.tried("a", NOW - 2 * SECOND, NOW - 2 * SECOND);
+    let at = |now| {
+        plan(
+            &pod,
+            &observed,
+            &Around {
+                now,
+                backoffs: &backoffs,
+                health: &health,
+                failures: &BTreeMap::new(),
+                began: None,
+            },
+        )
+    };
+    let first = at(NOW);
+    assert_eq!(words(&first), "start:b1");
+    assert_eq!(
+        first.wait_until,
+        Some(NOW + 9 * SECOND),
+        "10 s after its end a second ago"
+    );
+    let (reason, message) = &first.waiting["a"];
+    assert_eq!(reason, "CrashLoopBackOff");
+    assert_eq!(
+        message,
+        "back-off 10s restarting failed container=a pod=web_default(uid-1)"
+    );
+    assert_eq!(words(&at(NOW + 9 * SECOND)), "start:a2 start:b1");
+}
+
+#[test]
+fn what_can_not_be_started_waits_with_its_reason() {
+    let (backoffs, health) = (Backoffs::default(), Health::default());
+    let failure = |reason| Failure {
+        reason,
+        message: "why".into(),
+        retry_at: NOW + 5 * SECOND,
+    };
+    for (name, reason, is, shown) in [
+        ("a", "ErrImagePull", "s0", "ImagePullBackOff"),
+        (
+            "a",
+            "CreateContainerConfigError",
+            "s0",
+            "CreateContainerConfigError",
+        ),
+        (SANDBOX, "FailedCreatePodSandBox", "", "ContainerCreating"),
+    ] {
+        let failures = BTreeMap::from([(name.to_owned(), failure(reason))]);
+        let at = |now| {
+            let around = Around {
+                now,
+                backoffs: &backoffs,
+                health: &health,
+                failures: &failures,
+                began: None,
+            };
+            plan(&pod(ONE), &observed(is), &around)
+        };
+        let waits = at(NOW);
+        assert_eq!(
+            (words(&waits), waits.wait_until),
+            (String::new(), Some(NOW + 5 * SECOND))
+        );
+        assert_eq!(waits.waiting["a"], (shown.to_owned(), "why".to_owned()));
+        assert!(!at(NOW + 5 * SECOND).steps.is_empty());
+    }
+}
+
+#[test]
+fn a_pod_ends_at_its_deadline_and_is_looked_at_again_then() {
+    let spec = |seconds| format!("{ONE}\n  activeDeadlineSeconds: {seconds}");
+    let before = planned(&spec(160), "s0 a:run");
+    assert_eq!(
+        (words(&before), before.wait_until),
+        (String::new(), Some(NOW + 60 * SECOND))
+    );
+    let after = planned(&spec(100), "s0 a:run");
+    assert_eq!(
+        (words(&after), after.over),
+        ("end over".into(), Some(Over::Deadline))
+    );
+    assert_eq!(words(&planned(&spec(100), "-s0 a:137")), "over");
+}
+
+#[test]
+fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
+    let backoffs = Backoffs::default();
+    let mut health = Health::default();
+    health.condemn("a0", "Liveness probe failed: no", Some(3));
+    let around = Around {
+        now: NOW,
+        backoffs: &backoffs,
+        health: &health,
+        failures: &BTreeMap::new(),
+        began: None,
+    };
+    let plan_of = |is: &Observed| plan(&pod(ONE), is, &around);
+    assert_eq!(
+        plan_of(&observed("s0 a:run")).steps,
+        [Step::Kill {
+            id: "a0".into(),
+            name: "a".into(),
+            why: "Liveness probe failed: no".into(),
+            grace_seconds: Some(3),
+        }]
+    );
+    // the next one is not the condemned one
+    assert_eq!(words(&plan_of(&observed("s0 a:1 a:run"))), "");
+    let mut other = observed("s0 a:1 a:run");
+    other.containers[0].hash = "of another image".into();
+    assert_eq!(words(&plan_of(&other)), "kill:a1");
+}

@@ -1,0 +1,365 @@
+//! The CRI, as the kubelet asks it: each call with the deadline that upstream gives it.
+
+use std::{path::PathBuf, time::Duration};
+
+use berth_proto::cri::{
+    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Request, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    Error, keys,
+    observed::{Observed, Sandbox, Seen},
+};
+
+/// An ExecSync answer may hold 16 MiB of each stream; lists of a full node stay far below.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// A local socket answers at once or is not served.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Upstream's: two minutes a call, twice that for a sandbox, and beyond what a command or a stop was given.
+const CALL: Duration = Duration::from_secs(120);
+const RUN_SANDBOX: Duration = Duration::from_secs(240);
+/// Upstream's kubelet waits for a pull for ever; one that takes longer than this is tried again, and what came so far is kept by the runtime.
+const PULL: Duration = Duration::from_secs(3600);
+
+/// A runtime that is there or comes back: the channel connects anew by itself.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    endpoint: String,
+    channel: Channel,
+}
+
+impl Runtime {
+    /// `endpoint` is `unix:///run/berth/berth.sock`, or the path. Does not wait for it to be served.
+    ///
+    /// # Errors
+    /// What is no path of a socket.
+    pub fn new(endpoint: &str) -> Result<Self, Error> {
+        let path = PathBuf::from(
+            endpoint
+                .strip_prefix("unix://")
+                .or_else(|| endpoint.strip_prefix("unix:"))
+                .unwrap_or(endpoint),
+        );
+        let endpoint = format!("unix://{}", path.display());
+        let failed = |why: String| Error::Connect {
+            endpoint: endpoint.clone(),
+            why,
+        };
+        if !path.is_absolute() {
+            return Err(failed("it is no absolute path".into()));
+        }
+        let channel = Endpoint::from_shared(endpoint.clone())
+            .map_err(|error| failed(error.to_string()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_lazy();
+        Ok(Self { endpoint, channel })
+    }
+
+    /// That somebody listens; tonic's own error buries the errno, which is what tells "not running" from "not allowed".
+    pub async fn is_there(&self) -> Result<(), Error> {
+        let path = self.endpoint.trim_start_matches("unix://");
+        match UnixStream::connect(path).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::Connect {
+                endpoint: self.endpoint.clone(),
+                why: error.to_string(),
+            }),
+        }
+    }
+
+    fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Its name, for the ids of containers: `berth`.
+    pub(crate) async fn name(&self) -> Result<String, Error> {
+        let ask = within(
+            CALL,
+            cri::VersionRequest {
+                version: "v1".into(),
+            },
+        );
+        let answer = self
+            .runtime()
+            .version(ask)
+            .await
+            .map_err(Error::rpc("tell its version"))?;
+        Ok(answer.into_inner().runtime_name)
+    }
+
+    /// All that there is of the pod `uid`.
+    pub(crate) async fn observe(&self, uid: &str) -> Result<Observed, Error> {
+        let label = std::collections::HashMap::from([(keys::POD_UID.to_owned(), uid.to_owned())]);
+        let filter = cri::PodSandboxFilter {
+            label_selector: label.clone(),
+            ..Default::default()
+        };
+        let mut observed = Observed {
+            sandboxes: self
+                .sandboxes(Some(filter))
+                .await?
+                .into_iter()
+                .map(Sandbox::from)
+                .collect(),
+            containers: Vec::new(),
+        };
+        let filter = cri::ContainerFilter {
+            label_selector: label,
+            ..Default::default()
+        };
+        for container in self.containers(Some(filter)).await? {
+            match self.container_status(&container.id).await {
+                Ok(status) => observed
+                    .containers
+                    .push(Seen::of(status, container.pod_sandbox_id)),
+                // removed since the list
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        observed.sort();
+        if let Some(newest) = observed.sandboxes.first_mut() {
+            match self.sandbox_ips(&newest.id).await {
+                Ok(ips) => newest.ips = ips,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(observed)
+    }
+
+    pub(crate) async fn sandboxes(
+        &self,
+        filter: Option<cri::PodSandboxFilter>,
+    ) -> Result<Vec<cri::PodSandbox>, Error> {
+        let ask = within(CALL, cri::ListPodSandboxRequest { filter });
+        let answer = self
+            .runtime()
+            .list_pod_sandbox(ask)
+            .await
+            .map_err(Error::rpc("list pods"))?;
+        Ok(answer.into_inner().items)
+    }
+
+    pub(crate) async fn containers(
+        &self,
+        filter: Option<cri::ContainerFilter>,
+    ) -> Result<Vec<cri::Container>, Error> {
+        let ask = within(CALL, cri::ListContainersRequest { filter });
+        let answer = self
+            .runtime()
+            .list_containers(ask)
+            .await
+            .map_err(Error::rpc("list containers"))?;
+        Ok(answer.into_inner().containers)
+    }
+
+    async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, Error> {
+        let ask = cri::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
+        let answer = self
+            .runtime()
+            .container_status(within(CALL, ask))
+            .await
+            .map_err(Error::rpc(format!("tell the status of container {id}")))?;
+        answer.into_inner().status.ok_or(Error::Answer {
+            rpc: "ContainerStatus",
+            lacks: "a status",
+        })
+    }
+
+    /// Empty in the node's network.
+    async fn sandbox_ips(&self, id: &str) -> Result<Vec<String>, Error> {
+        let ask = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: false,
+        };
+        let answer = self
+            .runtime()
+            .pod_sandbox_status(within(CALL, ask))
+            .await
+            .map_err(Error::rpc(format!("tell the status of pod {id}")))?;
+        let network = answer
+            .into_inner()
+            .status
+            .unwrap_or_default()
+            .network
+            .unwrap_or_default();
+        let others = network.additional_ips.into_iter().map(|it| it.ip);
+        Ok(std::iter::once(network.ip)
+            .chain(others)
+            .filter(|ip| !ip.is_empty())
+            .collect())
+    }
+
+    pub(crate) async fn run_sandbox(
+        &self,
+        config: cri::PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<String, Error> {
+        let ask = cri::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler,
+        };
+        let answer = self
+            .runtime()
+            .run_pod_sandbox(within(RUN_SANDBOX, ask))
+            .await
+            .map_err(Error::rpc("make the pod's sandbox"))?;
+        Ok(answer.into_inner().pod_sandbox_id)
+    }
+
+    pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<(), Error> {
+        let ask = cri::StopPodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
+        let answer = self.runtime().stop_pod_sandbox(within(CALL, ask)).await;
+        gone_is_fine(answer, || format!("stop pod {id}"))
+    }
+
+    pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<(), Error> {
+        let ask = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
+        let answer = self.runtime().remove_pod_sandbox(within(CALL, ask)).await;
+        gone_is_fine(answer, || format!("remove pod {id}"))
+    }
+
+    pub(crate) async fn create_container(
+        &self,
+        sandbox: &str,
+        config: cri::ContainerConfig,
+        sandbox_config: cri::PodSandboxConfig,
+    ) -> Result<String, Error> {
+        let ask = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let answer = self
+            .runtime()
+            .create_container(within(CALL, ask))
+            .await
+            .map_err(Error::rpc("create the container"))?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    pub(crate) async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let ask = cri::StartContainerRequest {
+            container_id: id.to_owned(),
+        };
+        let answer = self.runtime().start_container(within(CALL, ask)).await;
+        answer.map(drop).map_err(Error::rpc("start the container"))
+    }
+
+    pub(crate) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        let ask = cri::StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX),
+        };
+        let answer = self
+            .runtime()
+            .stop_container(within(grace.saturating_add(CALL), ask))
+            .await;
+        gone_is_fine(answer, || format!("stop container {id}"))
+    }
+
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        let ask = cri::RemoveContainerRequest {
+            container_id: id.to_owned(),
+        };
+        let answer = self.runtime().remove_container(within(CALL, ask)).await;
+        gone_is_fine(answer, || format!("remove container {id}"))
+    }
+
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: Vec<String>,
+        limit: Duration,
+    ) -> Result<cri::ExecSyncResponse, Error> {
+        let ask = cri::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd,
+            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        };
+        let answer = self
+            .runtime()
+            .exec_sync(within(limit.saturating_add(CALL), ask))
+            .await;
+        Ok(answer
+            .map_err(Error::rpc("run a command in the container"))?
+            .into_inner())
+    }
+
+    pub(crate) async fn image(&self, image: cri::ImageSpec) -> Result<Option<cri::Image>, Error> {
+        let what = format!("tell of image {}", image.image);
+        let ask = cri::ImageStatusRequest {
+            image: Some(image),
+            verbose: false,
+        };
+        let answer = self
+            .images()
+            .image_status(within(CALL, ask))
+            .await
+            .map_err(Error::rpc(what))?;
+        Ok(answer.into_inner().image)
+    }
+
+    pub(crate) async fn pull(
+        &self,
+        image: cri::ImageSpec,
+        auth: Option<cri::AuthConfig>,
+        sandbox: cri::PodSandboxConfig,
+    ) -> Result<String, Error> {
+        let what = format!("pull {}", image.image);
+        let ask = cri::PullImageRequest {
+            image: Some(image),
+            auth,
+            sandbox_config: Some(sandbox),
+        };
+        let answer = self
+            .images()
+            .pull_image(within(PULL, ask))
+            .await
+            .map_err(Error::rpc(what))?;
+        Ok(answer.into_inner().image_ref)
+    }
+
+    /// UNIMPLEMENTED from a runtime that has no events.
+    pub(crate) async fn events(&self) -> Result<Streaming<cri::ContainerEventResponse>, Error> {
+        let answer = self
+            .runtime()
+            .get_container_events(cri::GetEventsRequest {})
+            .await;
+        Ok(answer.map_err(Error::rpc("tell of events"))?.into_inner())
+    }
+}
+
+fn within<T>(deadline: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+fn gone_is_fine<T>(
+    answer: Result<T, tonic::Status>,
+    what: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    match answer {
+        Err(status) if status.code() != tonic::Code::NotFound => Err(Error::rpc(what())(status)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,5 @@
+//! Where pods come from.
+
+mod directory;
+
+pub use directory::Directory;

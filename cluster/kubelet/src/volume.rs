@@ -1,0 +1,143 @@
+//! A pod's volumes: made before its sandbox, brought up to date while it runs, taken away after it. Paths are upstream's (VM-03):
+//! `<kubelet_dir>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`.
+
+mod atomic;
+mod empty_dir;
+mod host_path;
+mod mounted;
+mod mounts;
+mod projection;
+mod sub_path;
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Volume;
+
+use crate::{Error, Level, node::Inner, pod::Desired, store, translate::Fields};
+
+pub(crate) use mounts::{images, mounts};
+
+/// Where a volume lies on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a directory of the pod's, or where the pod says.
+    At(PathBuf),
+    /// The runtime mounts an image itself.
+    Image {
+        reference: String,
+        pull_policy: String,
+    },
+}
+
+/// The directory of a plugin's volume.
+fn dir(node: &Inner, uid: &str, plugin: &str, name: &str) -> PathBuf {
+    node.pod_dir(uid)
+        .join("volumes")
+        .join(format!("kubernetes.io~{plugin}"))
+        .join(name)
+}
+
+pub(crate) fn place(node: &Inner, pod: &Desired, volume: &Volume) -> Place {
+    let in_pod = |plugin| Place::At(dir(node, &pod.uid, plugin, &volume.name));
+    match volume {
+        Volume {
+            host_path: Some(host),
+            ..
+        } => Place::At(host.path.clone().into()),
+        Volume {
+            image: Some(image), ..
+        } => Place::Image {
+            reference: image.reference.clone().unwrap_or_default(),
+            pull_policy: image.pull_policy.clone().unwrap_or_default(),
+        },
+        Volume {
+            config_map: Some(_),
+            ..
+        } => in_pod("configmap"),
+        Volume {
+            secret: Some(_), ..
+        } => in_pod("secret"),
+        Volume {
+            downward_api: Some(_),
+            ..
+        } => in_pod("downward-api"),
+        Volume {
+            projected: Some(_), ..
+        } => in_pod("projected"),
+        // what is nothing else is empty, as for the API server
+        _ => in_pod("empty-dir"),
+    }
+}
+
+/// Files in it are made of objects, and change with them; nobody but the kubelet writes them.
+pub(crate) fn is_projected(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+/// Makes what is not there, and brings up to date what is. Doing it twice changes nothing.
+///
+/// # Errors
+/// The first volume that can't be made, and why; the others are there.
+pub(crate) fn set_up(node: &Inner, pod: &Desired) -> Result<(), Error> {
+    let mut first = Ok(());
+    for volume in pod.spec.volumes.iter().flatten() {
+        if let Err(why) = one(node, pod, volume) {
+            let message = format!(
+                "MountVolume.SetUp failed for volume {:?}: {why}",
+                volume.name
+            );
+            node.tell(Level::Warning, pod, "", "FailedMount", message);
+            first = first.and(Err(Error::Volume {
+                name: volume.name.clone(),
+                why,
+            }));
+        }
+    }
+    first
+}
+
+fn one(node: &Inner, pod: &Desired, volume: &Volume) -> Result<(), String> {
+    let Place::At(path) = place(node, pod, volume) else {
+        return Ok(());
+    };
+    let context = pod.spec.security_context.as_ref();
+    let group = context
+        .and_then(|it| it.fs_group)
+        .and_then(|group| u32::try_from(group).ok());
+    if let Some(host) = &volume.host_path {
+        return host_path::ensure(host.type_.as_deref().unwrap_or_default(), &path)
+            .map_err(|error| format!("hostPath {}: {error}", path.display()));
+    }
+    if is_projected(volume) {
+        let fields = Fields {
+            pod,
+            ips: &[],
+            node: &node.config.node,
+        };
+        let files = projection::files(volume, fields, &node.objects)?;
+        if projection::is_secret(volume) {
+            empty_dir::ensure_memory(&path, None, None)?;
+        } else {
+            store::make_dir(&path).map_err(|error| error.to_string())?;
+        }
+        return atomic::write(&path, &files, group)
+            .map(drop)
+            .map_err(|error| format!("{}: {error}", path.display()));
+    }
+    empty_dir::ensure(volume, &path, group)
+}
+
+/// Whether the pod has volumes that may have to be brought up to date.
+pub(crate) fn may_change(pod: &Desired) -> bool {
+    pod.spec.volumes.iter().flatten().any(is_projected)
+}
+
+/// Unmounts all below the pod's directory, and removes it. Nothing is removed while anything is mounted there: it might be the node's.
+pub(crate) fn tear_down(node: &Inner, uid: &str) -> Result<(), Error> {
+    let dir = node.pod_dir(uid);
+    mounted::unmount_below(&dir)?;
+    store::remove_tree(&dir)
+}

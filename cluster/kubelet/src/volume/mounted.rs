@@ -1,0 +1,103 @@
+//! What is mounted below a directory.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::Error;
+
+/// A volume that is mounted over and over by somebody is given up.
+const ROUNDS: usize = 8;
+
+pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
+    Ok(below(path)?.iter().any(|one| one == path))
+}
+
+/// The deepest first.
+fn below(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    const TABLE: &str = "/proc/self/mountinfo";
+    let table = std::fs::read(TABLE).map_err(Error::file("read", TABLE))?;
+    Ok(parse(&table, dir))
+}
+
+fn parse(table: &[u8], dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .filter(|path| path.starts_with(dir))
+        .collect();
+    // later mounts stand later in the table, and over the earlier ones
+    found.reverse();
+    found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    found
+}
+
+/// `\040` is a space.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let code = (*first == b'\\').then(|| after.get(..3)).flatten();
+        let code = code
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// Detaches what is mounted at `path` and below it; that nothing is is fine.
+///
+/// # Errors
+/// That something still is.
+pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
+    for _ in 0..ROUNDS {
+        let mounts = below(path)?;
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for mount in mounts {
+            match unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                // gone since the look
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(errno) => return Err(Error::file("unmount", mount)(errno.into())),
+            }
+        }
+    }
+    Err(Error::file("unmount all below", path)(
+        std::io::Error::other("it is mounted again and again"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_directory_are_found_the_deepest_first() {
+        let table = b"1 2 0:1 / / rw - ext4 x rw\n\
+                      3 1 0:2 / /k/pods/a rw - tmpfs t rw\n\
+                      4 1 0:2 / /k/pods/a/v\\040w/x rw shared:1 - tmpfs t rw\n\
+                      5 1 0:2 / /k/pods/ab rw - tmpfs t rw\n";
+        assert_eq!(
+            parse(table, Path::new("/k/pods/a")),
+            [Path::new("/k/pods/a/v w/x"), Path::new("/k/pods/a")]
+        );
+        assert!(parse(table, Path::new("/k/pods/b")).is_empty());
+        assert_eq!(unescape(b"a\\134b\\0"), b"a\\b\\0");
+    }
+}

@@ -1,0 +1,462 @@
+//! A pod's worker: one task, which looks, plans, does, tells, and waits.
+//!
+//! # Synchronization
+//! The kubelet gives orders by a `watch`; only the last one counts. Whatever is being done is dropped when a new order comes: each call to
+//! the runtime is one that can be given up, and what it has brought about is seen at the next look.
+
+mod message;
+mod probing;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::{
+    Error, Level,
+    backoff::Backoffs,
+    execute::{self, Grace, NotStarted},
+    node::Node,
+    observed::{Observed, State},
+    plan::{Around, Failure, Over, Plan, SANDBOX, Step, plan},
+    pod::Desired,
+    probe::{Health, Kind, Report},
+    status::{Parts, status},
+    store, volume,
+};
+use probing::{Probing, Scene};
+
+const SECOND: i64 = 1_000_000_000;
+/// Between two looks where nothing is heard, should a change ever be missed.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Upstream's: how late a change of a ConfigMap may reach a file.
+const REFRESH_VOLUMES: Duration = Duration::from_secs(60);
+/// Between two tries at a runtime that does not answer, and at taking away what does not go.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks for something that the pod refers to and that is not there (CM-06).
+const CONFIG_RETRY: i64 = 5 * SECOND;
+/// Steps in a row without a pause: more would be a plan that goes round in circles.
+const ROUNDS: usize = 100;
+/// Reports of probes that wait for the worker.
+const REPORTS: usize = 64;
+
+/// What the kubelet wants of a worker.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    Keep(Arc<Desired>),
+    /// End it and take it away; within its own grace period, where no other is named.
+    End {
+        grace: Option<Duration>,
+    },
+}
+
+pub(crate) struct Worker {
+    node: Node,
+    pod: Arc<Desired>,
+    wake: Arc<Notify>,
+    reports: mpsc::Sender<Report>,
+    health: Health,
+    probing: Probing,
+    backoffs: Backoffs,
+    failures: BTreeMap<String, Failure>,
+    /// Of containers whose clock was ahead of ours: when we first saw that they had ended.
+    ended: HashMap<String, i64>,
+    messages: message::Messages,
+    before: Option<PodStatus>,
+    volumes_made: Option<Instant>,
+}
+
+/// Runs until the pod is gone, or the task is aborted, which leaves the pod as it is.
+pub(crate) async fn run(
+    node: Node,
+    pod: Arc<Desired>,
+    mut orders: watch::Receiver<Order>,
+    wake: Arc<Notify>,
+) {
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let mut worker = Worker {
+        before: store::kept_status(&node, &pod.uid),
+        node,
+        pod,
+        wake,
+        reports,
+        health: Health::default(),
+        probing: Probing::default(),
+        backoffs: Backoffs::default(),
+        failures: BTreeMap::new(),
+        ended: HashMap::new(),
+        messages: message::Messages::default(),
+        volumes_made: None,
+    };
+    let mut ending: Option<Instant> = None;
+    loop {
+        let order = orders.borrow_and_update().clone();
+        match order {
+            Order::Keep(pod) => worker.pod = pod,
+            Order::End { grace } => {
+                let began = *ending.get_or_insert_with(Instant::now);
+                let grace = Grace {
+                    whole: grace.unwrap_or_else(|| worker.pod.grace()),
+                    began,
+                };
+                tokio::select! {
+                    () = worker.end(grace) => return,
+                    // the sender's end is the kubelet's: it is to stay as it is
+                    changed = orders.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    },
+                }
+            }
+        }
+        let wait = tokio::select! {
+            wait = worker.sync() => wait,
+            changed = orders.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        tokio::select! {
+            changed = orders.changed() => if changed.is_err() {
+                return;
+            },
+            () = worker.wake.notified() => {}
+            Some(report) = reported.recv() => worker.take(report),
+            () = tokio::time::sleep(wait) => {}
+        }
+        // all that has come meanwhile is one reason to look
+        while let Ok(report) = reported.try_recv() {
+            worker.take(report);
+        }
+    }
+}
+
+impl Worker {
+    /// Goes on until there is nothing to do; how long that may last.
+    async fn sync(&mut self) -> Duration {
+        for _ in 0..ROUNDS {
+            let done = self.round().await;
+            match done {
+                Ok(Some(wait)) => return wait,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(pod = %self.pod.full_name(), %error, "the pod is looked at again in a second");
+                    return AGAIN;
+                }
+            }
+        }
+        tracing::error!(pod = %self.pod.full_name(), "the plan goes round in circles");
+        LOOK_AGAIN
+    }
+
+    /// One look, and what follows from it; `None`: there is more to do.
+    async fn round(&mut self) -> Result<Option<Duration>, Error> {
+        self.prepare().await?;
+        let observed = self.observe().await?;
+        let now = now();
+        let began = self
+            .before
+            .as_ref()
+            .and_then(|before| before.start_time.as_ref());
+        let around = Around {
+            now,
+            backoffs: &self.backoffs,
+            health: &self.health,
+            failures: &self.failures,
+            began: began.map(|time| nanoseconds(time.0)),
+        };
+        let plan = plan(&self.pod, &observed, &around);
+        self.publish(&observed, &plan.waiting, plan.over.as_ref());
+        if plan.steps.is_empty() {
+            execute::tidy(&self.node, &self.pod, &observed).await?;
+            return Ok(Some(self.wait(&plan, now)));
+        }
+        for step in &plan.steps {
+            if !self.step(step, &observed).await? {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The pod on disk, and its volumes: new, or brought up to date now and then.
+    async fn prepare(&mut self) -> Result<(), Error> {
+        let is_due = match self.volumes_made {
+            None => true,
+            Some(made) => volume::may_change(&self.pod) && made.elapsed() >= REFRESH_VOLUMES,
+        };
+        if !is_due
+            || self
+                .failures
+                .get(SANDBOX)
+                .is_some_and(|failure| failure.retry_at > now())
+        {
+            return Ok(());
+        }
+        let is_first = self.volumes_made.is_none();
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            if is_first {
+                store::keep_pod(&node, &pod)?;
+            }
+            volume::set_up(&node, &pod)
+        });
+        match made.await {
+            Ok(Ok(())) => {
+                self.volumes_made = Some(Instant::now());
+                self.failures.remove(SANDBOX);
+            }
+            // What is there already is not taken away because it can't be brought up to date.
+            Ok(Err(error)) if !is_first => {
+                tracing::warn!(pod = %self.pod.full_name(), %error, "a volume is not up to date");
+                self.volumes_made = Some(Instant::now());
+            }
+            Ok(Err(error)) => {
+                let failure = Failure {
+                    reason: "FailedMount",
+                    message: error.to_string(),
+                    retry_at: now() + CONFIG_RETRY,
+                };
+                self.failures.insert(SANDBOX.into(), failure);
+            }
+            Err(error) => tracing::error!(%error, "a volume's work broke"),
+        }
+        Ok(())
+    }
+
+    async fn observe(&mut self) -> Result<Observed, Error> {
+        let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
+        let now = now();
+        for seen in &mut observed.containers {
+            // A clock that was set back would have us wait for the time when they ended.
+            if seen.state == State::Exited && seen.finished > now {
+                seen.finished = *self.ended.entry(seen.id.clone()).or_insert(now);
+            }
+        }
+        self.ended
+            .retain(|id, _| observed.containers.iter().any(|seen| seen.id == *id));
+        self.messages.fill(&self.node, &self.pod, &mut observed);
+        let scene = Scene {
+            node: &self.node,
+            pod: &self.pod,
+            observed: &observed,
+            before: self.before.as_ref(),
+            now,
+            reports: &self.reports,
+        };
+        self.probing.keep(&scene, &mut self.health);
+        Ok(observed)
+    }
+
+    /// Tells what is new of the pod, and keeps it.
+    fn publish(
+        &mut self,
+        observed: &Observed,
+        waiting: &BTreeMap<String, (String, String)>,
+        over: Option<&Over>,
+    ) {
+        let status = status(&Parts {
+            pod: &self.pod,
+            observed,
+            waiting,
+            health: &self.health,
+            over,
+            before: self.before.as_ref(),
+            node: &self.node.config.node,
+            runtime: &self.node.runtime_name,
+            now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
+        });
+        if self.before.as_ref() == Some(&status) {
+            return;
+        }
+        (self.node.told.status)(&self.pod, &status);
+        if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
+            tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
+        }
+        self.before = Some(status);
+    }
+
+    fn wait(&self, plan: &Plan, now: i64) -> Duration {
+        let mut wait = LOOK_AGAIN;
+        if let Some(until) = plan.wait_until {
+            wait = wait.min(Duration::from_nanos((until - now).max(0).unsigned_abs()));
+        }
+        // at least this: a clock that jumps must not make a busy loop
+        wait.max(Duration::from_millis(10))
+    }
+
+    /// Whether to go on with the plan's next step.
+    async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
+        match step {
+            Step::End => {
+                execute::end(
+                    &self.node,
+                    &self.pod,
+                    observed,
+                    Grace::now(self.pod.grace()),
+                )
+                .await?
+            }
+            Step::MakeSandbox { attempt } => {
+                if self.volumes_made.is_none() {
+                    return Ok(false);
+                }
+                match execute::make_sandbox(&self.node, &self.pod, *attempt).await {
+                    Ok(id) => {
+                        tracing::debug!(pod = %self.pod.full_name(), id, attempt, "sandbox made");
+                        self.failures.remove(SANDBOX);
+                        self.backoffs.forget(SANDBOX);
+                    }
+                    Err(error) => {
+                        let message = format!("Failed to create pod sandbox: {error}");
+                        self.node.tell(
+                            Level::Warning,
+                            &self.pod,
+                            "",
+                            "FailedCreatePodSandBox",
+                            &message,
+                        );
+                        self.failed(SANDBOX, "FailedCreatePodSandBox", message, None);
+                    }
+                }
+                // its containers are another look's
+                return Ok(false);
+            }
+            Step::Kill {
+                id,
+                name,
+                why,
+                grace_seconds,
+            } => {
+                let message = format!("Container {name} is killed: {why}");
+                self.node
+                    .tell(Level::Normal, &self.pod, name, "Killing", message);
+                let grace = match grace_seconds {
+                    Some(seconds) => Duration::from_secs(seconds.max(&0).unsigned_abs()),
+                    None => self.pod.grace(),
+                };
+                if let Some(seen) = observed.containers.iter().find(|seen| seen.id == *id) {
+                    let ips = observed
+                        .newest_sandbox()
+                        .map(|it| it.ips.clone())
+                        .unwrap_or_default();
+                    execute::stop_one(&self.node, &self.pod, seen, &ips, Grace::now(grace)).await?;
+                }
+            }
+            Step::Start { name, attempt } => self.start(name, *attempt, observed).await,
+        }
+        Ok(true)
+    }
+
+    async fn start(&mut self, name: &str, attempt: u32, observed: &Observed) {
+        let pod = self.pod.clone();
+        let Some(spec) = pod.container(name) else {
+            return;
+        };
+        if let Some(last) = observed.newest(name)
+            && last.state == State::Exited
+            && !self.failures.contains_key(name)
+        {
+            self.backoffs.tried(name, last.finished, now());
+        }
+        match execute::start(&self.node, &pod, observed, spec, attempt).await {
+            Ok(()) => {
+                self.failures.remove(name);
+            }
+            Err(NotStarted { reason, error }) => {
+                self.node.tell(
+                    Level::Warning,
+                    &pod,
+                    name,
+                    "Failed",
+                    format!("{reason}: {error}"),
+                );
+                let retry = (reason == "CreateContainerConfigError").then_some(CONFIG_RETRY);
+                self.failed(name, reason, error.to_string(), retry);
+            }
+        }
+    }
+
+    /// Notes a failure; without a time of its own it is tried again later and later.
+    fn failed(&mut self, name: &str, reason: &'static str, message: String, retry: Option<i64>) {
+        let now = now();
+        let retry_at = match retry {
+            Some(retry) => now + retry,
+            None => {
+                let key = format!("{name}/{reason}");
+                self.backoffs.tried(&key, now, now);
+                now + self.backoffs.delay_seconds(&key) * SECOND
+            }
+        };
+        let failure = Failure {
+            reason,
+            message,
+            retry_at,
+        };
+        self.failures.insert(name.to_owned(), failure);
+    }
+
+    /// A probe has something to say.
+    fn take(&mut self, report: Report) {
+        let Report {
+            container,
+            name,
+            kind,
+            good,
+            counts,
+            message,
+            grace_seconds,
+        } = report;
+        if !good {
+            let told = format!("{} probe failed: {message}", kind.as_str());
+            self.node
+                .tell(Level::Warning, &self.pod, &name, "Unhealthy", &told);
+            if counts && kind != Kind::Readiness && self.health.knows(&container) {
+                self.health.condemn(&container, &told, grace_seconds);
+            }
+        }
+        if counts && self.health.knows(&container) {
+            self.health.found(&container, kind, good);
+        }
+    }
+
+    /// Ends the pod and takes it away; tries until it is gone.
+    async fn end(&mut self, grace: Grace) {
+        // nobody is asked how it feels while it ends
+        self.probing = Probing::default();
+        loop {
+            match self.end_once(grace).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(pod = %self.pod.full_name(), %error, "the pod can't be ended yet");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn end_once(&mut self, grace: Grace) -> Result<(), Error> {
+        let observed = self.node.runtime.observe(&self.pod.uid).await?;
+        execute::end(&self.node, &self.pod, &observed, grace).await?;
+        let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
+        self.messages.fill(&self.node, &self.pod, &mut observed);
+        self.publish(&observed, &BTreeMap::new(), Some(&Over::Ended));
+        execute::remove(&self.node, &self.pod, &observed).await?;
+        self.node
+            .tell(Level::Normal, &self.pod, "", "Removed", "The pod is gone");
+        Ok(())
+    }
+}
+
+fn now() -> i64 {
+    nanoseconds(Timestamp::now())
+}
+
+fn nanoseconds(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+}
