@@ -291,9 +291,9 @@ fn min_pods(hpa: &Value, _: i64) -> Value {
 /// More than these are counted only.
 const TARGETS_SHOWN: usize = 2;
 
-fn targets(hpa: &Value, now: i64) -> Value {
+fn targets(hpa: &Value, _: i64) -> Value {
     if text(hpa, "/apiVersion") == "autoscaling/v1" {
-        return targets(&autoscaler::as_v2(hpa), now);
+        return targets(&autoscaler::as_v2(hpa), 0);
     }
     let specs = items(hpa, "/spec/metrics");
     if specs.is_empty() {
