@@ -415,3 +415,41 @@ fn a_scaler_is_the_same_in_both_versions() -> Result<()> {
     );
     Ok(())
 }
+
+/// Stock kube-controller-manager and kube-scheduler list these, or look for them, and tell each few seconds that they are not there.
+#[test]
+fn what_stock_controllers_look_for_is_there() -> Result<()> {
+    let server = Server::start("memory")?;
+    for (name, key, begins) in [
+        (
+            "extension-apiserver-authentication",
+            "client-ca-file",
+            "-----BEGIN CERTIFICATE-----",
+        ),
+        (
+            "kube-apiserver-legacy-service-account-token-tracking",
+            "since",
+            "20",
+        ),
+    ] {
+        let map = server.json(&["get", "configmap", "-n", "kube-system", name])?;
+        let value = map["data"][key].as_str().unwrap_or_default();
+        ensure!(value.starts_with(begins), "{map}");
+    }
+    for kind in [
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+    ] {
+        let list = server.json(&["get", kind])?;
+        ensure!(list["items"] == json!([]), "{list}");
+    }
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "p"},
+        "spec": {"validations": [{"expression": "true"}]},
+    });
+    let said = server.refused(&["create", "-f", "-"], &policy.to_string())?;
+    ensure!(said.contains("MethodNotAllowed"), "{said}");
+    Ok(())
+}

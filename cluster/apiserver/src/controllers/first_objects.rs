@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{Actor, Api},
+    clock,
     failure::Failure,
     object, write,
     write::Part,
@@ -59,6 +60,17 @@ pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
         }));
     }
     objects.push(kubelet_client());
+    // Since when tokens of Secrets would be noticed: kube-controller-manager waits for it. None is taken here.
+    let today = clock::time(clock::now());
+    objects.push(json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": "kube-apiserver-legacy-service-account-token-tracking",
+            "namespace": "kube-system",
+        },
+        "data": {"since": today.split('T').next()},
+    }));
     all(api, &actor, objects).await?;
     client_ca(api, &actor).await?;
     service(api, &actor, address).await

@@ -1,4 +1,4 @@
-//! admissionregistration. Its policies (CEL) are not served: what is not enforced is not taken.
+//! admissionregistration: webhooks, and policies, of which there are none.
 
 use super::*;
 use crate::{columns, defaults, prepare, validate};
@@ -11,6 +11,15 @@ const WEBHOOKS: Kind = Kind {
     prepare_create: prepare::create_generation,
     prepare_update: prepare::update_whole,
     validate: validate::webhook_configuration,
+    ..KIND
+};
+
+/// They are CEL. What is not enforced is not taken: they can be listed and watched, as kube-controller-manager does, and not made.
+const POLICY: Kind = Kind {
+    group: "admissionregistration.k8s.io",
+    categories: &["api-extensions"],
+    namespaced: false,
+    verbs: &["get", "list", "watch"],
     ..KIND
 };
 
@@ -30,5 +39,19 @@ pub(super) const KINDS: &[Kind] = &[
         storage: "validatingwebhookconfigurations",
         default: defaults::validating_webhooks,
         ..WEBHOOKS
+    },
+    Kind {
+        kind: "ValidatingAdmissionPolicy",
+        plural: "validatingadmissionpolicies",
+        singular: "validatingadmissionpolicy",
+        storage: "validatingadmissionpolicies",
+        ..POLICY
+    },
+    Kind {
+        kind: "ValidatingAdmissionPolicyBinding",
+        plural: "validatingadmissionpolicybindings",
+        singular: "validatingadmissionpolicybinding",
+        storage: "validatingadmissionpolicybindings",
+        ..POLICY
     },
 ];
