@@ -8,6 +8,8 @@ use crate::manifest::Problem;
 /// Why a command failed: what was tried, on what, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Kubelet(#[from] berth_kubelet::Error),
     #[error(
         "cannot connect to {endpoint}: {source}. Is berthd running? It listens at --endpoint, and only root may connect"
     )]

@@ -134,12 +134,9 @@ impl Kubelet {
     ) {
         let (changes, mut changed) = mpsc::channel(CHANGES);
         let watching = tokio::spawn(events::watch(self.node.runtime.clone(), changes));
-        let mut wanted: Option<Vec<Arc<Desired>>> = None;
+        let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
-            if is_open && desired.has_changed().is_ok_and(|has| has) || wanted.is_none() {
-                wanted = desired.borrow_and_update().clone();
-            }
             if let Some(wanted) = &wanted {
                 self.reconcile(wanted);
                 if !is_adopted {
@@ -151,7 +148,10 @@ impl Kubelet {
             }
             tokio::select! {
                 () = ends.cancelled() => break,
-                has = desired.changed(), if is_open => is_open = has.is_ok(),
+                has = desired.changed(), if is_open => match has {
+                    Ok(()) => wanted = desired.borrow_and_update().clone(),
+                    Err(_) => is_open = false,
+                },
                 Some(change) = changed.recv() => {
                     if let Some(handle) = self.workers.get(&change.0) {
                         handle.wake.notify_one();

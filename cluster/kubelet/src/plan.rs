@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::PodStatus;
+
 use crate::{
     backoff::Backoffs,
     observed::{Observed, Sandbox, Seen, State},
@@ -25,6 +27,8 @@ pub(crate) struct Around<'a> {
     pub failures: &'a BTreeMap<String, Failure>,
     /// When the pod began, where it has.
     pub began: Option<i64>,
+    /// What was told before: a pod that is over stays so.
+    pub over: Option<Over>,
 }
 
 /// A start that did not come about, and when it is tried again.
@@ -65,6 +69,17 @@ pub(crate) enum Over {
     Deadline,
 }
 
+impl Over {
+    /// By what was told of the pod.
+    pub fn told(status: &PodStatus) -> Option<Self> {
+        match (status.phase.as_deref(), status.reason.as_deref()) {
+            (Some("Failed"), Some("DeadlineExceeded")) => Some(Self::Deadline),
+            (Some("Failed" | "Succeeded"), _) => Some(Self::Ended),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub steps: Vec<Step>,
@@ -86,14 +101,17 @@ pub(crate) const SANDBOX: &str = "";
 
 pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> Plan {
     let mut plan = Plan::default();
+    if let Some(over) = &around.over {
+        return ended(observed, over.clone());
+    }
+    if is_over(pod, observed) {
+        return ended(observed, Over::Ended);
+    }
     if let Some(deadline) = deadline(pod, around.began) {
         if deadline <= around.now {
             return ended(observed, Over::Deadline);
         }
         plan.wait(deadline);
-    }
-    if is_over(pod, observed) {
-        return ended(observed, Over::Ended);
     }
     let Some(sandbox) = observed.ready_sandbox() else {
         sandbox(pod, observed, around, &mut plan);

@@ -169,6 +169,7 @@ impl Worker {
             health: &self.health,
             failures: &self.failures,
             began: began.map(|time| nanoseconds(time.0)),
+            over: self.before.as_ref().and_then(Over::told),
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());
@@ -253,6 +254,12 @@ impl Worker {
         Ok(observed)
     }
 
+    /// The last that is told. It is not kept: the same pod may come again before it has gone.
+    fn tell_the_end(&self, observed: &Observed) {
+        let last = self.status(observed, &BTreeMap::new(), Some(&Over::Ended));
+        (self.node.told.status)(&self.pod, &last);
+    }
+
     /// Tells what is new of the pod, and keeps it.
     fn publish(
         &mut self,
@@ -260,7 +267,24 @@ impl Worker {
         waiting: &BTreeMap<String, (String, String)>,
         over: Option<&Over>,
     ) {
-        let status = status(&Parts {
+        let status = self.status(observed, waiting, over);
+        if self.before.as_ref() == Some(&status) {
+            return;
+        }
+        (self.node.told.status)(&self.pod, &status);
+        if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
+            tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
+        }
+        self.before = Some(status);
+    }
+
+    fn status(
+        &self,
+        observed: &Observed,
+        waiting: &BTreeMap<String, (String, String)>,
+        over: Option<&Over>,
+    ) -> PodStatus {
+        status(&Parts {
             pod: &self.pod,
             observed,
             waiting,
@@ -270,15 +294,7 @@ impl Worker {
             node: &self.node.config.node,
             runtime: &self.node.runtime_name,
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
-        });
-        if self.before.as_ref() == Some(&status) {
-            return;
-        }
-        (self.node.told.status)(&self.pod, &status);
-        if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
-            tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
-        }
-        self.before = Some(status);
+        })
     }
 
     fn wait(&self, plan: &Plan, now: i64) -> Duration {
@@ -445,7 +461,7 @@ impl Worker {
         execute::end(&self.node, &self.pod, &observed, grace).await?;
         let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
         self.messages.fill(&self.node, &self.pod, &mut observed);
-        self.publish(&observed, &BTreeMap::new(), Some(&Over::Ended));
+        self.tell_the_end(&observed);
         execute::remove(&self.node, &self.pod, &observed).await?;
         self.node
             .tell(Level::Normal, &self.pod, "", "Removed", "The pod is gone");

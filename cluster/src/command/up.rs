@@ -99,7 +99,7 @@ impl Up {
     }
 
     async fn serve(self) -> Result<ExitCode, Error> {
-        log();
+        super::log();
         let failed = |why: String| Error::Invalid {
             what: "the API server".into(),
             why,
@@ -169,17 +169,6 @@ async fn open(kind: &StoreKind, data: &Path) -> Result<Arc<dyn Store>, berth_sto
             Arc::new(Etcd::new(channel))
         }
     })
-}
-
-/// To stderr, as BERTH_LOG says (info by default).
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // a second one in a process is not wanted, and not an error
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 #[cfg(test)]

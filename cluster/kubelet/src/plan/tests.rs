@@ -79,6 +79,7 @@ fn planned(spec: &str, is: &str) -> Plan {
         health: &health,
         failures: &BTreeMap::new(),
         began: Some(NOW - 100 * SECOND),
+        over: None,
     };
     plan(&pod(spec), &observed(is), &around)
 }
@@ -162,6 +163,7 @@ fn one_that_fails_again_waits_for_its_time_and_others_do_not() {
                 health: &health,
                 failures: &BTreeMap::new(),
                 began: None,
+                over: None,
             },
         )
     };
@@ -207,6 +209,7 @@ fn what_can_not_be_started_waits_with_its_reason() {
                 health: &health,
                 failures: &failures,
                 began: None,
+                over: None,
             };
             plan(&pod(ONE), &observed(is), &around)
         };
@@ -247,6 +250,7 @@ fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
         health: &health,
         failures: &BTreeMap::new(),
         began: None,
+        over: None,
     };
     let plan_of = |is: &Observed| plan(&pod(ONE), is, &around);
     assert_eq!(
@@ -263,4 +267,37 @@ fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
     let mut other = observed("s0 a:1 a:run");
     other.containers[0].hash = "of another image".into();
     assert_eq!(words(&plan_of(&other)), "kill:a1");
+}
+
+#[test]
+fn what_is_over_stays_so_whatever_the_clock_and_the_runtime_say() {
+    let (backoffs, health) = (Backoffs::default(), Health::default());
+    let of = |spec: &str, is: &str, over| {
+        let around = Around {
+            now: NOW,
+            backoffs: &backoffs,
+            health: &health,
+            failures: &BTreeMap::new(),
+            began: Some(NOW - 100 * SECOND),
+            over,
+        };
+        let plan = plan(&pod(spec), &observed(is), &around);
+        (words(&plan), plan.over)
+    };
+    // one that has succeeded does not fail by a deadline that comes later
+    let late = format!("{ONE}\n  restartPolicy: Never\n  activeDeadlineSeconds: 10");
+    assert_eq!(
+        of(&late, "-s0 a:0", None),
+        ("over".into(), Some(Over::Ended))
+    );
+    // one that was ended by its deadline does not succeed by how it took it
+    assert_eq!(
+        of(&late, "-s0 a:0", Some(Over::Deadline)),
+        ("over".into(), Some(Over::Deadline))
+    );
+    // a reboot begins nothing that was over
+    assert_eq!(
+        of(ONE, "", Some(Over::Deadline)),
+        ("over".into(), Some(Over::Deadline))
+    );
 }
