@@ -59,7 +59,7 @@ pub struct Pod {
     sandbox: watch::Sender<Sandbox>,
     order: tokio::sync::Mutex<()>,
     containers: Mutex<BTreeMap<String, Slot>>,
-    oom_accounts: OomAccounts,
+    pub oom_accounts: OomAccounts,
 }
 
 #[derive(Debug)]

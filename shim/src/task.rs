@@ -306,10 +306,12 @@ impl Task for TaskService {
             .as_ref()
             .ok_or_else(|| Error::invalid("update", "it names no resources"))?;
         let resources: oci_spec::runtime::LinuxResources = json("resources", &any.value)?;
-        let engine = self.pod.engine.clone();
+        let pod = self.pod.clone();
         let notes = blocking("Update", move || {
-            let notes = container.cgroup("update")?.change(&resources)?;
-            engine.updated(&container.id, &resources);
+            let cgroup = container.cgroup("update")?;
+            let notes = cgroup.change(&resources)?;
+            pod.oom_accounts.limited(cgroup);
+            pod.engine.updated(&container.id, &resources);
             Ok(notes)
         });
         for note in notes.await? {

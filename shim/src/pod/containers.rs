@@ -173,7 +173,15 @@ impl Pod {
         if let Some(cgroup) = &cgroup {
             self.oom_accounts.open(cgroup);
         }
-        let made = blocking("create", move || Ok(engine.create(create)?)).await;
+        let (pod, limited) = (self.clone(), cgroup.clone());
+        let made = blocking("create", move || {
+            let process = engine.create(create)?;
+            if let Some(cgroup) = &limited {
+                pod.oom_accounts.limited(cgroup);
+            }
+            Ok(process)
+        })
+        .await;
         let made = made.and_then(|process| {
             berth_failpoint::site!("shim.create.made")
                 .map_err(Error::io("failpoint shim.create.made"))?;

@@ -40,15 +40,11 @@ impl Pod {
             let Some(cgroup) = cgroup else {
                 return Ok((0, None));
             };
-            let oom_kills = pod.oom_accounts.close(&cgroup)?;
-            let limited = match oom_kills {
-                0 => None,
-                _ => cgroup.oom_limit()?,
-            };
+            let deaths = pod.oom_accounts.close(&cgroup)?;
             if kill_rest {
                 cgroup.kill()?;
             }
-            Ok((oom_kills, limited))
+            Ok((deaths.kills, deaths.limited))
         });
         let (oom_kills, limited) = memory.await.unwrap_or_else(|error| {
             journal!("end of container {}: {error}", container.id);

@@ -466,6 +466,19 @@ impl Cgroup {
     pub fn oom_limit(&self) -> Result<Option<Limited>, Error> {
         stats::oom_limit(self, Hierarchies::of_this_machine()?)
     }
+
+    /// Whether one below this one has met its limit, also one that is gone. `false` on v1, which does not tell.
+    pub fn limit_met_below(&self) -> Result<bool, Error> {
+        Ok(stats::limit_met_below(
+            self,
+            Hierarchies::of_this_machine()?,
+        ))
+    }
+
+    /// v2's `memory.max` in bytes; 0: it has none.
+    pub fn memory_limit(&self) -> Result<u64, Error> {
+        stats::memory_limit(self, Hierarchies::of_this_machine()?)
+    }
 }
 
 /// The way into a cgroup for a process that is about to be made. A thread that writes "0" to v1's `tasks` moves itself, and

@@ -259,6 +259,23 @@ pub(super) fn oom_limit(cgroup: &Cgroup, machine: &Hierarchies) -> Result<Option
     Ok(None)
 }
 
+/// `memory.events` counts under `oom` what `memory.events.local` does, and what those below do or did.
+pub(super) fn limit_met_below(cgroup: &Cgroup, machine: &Hierarchies) -> bool {
+    let Some(hierarchy) = machine.v2() else {
+        return false;
+    };
+    let directory = hierarchy.directory(cgroup.path());
+    let oom = |file: &str| {
+        let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+        value(&text, "oom")
+    };
+    oom("memory.events") > oom("memory.events.local")
+}
+
+pub(super) fn memory_limit(cgroup: &Cgroup, machine: &Hierarchies) -> Result<u64, Error> {
+    Files { cgroup, machine }.number("memory", "memory.max")
+}
+
 pub(super) struct Files<'a> {
     cgroup: &'a Cgroup,
     machine: &'a Hierarchies,
