@@ -92,7 +92,7 @@ fn a_node_whose_cgroups_are_read_only_is_not_ready_and_refuses_pods_by_its_reaso
 fn a_limit_whose_controller_is_not_there_makes_no_container() -> Result<()> {
     const MEMORY: &str = "/sys/fs/cgroup/memory";
     if cgroup::unified() {
-        eprintln!("skipped: a controller of cgroup v2 can't be taken away from one test alone");
+        eprintln!("skipped: cgroup v2 has a test of its own for this");
         return Ok(());
     }
     Node::test(async |node| {

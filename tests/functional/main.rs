@@ -22,6 +22,7 @@ mod ending;
 mod events;
 mod exec;
 mod full_disk;
+mod handed_down;
 mod host_port;
 mod hung_mounts;
 mod identity;

@@ -210,7 +210,10 @@ fn execute(
     match put(&directory, write) {
         Ok(()) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
-            absent(error)
+            absent(match hierarchy.is_v2() {
+                true => not_handed_down(&directory, write).unwrap_or(error),
+                false => error,
+            })
         }
         // Two files that bound each other (memory and memory+swap, quota and period): when both rise, the second must go first.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
@@ -230,6 +233,24 @@ fn execute(
         }
         Err(error) => Err(failed(cgroup, write, error)),
     }
+}
+
+/// v2: a cgroup lacks the files of a controller that those above it keep to themselves, as inside another container or where someone else has
+/// made the cgroup above. None: it has the controller, and the kernel no such file.
+fn not_handed_down(directory: &Path, write: &Write) -> Option<io::Error> {
+    // A file of `unified` is named by its controller; those of the core belong to none.
+    let controller = write.file.split('.').next().filter(|c| *c != "cgroup")?;
+    let has = fs::read_to_string(directory.join("cgroup.controllers")).ok()?;
+    if has.split_whitespace().any(|one| one == controller) {
+        return None;
+    }
+    Some(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!(
+            "no {controller} controller is handed down to this cgroup, which has these: {}",
+            has.trim()
+        ),
+    ))
 }
 
 fn is_pair(file: &str, other: &str) -> bool {
