@@ -41,6 +41,7 @@ mod nri;
 mod oom;
 mod pod_limits;
 mod port_forward;
+mod power_cuts;
 mod probes;
 mod prometheus;
 mod real_images;
