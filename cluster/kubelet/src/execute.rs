@@ -268,8 +268,9 @@ pub(crate) async fn remove(node: &Inner, pod: &Desired, observed: &Observed) -> 
     for sandbox in &observed.sandboxes {
         node.runtime.remove_sandbox(&sandbox.id).await?;
     }
-    volume::tear_down(node, &pod.uid)?;
-    store::remove_tree(&node.log_dir(pod))
+    store::remove_tree(&node.log_dir(pod))?;
+    // The last, since the pod is kept in it: a kubelet that is killed before finds what there is still to do.
+    volume::tear_down(node, &pod.uid)
 }
 
 /// Removes what is only history: of each name all but the newest two, and sandboxes of which nothing is left.
