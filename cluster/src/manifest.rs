@@ -22,13 +22,14 @@ mod security;
 mod volumes;
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde_json::Value;
 
+pub use berth_kubelet::Problem;
 pub use container::{ImageFacts, PullPolicy, container_config};
 pub use resources::NodeFacts;
 pub use sandbox::sandbox_config;
@@ -44,33 +45,6 @@ const LOGS_DIR: &str = "/var/log/pods";
 
 /// A manifest of more than this is not one.
 pub const MAX_BYTES: u64 = 3 << 20;
-
-/// Something about a field.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// As people write it: `spec.containers[0].image`.
-    pub path: String,
-    pub what: String,
-}
-
-impl Problem {
-    pub fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
-        Problem {
-            path: path.into(),
-            what: what.into(),
-        }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() {
-            f.write_str(&self.what)
-        } else {
-            write!(f, "{}: {}", self.path, self.what)
-        }
-    }
-}
 
 /// A pod that has a name, a namespace and a uid, and only fields that are understood.
 #[derive(Debug, Clone)]
