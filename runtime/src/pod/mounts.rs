@@ -333,6 +333,12 @@ mod tests {
     #[test]
     fn an_overlay_of_id_mapped_layers_shows_the_owners_of_the_map() {
         use berth_kernel::userns::Mapping;
+        use rustix::mount::{MountPropagationFlags as Propagation, mount_change};
+        // Mounts are shared, as systemd has a node's: what is mounted over one appears over its peers. But not the node's own.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        for propagation in [Propagation::PRIVATE, Propagation::SHARED] {
+            mount_change("/", propagation | Propagation::REC).unwrap();
+        }
         let dir = tempfile::tempdir().unwrap();
         let [upper, work, rootfs] = ["upper", "work", "rootfs"].map(|n| dir.path().join(n));
         for dir in [&upper, &work, &rootfs] {

@@ -62,13 +62,23 @@ pub fn set_id_map(
     )
 }
 
-/// A mount of `directory`, nowhere to be seen, that shows the owners of what is in it through the maps. Errors as those of [`set_id_map`]
-/// and [`userns::make`].
+/// A mount of `directory`, nowhere to be seen, that shows the owners of what is in it through the maps. It is private: a copy of a
+/// shared mount is its peer, and what is mounted over the one appears over the other. Errors as those of [`set_id_map`] and
+/// [`userns::make`].
 pub fn id_mapped(directory: &Path, maps: &IdMaps) -> io::Result<OwnedFd> {
     let user = userns::make(maps, false)?.user;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, directory, flags)?;
-    set_id_map(tree.as_fd(), false, user.as_fd())?;
+    set(
+        tree.as_fd(),
+        false,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: libc::MS_PRIVATE,
+            userns_fd: user.as_raw_fd() as u64,
+        },
+    )?;
     Ok(tree)
 }
 
