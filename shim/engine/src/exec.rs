@@ -53,7 +53,22 @@ struct Plan {
     proc: OwnedFd,
 }
 
+/// What fails because the container has ended meanwhile (its cgroup may be gone before its last process is reaped) fails for that reason.
 pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Result<Made, Error> {
+    begin(request, stdio, init).map_err(|error| match pidfd::send_signal(init, 0) {
+        Err(_) if !matches!(error, Error::Command { .. }) => not_running(request),
+        _ => error,
+    })
+}
+
+fn not_running(request: &ExecRequest) -> Error {
+    Error::Command {
+        exit_code: 128,
+        message: format!("exec in container {}: it is not running", request.id),
+    }
+}
+
+fn begin(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Result<Made, Error> {
     let mut plan = plan(request)?;
     // Asked of /proc before it is the container's.
     let single_threaded = SingleThreaded::prove().map_err(Error::io("look for threads"))?;
@@ -72,10 +87,7 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
     )?;
     // /proc/<pid> above was init's, if init still is now.
     if pidfd::send_signal(init, 0).is_err() {
-        return Err(Error::Command {
-            exit_code: 128,
-            message: format!("exec in container {}: it is not running", request.id),
-        });
+        return Err(not_running(request));
     }
     let enter = |namespaces: CloneFlags| {
         setns(init, namespaces).map_err(|e| {
