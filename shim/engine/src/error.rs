@@ -54,6 +54,9 @@ pub enum Error {
     },
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::Error),
+    /// The process that made something died of it: 128 and its signal, or its exit code.
+    #[error("container launcher: worker ended with {exit_code} before it answered")]
+    Worker { exit_code: i32 },
     /// The engine's launcher died or answered nonsense.
     #[error("container launcher: {0}")]
     Zygote(String),

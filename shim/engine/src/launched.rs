@@ -273,6 +273,22 @@ impl Launched {
     }
 }
 
+/// A worker is in a scope of systemd's from its beginning, and so within the container's limits while it makes it: killed there, it has left
+/// nobody to tell why, and the scope is gone with it.
+fn for_want_of_memory(error: Error, request: &CreateRequest) -> Error {
+    let killed = 128 + Signal::SIGKILL as i32;
+    if !matches!(error, Error::Worker { exit_code } if exit_code == killed) {
+        return error;
+    }
+    let spec = init::load_spec(&request.id, &request.bundle).ok();
+    let linux = spec.as_ref().and_then(|spec| spec.linux().as_ref());
+    let memory = linux.and_then(|linux| linux.resources().as_ref()?.memory().as_ref());
+    match memory.and_then(|memory| memory.limit()) {
+        Some(limit) if limit > 0 => Error::NoMemory(request.id.clone()),
+        _ => error,
+    }
+}
+
 impl Engine for Launched {
     fn pause(&self, pause: &Pause) -> Result<Process, Error> {
         self.zygote()?.pause(pause)
@@ -323,6 +339,7 @@ impl Engine for Launched {
         } = match made {
             Ok(made) => made,
             Err(error) => {
+                let error = for_want_of_memory(error, &request);
                 // The first error is the one to tell.
                 let _ = self.clean_up(&request.id, &directory);
                 return Err(error);

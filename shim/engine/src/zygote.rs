@@ -159,10 +159,9 @@ impl Zygote {
                 }
                 Err(failure.into())
             }
-            None => Err(Error::Zygote(format!(
-                "worker ended with {} before it answered",
-                ended.exit_code
-            ))),
+            None => Err(Error::Worker {
+                exit_code: ended.exit_code,
+            }),
         }
     }
 }
