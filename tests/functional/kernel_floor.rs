@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use berth_proto::cri;
 use berth_tests::{BUSYBOX, Node, cgroup, container, refused, request::ContainerRequest};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use tonic::Code;
 
 async fn status(node: &Node) -> Result<cri::StatusResponse> {
@@ -51,10 +52,14 @@ fn features_of_the_kernel_are_told_as_its_version_has_them() -> Result<()> {
     })
 }
 
-/// In this test's own mount namespace: no other test's cgroups are touched.
+/// In this test's own mount namespace: no other test's cgroups are touched. What else their mounts forbid stays.
 fn remount_cgroups(flags: MsFlags) -> Result<()> {
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags;
+    let kept = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
     for root in cgroup::roots() {
+        let of_mount = statvfs(&root)?.f_flag & kept;
+        // These have the same numbers there (<sys/statvfs.h>).
+        let of_mount = MsFlags::from_bits_truncate(of_mount.bits());
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | of_mount | flags;
         mount(None::<&str>, &root, None::<&str>, flags, None::<&str>)
             .with_context(|| format!("remount {}", root.display()))?;
     }

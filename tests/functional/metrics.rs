@@ -11,7 +11,7 @@ use berth_proto::cri::{self, Metric, MetricType, NamespaceMode};
 use berth_tests::{
     BUSYBOX, Node, cgroup, container, process,
     request::{ContainerRequest, PodRequest},
-    sh,
+    sh, systemd,
 };
 
 /// Metrics by name, each with its labels.
@@ -164,7 +164,8 @@ fn metrics_fit_their_descriptors_and_say_what_the_kernel_says() -> Result<()> {
             ensure!(labels[key] == *wanted, "{key}: {labels:?}");
         }
         ensure!(
-            labels["id"].ends_with(&format!("/{id}")) && labels["image"].contains("busybox"),
+            (labels["id"].rsplit('/').next()).is_some_and(|name| systemd::names(name, &id))
+                && labels["image"].contains("busybox"),
             "{labels:?}"
         );
         ensure!((before..=after).contains(&value(&told, "container_cpu_usage_seconds_total")?));

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{LinuxContainerResources, UpdatePodSandboxResourcesRequest};
 use berth_tests::{
-    BUSYBOX, Node, Pod, cgroup, container, cri::refused, process, request::PodRequest,
+    BUSYBOX, Node, Pod, cgroup, container, cri::refused, process, request::PodRequest, systemd,
 };
 use tonic::Code;
 
@@ -102,7 +102,10 @@ fn a_pod_has_its_limits_and_its_overhead_and_they_change_in_place() -> Result<()
             .start_container(&pod, container("c", BUSYBOX, &["sleep", "1000"]))
             .await?;
         let pid = process::init_of(&id).context("no process")?.pid;
-        ensure!(cgroup::directory(pid, "memory")? == place(&parent, "memory").join(&id));
+        let of_container = cgroup::directory(pid, "memory")?;
+        ensure!(of_container.parent() == Some(place(&parent, "memory").as_path()));
+        let name = of_container.file_name().and_then(|name| name.to_str());
+        ensure!(name.is_some_and(|name| systemd::names(name, &id)));
 
         update(node, &pod.id, Some(limits(128 * MIB, 70_000)), None).await?;
         ensure!(memory(&parent)? == (144 * MIB).to_string());
@@ -134,8 +137,7 @@ fn a_pod_without_limits_gets_some_before_and_after_its_first_container() -> Resu
                     .await?;
             }
             update(node, &pod.id, Some(limits(64 * MIB, 0)), None).await?;
-            let parent = format!("{}/{}", node.cgroup_parent, pod.id);
-            ensure!(memory(&parent)? == (64 * MIB).to_string());
+            ensure!(memory(&node.own_cgroup_parent(&pod.id))? == (64 * MIB).to_string());
         }
         Ok(())
     })

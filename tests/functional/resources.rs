@@ -9,7 +9,7 @@ use berth_tests::{
     cri::refused,
     process,
     request::{ContainerRequest, PodRequest},
-    sh,
+    sh, systemd,
 };
 use tonic::Code;
 
@@ -143,8 +143,10 @@ fn limits_are_in_the_cgroup_as_asked() -> Result<()> {
             .context("the container has no process")?
             .pid;
         let memory = cgroup::directory(pid, "memory")?;
+        let (above, name) = (memory.parent(), memory.file_name());
         ensure!(
-            memory.ends_with(format!("{}/{id}", parent.trim_start_matches('/'))),
+            above.is_some_and(|above| above.ends_with(parent.trim_start_matches('/')))
+                && name.is_some_and(|name| systemd::names(&name.to_string_lossy(), &id)),
             "{}",
             memory.display()
         );

@@ -10,7 +10,7 @@ use berth_proto::cri::{
 use berth_tests::{
     BUSYBOX, Node, container,
     request::{ContainerRequest, PodRequest},
-    sh,
+    sh, systemd,
 };
 
 #[test]
@@ -26,10 +26,14 @@ fn a_static_pod_becomes_running_and_ready_with_stats_and_goes_again() -> Result<
                 .runtime_config(cri::RuntimeConfigRequest {})
                 .await?
                 .into_inner();
+            let wanted = match systemd::is_wanted() {
+                true => cri::CgroupDriver::Systemd,
+                false => cri::CgroupDriver::Cgroupfs,
+            };
             ensure!(
                 config
                     .linux
-                    .is_some_and(|linux| linux.cgroup_driver() == cri::CgroupDriver::Cgroupfs)
+                    .is_some_and(|linux| linux.cgroup_driver() == wanted)
             );
         }
         let status = node

@@ -236,7 +236,7 @@ fn a_plugin_knows_the_pod_and_gets_nothing_of_the_daemons() -> Result<()> {
         ensure!(
             told["runtimeConfig"]
                 == json!({"dns": {"servers": ["192.0.2.53"], "searches": ["svc.test"], "options": ["ndots:5"]}, "aliases": ["known"],
-                    "cgroupPath": format!("{}/{}", node.cgroup_parent, pod.id),
+                    "cgroupPath": node.own_cgroup_parent(&pod.id),
                     "io.kubernetes.cri.pod-annotations": {"example.org/color": "blue"}}),
             "{told}"
         );
