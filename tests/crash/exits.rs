@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use berth_proto::cri::ContainerState;
 use berth_tests::{
     BUSYBOX, Node, Setup, container,
+    machine::patient,
     request::{ContainerRequest, bind},
     sh,
 };
@@ -75,6 +76,9 @@ fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()
             drop(open);
             node.restart().await?;
             ensure!(kills >= 8, "only {kills} kills: the test proves little");
+            // Two hundred at once take their time; a machine that is slow more, but less than until all was asked for.
+            let latest_ms = patient(Duration::from_millis(2_500)).min(Duration::from_secs(5));
+            let latest_ms = latest_ms.as_millis() as i64;
             for (id, (code, delay_ms)) in &expected {
                 let status = node.cri.wait_exit(id).await?;
                 ensure!(
@@ -91,7 +95,7 @@ fn no_exit_is_lost_while_the_daemon_is_killed_every_300_ms_rel_02() -> Result<()
                 // The time is that of the exit, not that of its finding.
                 let late_ms = (status.finished_at - opened) / 1_000_000 - *delay_ms as i64;
                 ensure!(
-                    (-50..2_500).contains(&late_ms),
+                    (-50..latest_ms).contains(&late_ms),
                     "{id} ended {late_ms} ms after its time"
                 );
             }
