@@ -169,8 +169,8 @@ fn complete(mut value: Value, kind: &str) -> Result<Value, Vec<Problem>> {
         .kind(&GroupVersionKind::new("v1", kind))
         .ok_or_else(|| whole(format!("no schema of {kind}")))?;
     let unknown = schema
-        .conform(id, &mut value)
-        .map_err(|error| whole(error.to_string()))?;
+        .conform_by_path(id, &mut value)
+        .map_err(|(path, error)| vec![Problem::new(path, error.to_string())])?;
     let unknown = unknown.into_iter().map(|text| {
         let path = text
             .trim_start_matches("unknown field \"")
@@ -276,7 +276,12 @@ mod tests {
             ),
             (
                 of_spec("").replace("image: x", "image: 7"),
-                "json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
+                "spec.containers[0].image: json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
+            ),
+            (
+                of_spec("").replace("image: x", "image: x, resources: {limits: {cpu: much}}"),
+                "spec.containers[0].resources.limits.cpu: quantities must match the regular expression \
+                 '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ),
             (
                 of_spec("  volumes: [{name: v, emptyDir: {medium: HugePages}}]"),
