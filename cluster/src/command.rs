@@ -16,8 +16,13 @@ pub mod version;
 
 /// To stderr, as BERTH_LOG says (info by default).
 fn log() {
+    log_from("info");
+}
+
+/// To stderr, as BERTH_LOG says, or else from `level` on.
+fn log_from(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     // a second one in a process is not wanted, and not an error
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

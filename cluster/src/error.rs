@@ -1,9 +1,8 @@
 use std::{io, path::PathBuf};
 
+use berth_kubelet::Problem;
 use berth_shim_client::Failure;
 use tonic::{Code, Status};
-
-use crate::manifest::Problem;
 
 /// Why a command failed: what was tried, on what, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +72,15 @@ pub enum Error {
         name: String,
         code: i32,
         reason: String,
+        /// Below the pod's log directory.
+        log: PathBuf,
     },
-    #[error("image {image} of container {container} is not there, and its pull policy is Never")]
-    ImageMissing { image: String, container: String },
+    #[error("{file}: {what}: {why}")]
+    NotUp {
+        file: String,
+        what: String,
+        why: String,
+    },
     #[error("container {name} has no log: its pod was made without a log directory")]
     NoLog { name: String },
     #[error("audit of {} and {}: {source}", root.display(), state.display())]
@@ -109,6 +114,8 @@ pub enum Error {
         error: Box<Error>,
         failures: Vec<String>,
     },
+    #[error("a second signal: pod {pod} is left as it is; `berth pod remove {pod}` removes it")]
+    Left { pod: String },
     #[error("{0} of the pods or images could not be dealt with")]
     Some(usize),
 }

@@ -2,7 +2,6 @@
 
 mod command;
 mod error;
-mod manifest;
 mod node;
 mod output;
 

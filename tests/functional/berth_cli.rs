@@ -13,13 +13,13 @@ use serde_json::Value;
 
 /// What a command ended with and wrote.
 #[derive(Debug)]
-struct Answer {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Answer {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
-fn berth_at(endpoint: &str, args: &[&str]) -> Result<Answer> {
+pub fn berth_at(endpoint: &str, args: &[&str]) -> Result<Answer> {
     let output = Command::new(bin_dir()?.join("berth"))
         .args(["--endpoint", endpoint])
         .args(args)
@@ -32,23 +32,23 @@ fn berth_at(endpoint: &str, args: &[&str]) -> Result<Answer> {
     })
 }
 
-fn endpoint(node: &Node) -> String {
+pub fn endpoint(node: &Node) -> String {
     format!("unix://{}", node.daemon.socket().display())
 }
 
-fn berth(node: &Node, args: &[&str]) -> Result<Answer> {
+pub fn berth(node: &Node, args: &[&str]) -> Result<Answer> {
     berth_at(&endpoint(node), args)
 }
 
 /// The standard output of a command that must succeed.
-fn succeeds(node: &Node, args: &[&str]) -> Result<String> {
+pub fn succeeds(node: &Node, args: &[&str]) -> Result<String> {
     let answer = berth(node, args)?;
     ensure!(answer.code == Some(0), "berth {args:?}: {answer:?}");
     Ok(answer.out)
 }
 
 /// The command must fail with this code, print nothing, and name each of `words`.
-fn fails(answer: &Answer, code: i32, words: &[&str]) -> Result<()> {
+pub fn fails(answer: &Answer, code: i32, words: &[&str]) -> Result<()> {
     ensure!(answer.code == Some(code), "not {code}: {answer:?}");
     ensure!(answer.out.is_empty(), "output beside an error: {answer:?}");
     for word in words {
@@ -58,17 +58,17 @@ fn fails(answer: &Answer, code: i32, words: &[&str]) -> Result<()> {
 }
 
 /// A name that no other test of this machine has: logs lie in a directory that all share.
-fn unique(name: &str) -> String {
+pub fn unique(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
-fn write(node: &Node, name: &str, text: &str) -> Result<String> {
+pub fn write(node: &Node, name: &str, text: &str) -> Result<String> {
     let path = node.dir.join(name);
     fs::write(&path, text)?;
     Ok(path.display().to_string())
 }
 
-fn logs_of(pod: &str) -> Vec<PathBuf> {
+pub fn logs_of(pod: &str) -> Vec<PathBuf> {
     let mine = |path: &PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().contains(&format!("_{pod}_")))
@@ -81,7 +81,7 @@ fn logs_of(pod: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn is_empty(dir: &Path) -> bool {
+pub fn is_empty(dir: &Path) -> bool {
     fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
 
@@ -115,7 +115,13 @@ spec:
         )?;
         let volumes = node.dir.join("run-volumes");
         let volumes_arg = volumes.display().to_string();
-        let run = ["run", manifest.as_str(), "--volumes-dir", &volumes_arg];
+        let run = [
+            "run",
+            manifest.as_str(),
+            "--detach",
+            "--volumes-dir",
+            &volumes_arg,
+        ];
         let shown = succeeds(node, &run)?;
         for word in [
             name.as_str(),
@@ -289,7 +295,7 @@ fn a_pod_that_is_waited_for_gives_its_exit_code_and_goes() -> Result<()> {
 }
 
 /// A manifest with one container that has these lines.
-fn pod(name: &str, container: &str) -> String {
+pub fn pod(name: &str, container: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  containers:\n  - name: a\n{}",
         container
@@ -304,9 +310,17 @@ fn a_bad_manifest_is_refused_by_the_name_of_its_mistake_and_makes_nothing() -> R
     Node::test(async |node| {
         let good = "image: busybox";
         let cases: Vec<(&str, String, &[&str])> = vec![
-            ("not-yaml", "kind: [Pod\n".into(), &["not YAML"]),
-            ("tabs", "kind:\n\t- Pod\n".into(), &["not YAML"]),
-            ("empty", String::new(), &["no document in it"]),
+            (
+                "not-yaml",
+                "kind: [Pod\n".into(),
+                &["error converting YAML to JSON"],
+            ),
+            (
+                "tabs",
+                "kind:\n\t- Pod\n".into(),
+                &["error converting YAML to JSON"],
+            ),
+            ("empty", String::new(), &["no Pod in it"]),
             ("text", "hello\n".into(), &["apiVersion: v1", "kind: Pod"]),
             (
                 "no-kind",
@@ -320,8 +334,8 @@ fn a_bad_manifest_is_refused_by_the_name_of_its_mistake_and_makes_nothing() -> R
             ),
             (
                 "two",
-                format!("{}---\n{}", pod("x", good), pod("y", good)),
-                &["2 documents", "one Pod at a time"],
+                format!("{}---\n{}", pod("x", good), pod("z", good)),
+                &["2 Pods in it", "takes one"],
             ),
             (
                 "unknown-field",
@@ -336,7 +350,7 @@ fn a_bad_manifest_is_refused_by_the_name_of_its_mistake_and_makes_nothing() -> R
             (
                 "bad-name",
                 pod("Not_A_Name", good),
-                &["metadata.name", "Not_A_Name", "DNS"],
+                &["metadata.name", "Not_A_Name", "RFC 1123"],
             ),
             (
                 "climbing-namespace",
@@ -346,12 +360,12 @@ fn a_bad_manifest_is_refused_by_the_name_of_its_mistake_and_makes_nothing() -> R
             (
                 "no-name",
                 pod("''", good),
-                &["metadata.name", "must be set"],
+                &["metadata.name", "Required value"],
             ),
             (
                 "no-containers",
                 "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: []}\n".into(),
-                &["spec.containers", "must have a container"],
+                &["spec.containers", "Required value"],
             ),
             (
                 "no-volume",
@@ -364,7 +378,7 @@ fn a_bad_manifest_is_refused_by_the_name_of_its_mistake_and_makes_nothing() -> R
             (
                 "bad-quantity",
                 pod("x", "image: busybox\nresources: {limits: {memory: much}}"),
-                &["spec.containers[0].resources.limits", "much"],
+                &["spec.containers[0].resources.limits.memory", "quantities"],
             ),
             (
                 "several",
@@ -402,7 +416,7 @@ fn a_pod_that_can_not_be_made_is_taken_back_and_the_reason_told() -> Result<()> 
             (
                 "never-pulled",
                 "image: localhost:5000/no/such:1\nimagePullPolicy: Never",
-                &["localhost:5000/no/such:1", "pull policy is Never"],
+                &["localhost:5000/no/such:1", "imagePullPolicy is Never"],
             ),
             (
                 "no-image",
@@ -423,7 +437,7 @@ fn a_pod_that_can_not_be_made_is_taken_back_and_the_reason_told() -> Result<()> 
         for (kind, container, words) in cases {
             let name = unique(kind);
             let file = write(node, "pod.yaml", &pod(&name, container))?;
-            let answer = berth(node, &["run", &file, "--volumes-dir", &volumes_arg])?;
+            let answer = berth(node, &["run", &file, "-d", "--volumes-dir", &volumes_arg])?;
             fails(&answer, 1, words).with_context(|| kind.to_owned())?;
             ensure!(
                 node.cri.pods(None).await?.is_empty()
@@ -438,10 +452,10 @@ fn a_pod_that_can_not_be_made_is_taken_back_and_the_reason_told() -> Result<()> 
             node,
             "pod.yaml",
             &format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  initContainers:\n  - {{name: first, image: busybox, command: [sh, -c, 'echo the reason; exit 9']}}\n  containers:\n  - {{name: a, image: busybox}}\n"
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  initContainers:\n  - {{name: first, image: busybox, command: [sh, -c, 'echo the reason; exit 9']}}\n  containers:\n  - {{name: a, image: busybox}}\n"
             ),
         )?;
-        let answer = berth(node, &["run", &file, "--volumes-dir", &volumes_arg])?;
+        let answer = berth(node, &["run", &file, "-d", "--volumes-dir", &volumes_arg])?;
         fails(
             &answer,
             1,
@@ -459,7 +473,7 @@ fn mistakes_on_the_command_line_are_told_from_failures_of_the_node() -> Result<(
         for (args, code, words) in [
             (&["run"][..], 2, &["pod.yaml"][..]),
             (&["no-such-command"], 2, &["no-such-command"]),
-            (&["run", "a.yaml", "--rm"], 2, &["--wait"]),
+            (&["run", "a.yaml", "--rm", "--detach"], 2, &["--detach"]),
             (
                 &["run", "/no/such/file.yaml"],
                 1,
@@ -488,7 +502,7 @@ fn mistakes_on_the_command_line_are_told_from_failures_of_the_node() -> Result<(
             &pod(&name, "image: busybox\ncommand: [sleep, '1000']"),
         )?;
         let volumes = node.dir.join("run-volumes").display().to_string();
-        succeeds(node, &["run", &file, "--volumes-dir", &volumes])?;
+        succeeds(node, &["run", &file, "-d", "--volumes-dir", &volumes])?;
         fails(
             &berth(node, &["logs", &name, "-c", "b"])?,
             1,

@@ -9,6 +9,7 @@
 mod apparmor;
 mod bad_input;
 mod berth_cli;
+mod berth_run;
 mod berth_shim;
 mod cdi;
 mod cgroup_v2;

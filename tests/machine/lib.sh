@@ -32,7 +32,7 @@ run() {
   local manifest=$scratch/$1.yaml
   printf 'apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default}\nspec:\n  containers:\n' "$1" >"$manifest"
   printf '    - {name: main, image: "localhost/berth-demo:1", command: %s}\n' "${2:-[sleep, \"100000\"]}" >>"$manifest"
-  berth run "$manifest" --volumes-dir "$scratch/volumes"
+  berth run --detach "$manifest" --volumes-dir "$scratch/volumes"
 }
 
 # is_clean ROOT: nothing is left but images.

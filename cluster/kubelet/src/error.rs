@@ -17,6 +17,9 @@ pub enum Error {
         code: Code,
         message: String,
     },
+    /// In the words of whoever pulls.
+    #[error("{0}")]
+    Puller(String),
     #[error("the runtime answered {rpc} without {lacks}")]
     Answer {
         rpc: &'static str,

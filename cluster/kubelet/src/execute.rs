@@ -14,9 +14,11 @@ use crate::{
     node::Inner,
     observed::{Observed, Seen, State},
     pod::{ContainerSpec, Desired, Role},
+    problem::Problem,
     store, terminate,
     translate::{self, Fields, Making, environment::variables},
-    volume,
+    user_namespace,
+    volume::{self, Inside},
 };
 
 /// The longest that a postStart may take; upstream waits for ever, and with it the pod.
@@ -48,7 +50,10 @@ pub(crate) async fn make_sandbox(
     pod: &Desired,
     attempt: u32,
 ) -> Result<String, Error> {
-    let config = translate::sandbox(pod, node, attempt)?;
+    // held until the sandbox has them, or has come to nothing
+    let reserved = user_namespace::reserve(&node.runtime, pod).await?;
+    let ids = reserved.as_ref().map(|it| it.0);
+    let config = translate::sandbox(pod, node, attempt, ids)?;
     let logs = node.log_dir(pod);
     fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
     node.runtime
@@ -82,7 +87,12 @@ pub(crate) async fn start(
     let Some(sandbox) = observed.ready_sandbox() else {
         return Ok(());
     };
-    let sandbox_config = translate::sandbox(pod, node, sandbox.attempt)
+    if user_namespace::is_wanted(pod) && sandbox.ids.is_none() {
+        let what = "the runtime does not tell which ids the pod's sandbox has";
+        let problem = Problem::new("spec.hostUsers", what);
+        return Err(NotStarted::because(CONFIG)(problem.into()));
+    }
+    let sandbox_config = translate::sandbox(pod, node, sandbox.attempt, sandbox.ids)
         .map_err(Error::from)
         .map_err(NotStarted::because(CONFIG))?;
     let image = image::ensure(
@@ -107,9 +117,22 @@ pub(crate) async fn start(
         ips: &sandbox.ips,
         node: &node.config.node,
     };
+    let features = match volume::asks_for_features(spec) {
+        true => node.runtime.features(&pod.runtime_handler()).await,
+        false => Ok(Default::default()),
+    }
+    .map_err(NotStarted::because("CreateContainerError"))?;
     let config = || -> Result<_, Error> {
         let (_, values) = variables(spec, fields, &node.objects)?;
-        let mounts = volume::mounts(node, pod, spec, attempt, &sandbox.ips, &values, &images)?;
+        let inside = Inside {
+            attempt,
+            ips: &sandbox.ips,
+            ids: sandbox.ids,
+            values: &values,
+            images: &images,
+            features: &features,
+        };
+        let mounts = volume::mounts(node, pod, spec, &inside)?;
         let logs = node.log_dir(pod).join(name);
         fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
         let target = spec
@@ -122,6 +145,7 @@ pub(crate) async fn start(
             fields,
             objects: &node.objects,
             mounts,
+            ids: sandbox.ids,
             target: target.map(|seen| seen.id.as_str()),
         };
         Ok(translate::container(pod, spec, making)?)

@@ -5,7 +5,7 @@ use berth_schema::{Body, GroupVersionKind, Schema};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use serde_json::{Value, json};
 
-use crate::{pod::digest, problem::Problem, unbuilt};
+use crate::{ignored, pod::digest, problem::Problem, unbuilt};
 
 /// A manifest of more than this is not one: the API server's bound for a request's body.
 pub const MAX_BYTES: u64 = 3 << 20;
@@ -27,6 +27,8 @@ pub struct Documents {
     pub pods: Vec<Pod>,
     pub config_maps: Vec<ConfigMap>,
     pub secrets: Vec<Secret>,
+    /// What of a pod without a cluster is left out of account.
+    pub warnings: Vec<Problem>,
 }
 
 /// One Pod of v1.
@@ -56,7 +58,12 @@ pub fn read(text: &str, origin: Origin<'_>) -> Result<Documents, Vec<Problem>> {
             continue;
         };
         match (string(&value, "/apiVersion"), string(&value, "/kind")) {
-            ("v1", "Pod") => documents.pods.push(pod(value, origin)?),
+            ("v1", "Pod") => {
+                if matches!(origin, Origin::Run { .. }) {
+                    documents.warnings.extend(ignored::fields(&value));
+                }
+                documents.pods.push(pod(value, origin)?);
+            }
             ("v1", "ConfigMap") => documents
                 .config_maps
                 .push(typed(complete(value, "ConfigMap")?)?),
@@ -162,17 +169,16 @@ fn complete(mut value: Value, kind: &str) -> Result<Value, Vec<Problem>> {
         .kind(&GroupVersionKind::new("v1", kind))
         .ok_or_else(|| whole(format!("no schema of {kind}")))?;
     let unknown = schema
-        .conform(id, &mut value)
-        .map_err(|error| whole(error.to_string()))?;
-    if !unknown.is_empty() {
-        let problem = |text: String| {
-            let path = text
-                .trim_start_matches("unknown field \"")
-                .trim_end_matches('"');
-            Problem::new(path, format!("no such field in a {kind} of v1"))
-        };
-        return Err(unknown.into_iter().map(problem).collect());
-    }
+        .conform_by_path(id, &mut value)
+        .map_err(|(path, error)| vec![Problem::new(path, error.to_string())])?;
+    let unknown = unknown.into_iter().map(|text| {
+        let path = text
+            .trim_start_matches("unknown field \"")
+            .trim_end_matches('"');
+        Problem::new(path, format!("no such field in a {kind} of v1"))
+    });
+    // they are left out by now, so that what else is wrong can be told at once
+    let mut problems: Vec<Problem> = unknown.collect();
     let Some(object) = value.as_object_mut() else {
         return Err(whole("it is no object"));
     };
@@ -182,14 +188,13 @@ fn complete(mut value: Value, kind: &str) -> Result<Value, Vec<Problem>> {
     {
         metadata.insert("namespace".into(), "default".into());
     }
-    let kind = by_kind("", "v1", kind).ok_or_else(|| whole(format!("no rules of {kind}")))?;
-    (kind.default)(&mut value);
-    let invalid = (kind.validate)(&value);
-    if invalid.is_empty() {
-        Ok(value)
-    } else {
-        let problem = |it: berth_kinds::Invalid| Problem::new(it.field, it.message);
-        Err(invalid.into_iter().map(problem).collect())
+    let rules = by_kind("", "v1", kind).ok_or_else(|| whole(format!("no rules of {kind}")))?;
+    (rules.default)(&mut value);
+    let invalid = (rules.validate)(&value).into_iter();
+    problems.extend(invalid.map(|it| Problem::new(it.field, it.message)));
+    match problems.is_empty() {
+        true => Ok(value),
+        false => Err(problems),
     }
 }
 
@@ -261,16 +266,34 @@ mod tests {
                 "spec.hostNetwrk: no such field in a Pod of v1",
             ),
             (
+                of_spec("  hostNetwrk: true\n  restartPolicy: Sometimes"),
+                "spec.hostNetwrk: no such field in a Pod of v1\n\
+                 spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
                 of_spec("  restartPolicy: Sometimes"),
                 "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
             ),
             (
                 of_spec("").replace("image: x", "image: 7"),
-                "json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
+                "spec.containers[0].image: json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
             ),
             (
-                of_spec("  hostUsers: false"),
-                "spec.hostUsers: not built: user namespaces",
+                of_spec("").replace("image: x", "image: x, resources: {limits: {cpu: much}}"),
+                "spec.containers[0].resources.limits.cpu: quantities must match the regular expression \
+                 '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
+            (
+                of_spec("  volumes: [{name: v, emptyDir: {medium: HugePages}}]"),
+                "spec.volumes[0].emptyDir.medium: not built: a medium other than the disk and Memory",
+            ),
+            (
+                of_spec("").replace(
+                    "image: x",
+                    "image: x, resources: {limits: {nvidia.com/gpu: 1}, requests: {nvidia.com/gpu: 1}}",
+                ),
+                "spec.containers[0].resources.limits.nvidia.com/gpu: not built: resources of device plugins\n\
+                 spec.containers[0].resources.requests.nvidia.com/gpu: not built: resources of device plugins",
             ),
             (
                 of_spec("  volumes: [{name: v, configMap: {name: c}}]"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use berth_proto::cri::{self, ContainerState, PodSandboxState};
 
-use crate::keys;
+use crate::{keys, user_namespace::Ids};
 
 /// All that the runtime has of one pod, the newest first.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +22,8 @@ pub(crate) struct Sandbox {
     pub created: i64,
     /// Of the newest one only; the others' have nothing to say.
     pub ips: Vec<String>,
+    /// Of the newest one only, where its users are not the node's.
+    pub ids: Option<Ids>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,6 +101,7 @@ impl From<cri::PodSandbox> for Sandbox {
             created: sandbox.created_at,
             id: sandbox.id,
             ips: Vec::new(),
+            ids: None,
         }
     }
 }

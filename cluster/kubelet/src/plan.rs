@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use crate::{
     backoff::Backoffs,
     observed::{Observed, Sandbox, Seen, State},
-    pod::{ContainerSpec, Desired, RestartPolicy, Role},
+    pod::{ContainerSpec, Desired, RUN, RestartPolicy, Role},
     probe::Health,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Around<'a> {
     pub began: Option<i64>,
     /// What was told before: a pod that is over stays so.
     pub over: Option<Over>,
+    /// It was told of a container of the pod before.
+    pub had_containers: bool,
 }
 
 /// A start that did not come about, and when it is tried again.
@@ -69,6 +71,13 @@ pub(crate) enum Over {
     Deadline,
 }
 
+/// Whether a container of the pod was there when this was told.
+pub(crate) fn had_containers(status: &PodStatus) -> bool {
+    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let mut all = lists.into_iter().flatten().flatten();
+    all.any(|container| container.container_id.is_some())
+}
+
 impl Over {
     /// By what was told of the pod.
     pub fn told(status: &PodStatus) -> Option<Self> {
@@ -104,7 +113,8 @@ pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> P
     if let Some(over) = &around.over {
         return ended(observed, over.clone());
     }
-    if is_over(pod, observed) {
+    let is_removed = pod.source == RUN && around.had_containers && observed.sandboxes.is_empty();
+    if is_removed || is_over(pod, observed) {
         return ended(observed, Over::Ended);
     }
     if let Some(deadline) = deadline(pod, around.began) {
@@ -182,8 +192,7 @@ fn is_over(pod: &Desired, observed: &Observed) -> bool {
                 .newest(spec.name())
                 .is_some_and(|seen| seen.state == State::Exited && seen.exit_code != 0)
         });
-    // A pod that is never restarted does not outlive its sandbox.
-    let lost = policy == RestartPolicy::Never
+    let lost = !pod.outlives_its_sandbox()
         && observed
             .newest_sandbox()
             .is_some_and(|sandbox| !sandbox.ready)

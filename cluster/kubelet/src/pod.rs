@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -10,6 +10,9 @@ use crate::problem::Problem;
 
 /// What the API server's defaults say, for pods that came another way.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+
+/// The source of a pod that somebody runs by hand, without a server.
+pub const RUN: &str = "run";
 
 /// A pod that has a name, a namespace and a uid, and whose containers are one list.
 #[derive(Debug, Clone)]
@@ -86,8 +89,9 @@ impl Desired {
             .ok_or_else(|| Problem::new("spec", "must be set"))?;
         let uid = text(&pod.metadata.uid, "metadata.uid")?;
         if !is_path_component(&uid) {
-            let what =
-                format!("{uid:?} is not a uid (letters, digits, '-', '_', '.'; at most 128)");
+            let what = format!(
+                "{uid:?} is not a uid (letters, digits, '-', '_', '.'; at most {MAX_COMPONENT})"
+            );
             return Err(Problem::new("metadata.uid", what));
         }
         Ok(Self {
@@ -121,8 +125,23 @@ impl Desired {
         }
     }
 
+    /// Whether it gets a new sandbox when its own has died. Not where nothing in it is ever started again; nor where somebody runs it by hand:
+    /// who stops or removes its sandbox means the pod.
+    pub(crate) fn outlives_its_sandbox(&self) -> bool {
+        self.restart_policy() != RestartPolicy::Never && self.source != RUN
+    }
+
     pub fn host_network(&self) -> bool {
         self.spec.host_network == Some(true)
+    }
+
+    /// Requests and limits of the pod as a whole, where it has any.
+    pub(crate) fn resources(&self) -> Option<&ResourceRequirements> {
+        let has_any = |it: &&ResourceRequirements| {
+            let lists = [&it.requests, &it.limits];
+            lists.into_iter().flatten().any(|list| !list.is_empty())
+        };
+        self.spec.resources.as_ref().filter(has_any)
     }
 
     /// Handler of the runtime: that of the RuntimeClass, which without a server can only be its name.
@@ -239,10 +258,13 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
     hex::encode(hash.finalize())
 }
 
+/// The longest name in Kubernetes is a DNS name's; the kernel takes 255 bytes.
+const MAX_COMPONENT: usize = 253;
+
 /// Safe as the name of one directory.
-pub(crate) fn is_path_component(name: &str) -> bool {
+pub fn is_path_component(name: &str) -> bool {
     !name.is_empty()
-        && name.len() <= 128
+        && name.len() <= MAX_COMPONENT
         && name != "."
         && name != ".."
         && name
@@ -265,7 +287,7 @@ pub(crate) mod tests {
         );
         let pod = crate::manifest::read_pod(&text, crate::manifest::Origin::Server)
             .expect("a good manifest");
-        Desired::new(pod, "run").expect("a good pod")
+        Desired::new(pod, "file").expect("a good pod")
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_kinds::Quantity;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::{
+    api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity as Text,
+};
 
 use crate::pod::{Desired, Role};
 
@@ -26,12 +28,18 @@ impl Class {
     pub fn of(pod: &Desired) -> Self {
         let (mut any, mut guaranteed) = (false, true);
         // those for a look have no resources
-        for spec in pod
+        let counting = pod
             .containers
             .iter()
-            .filter(|spec| spec.role != Role::Ephemeral)
-        {
-            let resources = spec.container.resources.clone().unwrap_or_default();
+            .filter(|spec| spec.role != Role::Ephemeral);
+        let all: Vec<ResourceRequirements> = match pod.resources() {
+            // what the pod asks for as a whole counts alone
+            Some(whole) => vec![whole.clone()],
+            None => counting
+                .map(|spec| spec.container.resources.clone().unwrap_or_default())
+                .collect(),
+        };
+        for resources in all {
             for name in ["cpu", "memory"] {
                 let of =
                     |list: &Option<BTreeMap<String, Text>>| nano(list, name).filter(|it| *it > 0);
@@ -188,6 +196,14 @@ mod tests {
             );
             assert_eq!(it.cgroup_parent("/k/", &pod.uid), cgroup);
         }
+        let whole = pod(
+            "  resources: {requests: {memory: 1Gi}, limits: {memory: 2Gi}}\n  containers: [{name: a, image: x, resources: {limits: {cpu: 1, memory: 1Gi}}}]",
+        );
+        assert_eq!(
+            Class::of(&whole),
+            Class::Burstable,
+            "the pod's own count alone"
+        );
         let critical = pod("  priority: 2000001000\n  containers: [{name: a, image: x}]");
         assert_eq!(
             Class::of(&critical).oom_score_adj(&critical, None, memory),

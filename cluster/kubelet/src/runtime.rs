@@ -1,10 +1,11 @@
 //! The CRI, as the kubelet asks it: each call with the deadline that upstream gives it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use berth_proto::cri::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
+use futures_util::future::BoxFuture;
 use tokio::net::UnixStream;
 use tonic::{
     Request, Streaming,
@@ -14,6 +15,7 @@ use tonic::{
 use crate::{
     Error, keys,
     observed::{Observed, Sandbox, Seen},
+    user_namespace::Ids,
 };
 
 /// An ExecSync answer may hold 16 MiB of each stream; lists of a full node stay far below.
@@ -27,11 +29,34 @@ const RUN_SANDBOX: Duration = Duration::from_secs(240);
 /// Upstream's kubelet waits for a pull for ever; one that takes longer than this is tried again, and what came so far is kept by the runtime.
 const PULL: Duration = Duration::from_secs(3600);
 
+/// Pulls the image of this name with this user name and password, in place of the CRI's PullImage, which tells nothing until it is done. The
+/// image's id, or why there is none. Where there is a token, the CRI is asked.
+pub type Puller = Arc<
+    dyn Fn(String, Option<cri::AuthConfig>) -> BoxFuture<'static, Result<String, String>>
+        + Send
+        + Sync,
+>;
+
+/// What only a sandbox's status tells.
+#[derive(Debug, Default)]
+pub(crate) struct SandboxFacts {
+    /// Empty in the node's network.
+    pub ips: Vec<String>,
+    pub ids: Option<Ids>,
+}
+
 /// A runtime that is there or comes back: the channel connects anew by itself.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Runtime {
     endpoint: String,
     channel: Channel,
+    puller: Option<Puller>,
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Runtime").field(&self.endpoint).finish()
+    }
 }
 
 impl Runtime {
@@ -58,7 +83,20 @@ impl Runtime {
             .map_err(|error| failed(error.to_string()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .connect_lazy();
-        Ok(Self { endpoint, channel })
+        Ok(Self {
+            endpoint,
+            channel,
+            puller: None,
+        })
+    }
+
+    /// Pulls by `puller` from now on.
+    #[must_use]
+    pub fn with_puller(self, puller: Puller) -> Self {
+        Self {
+            puller: Some(puller),
+            ..self
+        }
     }
 
     /// That somebody listens; tonic's own error buries the errno, which is what tells "not running" from "not allowed".
@@ -129,8 +167,8 @@ impl Runtime {
         }
         observed.sort();
         if let Some(newest) = observed.sandboxes.first_mut() {
-            match self.sandbox_ips(&newest.id).await {
-                Ok(ips) => newest.ips = ips,
+            match self.sandbox_facts(&newest.id).await {
+                Ok(SandboxFacts { ips, ids }) => (newest.ips, newest.ids) = (ips, ids),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
@@ -180,8 +218,7 @@ impl Runtime {
         })
     }
 
-    /// Empty in the node's network.
-    async fn sandbox_ips(&self, id: &str) -> Result<Vec<String>, Error> {
+    pub(crate) async fn sandbox_facts(&self, id: &str) -> Result<SandboxFacts, Error> {
         let ask = cri::PodSandboxStatusRequest {
             pod_sandbox_id: id.to_owned(),
             verbose: false,
@@ -191,17 +228,35 @@ impl Runtime {
             .pod_sandbox_status(within(CALL, ask))
             .await
             .map_err(Error::rpc(format!("tell the status of pod {id}")))?;
-        let network = answer
-            .into_inner()
-            .status
-            .unwrap_or_default()
-            .network
-            .unwrap_or_default();
+        let status = answer.into_inner().status.unwrap_or_default();
+        let network = status.network.unwrap_or_default();
         let others = network.additional_ips.into_iter().map(|it| it.ip);
-        Ok(std::iter::once(network.ip)
-            .chain(others)
-            .filter(|ip| !ip.is_empty())
-            .collect())
+        let options = status
+            .linux
+            .and_then(|it| it.namespaces)
+            .and_then(|it| it.options);
+        Ok(SandboxFacts {
+            ips: std::iter::once(network.ip)
+                .chain(others)
+                .filter(|ip| !ip.is_empty())
+                .collect(),
+            ids: Ids::of(options.and_then(|it| it.userns_options).as_ref()),
+        })
+    }
+
+    /// What the runtime can do for pods of this handler; nothing where it does not say.
+    pub(crate) async fn features(
+        &self,
+        handler: &str,
+    ) -> Result<cri::RuntimeHandlerFeatures, Error> {
+        let answer = self
+            .runtime()
+            .status(within(CALL, cri::StatusRequest::default()))
+            .await
+            .map_err(Error::rpc("tell what it can do"))?;
+        let mut handlers = answer.into_inner().runtime_handlers.into_iter();
+        let found = handlers.find(|it| it.name == handler);
+        Ok(found.and_then(|it| it.features).unwrap_or_default())
     }
 
     pub(crate) async fn run_sandbox(
@@ -324,6 +379,9 @@ impl Runtime {
         auth: Option<cri::AuthConfig>,
         sandbox: cri::PodSandboxConfig,
     ) -> Result<String, Error> {
+        if let Some(puller) = self.puller.as_ref().filter(|_| is_plain(auth.as_ref())) {
+            return puller(image.image, auth).await.map_err(Error::Puller);
+        }
         let what = format!("pull {}", image.image);
         let ask = cri::PullImageRequest {
             image: Some(image),
@@ -346,6 +404,14 @@ impl Runtime {
             .await;
         Ok(answer.map_err(Error::rpc("tell of events"))?.into_inner())
     }
+}
+
+/// A name and a password, or nothing.
+fn is_plain(auth: Option<&cri::AuthConfig>) -> bool {
+    auth.is_none_or(|it| {
+        let has_token = !it.identity_token.is_empty() || !it.registry_token.is_empty();
+        !has_token && (it.auth.is_empty() || !it.username.is_empty())
+    })
 }
 
 fn within<T>(deadline: Duration, message: T) -> Request<T> {

@@ -1,7 +1,7 @@
 //! Fields of a pod that mean something to a kubelet and are not built here: refused by name. What is for others (the scheduler, the API
 //! server) is let be.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, Volume};
 
 use crate::problem::Problem;
 
@@ -17,22 +17,27 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
         }
     };
     not_built(
-        spec.host_users == Some(false),
-        "spec.hostUsers".into(),
-        "user namespaces",
-    );
-    not_built(
         spec.resource_claims
             .as_ref()
             .is_some_and(|claims| !claims.is_empty()),
         "spec.resourceClaims".into(),
         "dynamic resource allocation",
     );
-    not_built(
-        spec.resources.is_some(),
-        "spec.resources".into(),
-        "resources of the whole pod",
-    );
+    if let Some(resources) = &spec.resources {
+        let claims = resources.claims.as_ref();
+        not_built(
+            claims.is_some_and(|claims| !claims.is_empty()),
+            "spec.resources.claims".into(),
+            "dynamic resource allocation",
+        );
+        for (list, name) in named(resources) {
+            not_built(
+                !matches!(name, "cpu" | "memory"),
+                format!("spec.resources.{list}.{name}"),
+                "resources of the whole pod other than cpu and memory",
+            );
+        }
+    }
     for (path, container) in all(spec) {
         not_built(
             container
@@ -59,6 +64,13 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
             format!("{path}.resources.claims"),
             "dynamic resource allocation",
         );
+        for (list, name) in of_plugins(container) {
+            not_built(
+                true,
+                format!("{path}.resources.{list}.{name}"),
+                "resources of device plugins",
+            );
+        }
         for (index, variable) in container.env.iter().flatten().enumerate() {
             let from = variable.value_from.as_ref();
             not_built(
@@ -90,6 +102,15 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
                 "this kind of volume",
             );
         }
+        let medium = volume
+            .empty_dir
+            .as_ref()
+            .and_then(|it| it.medium.as_deref());
+        not_built(
+            !matches!(medium, None | Some("" | "Memory")),
+            format!("spec.volumes[{index}].emptyDir.medium"),
+            "a medium other than the disk and Memory",
+        );
         for (at, source) in volume
             .projected
             .iter()
@@ -122,6 +143,27 @@ fn all(spec: &PodSpec) -> impl Iterator<Item = (String, &Container)> {
     inits
         .map(|(index, it)| (format!("spec.initContainers[{index}]"), it))
         .chain(mains.map(|(index, it)| (format!("spec.containers[{index}]"), it)))
+}
+
+/// What is asked for beside what a node has by itself.
+fn of_plugins(container: &Container) -> impl Iterator<Item = (&'static str, &str)> {
+    let is_own = |name: &str| {
+        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
+    };
+    let all = container.resources.iter().flat_map(named);
+    all.filter(move |(_, name)| !is_own(name))
+}
+
+/// The names of resources, each behind its list's.
+fn named(resources: &ResourceRequirements) -> impl Iterator<Item = (&'static str, &str)> {
+    let lists = [
+        ("limits", &resources.limits),
+        ("requests", &resources.requests),
+    ];
+    lists.into_iter().flat_map(|(list, amounts)| {
+        let names = amounts.iter().flat_map(|amounts| amounts.keys());
+        names.map(move |name| (list, name.as_str()))
+    })
 }
 
 fn unbuilt_source(volume: &Volume) -> Option<&'static str> {

@@ -9,13 +9,19 @@ mod mounts;
 mod projection;
 mod sub_path;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::core::v1::Volume;
 
 use crate::{Error, Level, node::Inner, pod::Desired, store, translate::Fields};
 
-pub(crate) use mounts::{images, mounts};
+pub(crate) use mounts::{Inside, asks_for_features, images, mounts};
+
+/// A kubelet of one pod that is gone has seen it by then.
+const LETS_GO: Duration = Duration::from_secs(10);
 
 /// Where a volume lies on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +143,31 @@ pub(crate) fn may_change(pod: &Desired) -> bool {
 
 /// Unmounts all below the pod's directory, and removes it. Nothing is removed while anything is mounted there: it might be the node's.
 pub(crate) fn tear_down(node: &Inner, uid: &str) -> Result<(), Error> {
-    let dir = node.pod_dir(uid);
-    mounted::unmount_below(&dir)?;
-    store::remove_tree(&dir)
+    remove_with_mounts(&node.pod_dir(uid))
+}
+
+fn remove_with_mounts(dir: &Path) -> Result<(), Error> {
+    mounted::unmount_below(dir)?;
+    store::remove_tree(dir)
+}
+
+/// Removes the directory of a kubelet with its pods' volumes, once that kubelet has let go of it; blocks until then. No link is followed, and
+/// that it is not there is no error.
+///
+/// # Errors
+/// The kubelet goes on, or something is still mounted there, and nothing is removed; or something does not go.
+pub fn remove_kubelet_dir(dir: &Path) -> Result<(), Error> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + LETS_GO;
+    let _lock = loop {
+        match store::Lock::take(dir) {
+            Err(Error::Locked(_)) if Instant::now() < deadline => {
+                std::thread::sleep(LETS_GO / 100);
+            }
+            taken => break taken?,
+        }
+    };
+    remove_with_mounts(dir)
 }

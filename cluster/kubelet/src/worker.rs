@@ -23,7 +23,7 @@ use crate::{
     execute::{self, Grace, NotStarted},
     node::Node,
     observed::{Observed, State},
-    plan::{Around, Failure, Over, Plan, SANDBOX, Step, plan},
+    plan::{Around, Failure, Over, Plan, SANDBOX, Step, had_containers, plan},
     pod::Desired,
     probe::{Health, Kind, Report},
     status::{Parts, status},
@@ -170,6 +170,7 @@ impl Worker {
             failures: &self.failures,
             began: began.map(|time| nanoseconds(time.0)),
             over: self.before.as_ref().and_then(Over::told),
+            had_containers: self.before.as_ref().is_some_and(had_containers),
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());

@@ -18,23 +18,40 @@ impl Schema {
     /// # Errors
     /// [`Error::WrongType`], with upstream's words.
     pub fn conform(&self, id: ObjectId, value: &mut Value) -> Result<Vec<String>, Error> {
+        self.conform_by_path(id, value).map_err(|(_, error)| error)
+    }
+
+    /// [`Schema::conform`] for who is told of the place, too, which upstream's words often leave out.
+    ///
+    /// # Errors
+    /// The same behind the path of what is wrong: `spec.containers[0].resources.limits.cpu`.
+    pub fn conform_by_path(
+        &self,
+        id: ObjectId,
+        value: &mut Value,
+    ) -> Result<Vec<String>, (String, Error)> {
         let mut walk = Walk {
             schema: self,
             unknown: Vec::new(),
+            wrong_at: String::new(),
         };
         let at = At {
             path: Path::Root,
             fields: Path::Root,
             object: "",
         };
-        walk.value(&Type::Object(id), value, &at)?;
-        Ok(walk.unknown)
+        match walk.value(&Type::Object(id), value, &at) {
+            Ok(()) => Ok(walk.unknown),
+            Err(error) => Err((walk.wrong_at, error)),
+        }
     }
 }
 
 struct Walk<'a> {
     schema: &'a Schema,
     unknown: Vec<String>,
+    /// Set with the first error, which is the last.
+    wrong_at: String,
 }
 
 /// Where the walk is.
@@ -49,6 +66,14 @@ struct At<'a> {
 
 impl Walk<'_> {
     fn value(&mut self, ty: &Type, value: &mut Value, at: &At<'_>) -> Result<(), Error> {
+        let fits = self.fit(ty, value, at);
+        if fits.is_err() && self.wrong_at.is_empty() {
+            self.wrong_at = at.path.to_string();
+        }
+        fits
+    }
+
+    fn fit(&mut self, ty: &Type, value: &mut Value, at: &At<'_>) -> Result<(), Error> {
         match (ty, &mut *value) {
             (Type::Any, _) => Ok(()),
             (_, Value::Null) => {
@@ -290,6 +315,30 @@ mod tests {
             .conform(id, &mut value)
             .map_err(|error| error.to_string())?;
         Ok((value, unknown))
+    }
+
+    #[test]
+    fn who_asks_is_told_of_the_place_of_a_wrong_type() {
+        let schema = Schema::built_in();
+        let id = schema
+            .kind(&GroupVersionKind::new("v1", "Pod"))
+            .expect("a Pod");
+        for (spec, place) in [
+            (
+                json!({"containers": [{}, {"resources": {"limits": {"cpu": "much"}}}]}),
+                "spec.containers[1].resources.limits.cpu",
+            ),
+            (
+                json!({"containers": [{"command": ["a", 1]}]}),
+                "spec.containers[0].command[1]",
+            ),
+            (json!("x"), "spec"),
+        ] {
+            let (path, _) = schema
+                .conform_by_path(id, &mut json!({"spec": spec}))
+                .expect_err(place);
+            assert_eq!(path, place);
+        }
     }
 
     #[test]

@@ -343,8 +343,8 @@ impl Remove {
 
 /// Never shown by Debug.
 pub struct Credentials {
-    user: String,
-    password: String,
+    pub user: String,
+    pub password: String,
 }
 
 fn credentials(from: Option<&Path>) -> Result<Option<Credentials>, Error> {

@@ -22,6 +22,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// Looks at the log between two questions to the runtime whether its container has ended.
 const LOOKS_PER_QUESTION: u32 = 5;
 
+/// Read at once of a log of which others must have their turn, too.
+const LINES_AT_ONCE: usize = 1000;
+
 /// Read at a time when looking for the last lines from a file's end.
 const TAIL_BLOCK_BYTES: u64 = 64 << 10;
 
@@ -92,7 +95,7 @@ async fn has_ended(node: &Node, id: &str) -> Result<bool, Error> {
 
 /// A CRI log file that may be rotated while it is read.
 #[derive(Debug)]
-struct Log {
+pub struct Log {
     path: PathBuf,
     reader: BufReader<File>,
     /// A line whose end is not written yet.
@@ -100,7 +103,7 @@ struct Log {
 }
 
 impl Log {
-    fn open(path: PathBuf, tail: Option<u64>) -> Result<Self, Error> {
+    pub fn open(path: PathBuf, tail: Option<u64>) -> Result<Self, Error> {
         let failed = |source| Error::File {
             what: "read the log",
             path: path.clone(),
@@ -119,19 +122,35 @@ impl Log {
 
     /// Prints every whole line that there is by now, also of the file that a rotation has put in this one's place.
     fn read(&mut self, printer: &mut Printer<impl Write, impl Write>) -> Result<(), Error> {
-        loop {
-            self.read_file(printer)?;
-            let Some(next) = self.rotated()? else {
-                return Ok(());
-            };
-            // what was written between our last read and the rotation
-            self.read_file(printer)?;
-            self.reader = BufReader::new(next);
-        }
+        while !self.read_some(printer)? {}
+        Ok(())
     }
 
-    fn read_file(&mut self, printer: &mut Printer<impl Write, impl Write>) -> Result<(), Error> {
-        loop {
+    /// Prints some lines; whether those were all that there are by now.
+    pub fn read_some(
+        &mut self,
+        printer: &mut Printer<impl Write, impl Write>,
+    ) -> Result<bool, Error> {
+        if !self.read_file(printer, LINES_AT_ONCE)? {
+            return Ok(false);
+        }
+        let Some(next) = self.rotated()? else {
+            return Ok(true);
+        };
+        // what was written between our last read and the rotation
+        if self.read_file(printer, LINES_AT_ONCE)? {
+            self.reader = BufReader::new(next);
+        }
+        Ok(false)
+    }
+
+    /// At most so many lines; whether the file has no more.
+    fn read_file(
+        &mut self,
+        printer: &mut Printer<impl Write, impl Write>,
+        lines: usize,
+    ) -> Result<bool, Error> {
+        for _ in 0..lines {
             let count = self
                 .reader
                 .read_until(b'\n', &mut self.unfinished)
@@ -141,7 +160,8 @@ impl Log {
                     source,
                 })?;
             if count == 0 {
-                return printer.flush().map_err(Error::Print);
+                printer.flush().map_err(Error::Print)?;
+                return Ok(true);
             }
             if self.unfinished.ends_with(b"\n") {
                 printer
@@ -150,6 +170,7 @@ impl Log {
                 self.unfinished.clear();
             }
         }
+        Ok(false)
     }
 
     /// The file at the path, where it is no longer the one that is read.
@@ -177,7 +198,7 @@ impl Log {
     }
 
     /// A last line without its end is printed all the same.
-    fn finish(&mut self, printer: &mut Printer<impl Write, impl Write>) -> Result<(), Error> {
+    pub fn finish(&mut self, printer: &mut Printer<impl Write, impl Write>) -> Result<(), Error> {
         if !self.unfinished.is_empty() {
             printer
                 .line(&std::mem::take(&mut self.unfinished))
@@ -221,10 +242,10 @@ fn seek_to_last(file: &mut File, lines: u64) -> io::Result<()> {
 
 /// Takes CRI log lines apart: `TIME STREAM TAG TEXT`, where tag P says that the line goes on in the next entry.
 #[derive(Debug)]
-struct Printer<O, E> {
-    timestamps: bool,
-    stdout: O,
-    stderr: E,
+pub struct Printer<O, E> {
+    pub timestamps: bool,
+    pub stdout: O,
+    pub stderr: E,
 }
 
 impl<O: Write, E: Write> Printer<O, E> {
@@ -313,7 +334,7 @@ pub fn last_lines(path: &Path, lines: u64) -> String {
         stderr: Shared(&text),
     };
     let _ = log
-        .read_file(&mut printer)
+        .read(&mut printer)
         .and_then(|()| log.finish(&mut printer));
     String::from_utf8_lossy(&text.into_inner()).into_owned()
 }

@@ -4,6 +4,7 @@ use std::{
     process::ExitCode,
 };
 
+use berth_kubelet::{RUN, is_path_component, keys, remove_kubelet_dir};
 use berth_proto::cri::{
     self, ContainerFilter, ContainerState, ContainerStatusRequest, ListContainersRequest,
     ListPodSandboxRequest, PodSandboxState, PodSandboxStatusRequest, RemovePodSandboxRequest,
@@ -14,10 +15,15 @@ use serde::Serialize;
 
 use crate::{
     error::Error,
-    manifest::{self, labels},
     node::{Address, Node},
     output::{self, Format, Table},
 };
+
+/// Where `berth run` makes volumes and keeps what is known of pods: one directory a pod, named by its uid.
+pub const VOLUMES_DIR: &str = "/var/lib/berth-run";
+
+/// Where the kubelet keeps logs, and log collectors look for them.
+pub const LOGS_DIR: &str = "/var/log/pods";
 
 #[derive(Debug, Subcommand)]
 pub enum Pod {
@@ -27,7 +33,7 @@ pub enum Pod {
     Status(Names),
     /// Kill what runs in pods and give back their addresses
     Stop(Names),
-    /// Stop and forget pods; of a pod that `berth run` made, logs and empty volumes too
+    /// Stop and forget pods; of a pod that `berth run` made, logs and volumes too
     Remove(Remove),
 }
 
@@ -43,7 +49,7 @@ pub struct Remove {
     #[command(flatten)]
     names: Names,
     /// Where `berth run` was told to make volumes
-    #[arg(long, default_value = manifest::VOLUMES_DIR)]
+    #[arg(long, default_value = VOLUMES_DIR)]
     volumes_dir: PathBuf,
 }
 
@@ -75,7 +81,10 @@ impl Listed {
             uid: metadata.uid,
             created_at: output::time(pod.created_at),
             created: pod.created_at,
-            by_run: pod.annotations.contains_key(labels::MADE_BY_RUN),
+            by_run: pod
+                .annotations
+                .get(keys::CONFIG_SOURCE)
+                .is_some_and(|source| source == RUN),
         }
     }
 
@@ -288,15 +297,24 @@ pub async fn remove(node: &Node, id: &str, name: &str) -> Result<(), Error> {
 /// The directories come from the pod's identity, which is checked here: an annotation must not be able to name them.
 fn remove_directories(pod: &Listed, volumes_dir: &Path) -> Result<(), Error> {
     let parts = [&pod.namespace, &pod.name, &pod.uid];
-    if parts.iter().any(|part| !manifest::is_path_component(part)) {
+    if parts.iter().any(|part| !is_path_component(part)) {
         return Ok(());
     }
-    manifest::remove_tree(&volumes_dir.join(&pod.uid))?;
-    manifest::remove_tree(&manifest::log_directory(
-        &pod.namespace,
-        &pod.name,
-        &pod.uid,
-    ))
+    // a `berth run` that still keeps the pod ends by itself, now that the pod is gone
+    remove_kubelet_dir(&volumes_dir.join(&pod.uid))?;
+    let logs = log_directory(&pod.namespace, &pod.name, &pod.uid);
+    match std::fs::remove_dir_all(&logs) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::File {
+            what: "remove",
+            path: logs,
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub fn log_directory(namespace: &str, name: &str, uid: &str) -> PathBuf {
+    Path::new(LOGS_DIR).join(format!("{namespace}_{name}_{uid}"))
 }
 
 async fn list(node: &Node, format: Format) -> Result<(), Error> {
@@ -400,7 +418,7 @@ pub async fn container_status(node: &Node, id: &str) -> Result<cri::ContainerSta
         .ok_or_else(|| node.lacks("ContainerStatus", "a status"))
 }
 
-pub async fn sandbox_status(node: &Node, id: &str) -> Result<cri::PodSandboxStatus, Error> {
+async fn sandbox_status(node: &Node, id: &str) -> Result<cri::PodSandboxStatus, Error> {
     node.runtime()
         .pod_sandbox_status(PodSandboxStatusRequest {
             pod_sandbox_id: id.to_owned(),
@@ -414,7 +432,7 @@ pub async fn sandbox_status(node: &Node, id: &str) -> Result<cri::PodSandboxStat
 }
 
 /// The pod's addresses; none for a pod in the node's network.
-pub fn ips(status: &cri::PodSandboxStatus) -> Vec<String> {
+fn ips(status: &cri::PodSandboxStatus) -> Vec<String> {
     let network = status.network.clone().unwrap_or_default();
     let more = network.additional_ips.into_iter().map(|ip| ip.ip);
     std::iter::once(network.ip)

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io::{IsTerminal, Write},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use berth_proto::admin::LayerProgress;
@@ -15,12 +16,23 @@ const LINES: usize = 20;
 /// Blocks of the bar.
 const BAR: usize = 24;
 
+/// Lines that others of this process have written below a block.
+static BESIDE: AtomicU64 = AtomicU64::new(0);
+
+/// Something else was written to the terminal: a block is not drawn over it, but anew below it.
+pub fn wrote_beside() {
+    BESIDE.fetch_add(1, Ordering::Relaxed);
+}
+
 #[derive(Debug)]
 pub struct Progress {
     image: String,
     terminal: bool,
     /// Lines of the block on the screen.
     drawn: usize,
+    beside: &'static AtomicU64,
+    /// The same when it was drawn.
+    seen_beside: u64,
     /// Last stage and stall that were told of a layer.
     told: HashMap<String, (String, String)>,
 }
@@ -32,6 +44,8 @@ impl Progress {
             image: image.to_owned(),
             terminal,
             drawn: 0,
+            beside: &BESIDE,
+            seen_beside: 0,
             told: HashMap::new(),
         }
     }
@@ -49,7 +63,8 @@ impl Progress {
     /// Up to the block's first line, each line anew, what is left of the old block cleared.
     fn redraw(&mut self, layers: &[LayerProgress], columns: usize) -> String {
         let mut text = String::new();
-        if self.drawn > 0 {
+        let beside = self.beside.load(Ordering::Relaxed);
+        if self.drawn > 0 && beside == self.seen_beside {
             text.push_str(&format!("\x1b[{}A\r", self.drawn));
         }
         let settled = |layer: &&LayerProgress| matches!(layer.stage.as_str(), "done" | "present");
@@ -74,6 +89,7 @@ impl Progress {
         }
         text.push_str("\x1b[J");
         self.drawn = lines.len();
+        self.seen_beside = beside;
         text
     }
 
@@ -138,6 +154,8 @@ fn columns() -> usize {
 mod tests {
     use super::*;
 
+    static NOBODY: AtomicU64 = AtomicU64::new(0);
+
     fn layer(digest: &str, stage: &str, done_bytes: u64, total_bytes: u64) -> LayerProgress {
         let digest = format!("sha256:{digest}");
         LayerProgress {
@@ -154,6 +172,8 @@ mod tests {
             image: "nginx".into(),
             terminal,
             drawn: 0,
+            beside: &NOBODY,
+            seen_beside: 0,
             told: HashMap::new(),
         }
     }
@@ -196,6 +216,22 @@ mod tests {
         let second = progress.redraw(&layers, 20);
         assert!(second.starts_with("\x1b[3A\r"), "{second:?}");
         assert!(second.contains("\x1b[K  aa            dow\n"), "{second:?}");
+    }
+
+    #[test]
+    fn a_block_is_not_drawn_over_what_others_wrote_below_it() {
+        static SOMEBODY: AtomicU64 = AtomicU64::new(0);
+        let mut progress = Progress {
+            beside: &SOMEBODY,
+            ..progress(true)
+        };
+        let layers = [layer("aa", "downloading", 512, 1024)];
+        progress.redraw(&layers, 80);
+        SOMEBODY.fetch_add(1, Ordering::Relaxed);
+        let below = progress.redraw(&layers, 80);
+        assert!(below.starts_with("\x1b[K"), "{below:?}");
+        let over = progress.redraw(&layers, 80);
+        assert!(over.starts_with("\x1b[2A"), "{over:?}");
     }
 
     #[test]

@@ -1,59 +1,80 @@
+//! `berth run`: one pod of a manifest, kept by the kubelet's code for as long as somebody is there.
+//!
+//! ```text
+//! file ── read ──▶ Asked ──▶ Keeper ── comes up ──▶ followed, waited for, or let go ──▶ let go, or removed
+//!                              └─ fails, or a signal ──▶ removed
+//! ```
+
+mod follow;
+mod keeper;
+mod tell;
+
 use std::{
+    future::pending,
     io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
-use berth_proto::cri::{
-    self, ContainerState, CreateContainerRequest, ImageSpec, ImageStatusRequest, PodSandboxConfig,
-    RunPodSandboxRequest, StartContainerRequest,
+use berth_kubelet::{
+    Config, Desired, NodeFacts, Objects, Problem, Puller, RUN, RestartPolicy, Runtime,
+    manifest::{self, MAX_BYTES, Origin},
 };
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{image, logs, pod};
+use self::{follow::Follower, keeper::Keeper};
+use super::{
+    image::{self, Credentials},
+    logs,
+    pod::{self, LOGS_DIR, VOLUMES_DIR, log_directory},
+};
 use crate::{
     error::Error,
-    manifest::{
-        self, ImageFacts, Manifest, NodeFacts, Place, Problem, PullPolicy, Volumes,
-        container_config, sandbox_config,
-    },
     node::{Address, Node},
     output::Format,
 };
 
-/// How often a container that is waited for is asked after.
-const WAIT_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks whether the sandbox of a pod that has ended is stopped.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Of the log of an init container that failed.
 const LAST_LINES: u64 = 20;
 
 /// Run a pod from a Kubernetes manifest, without a cluster
 ///
-/// Takes a Pod of the API v1 in a YAML file: pulls its images, makes its volumes, runs its init containers one after the
-/// other, starts its containers, and prints its ID and status. If anything fails, all that was made is removed again.
+/// Takes a file with one Pod of the API v1 (YAML or JSON) and, where it refers to some, ConfigMaps and Secrets. The
+/// kubelet's own code keeps the pod for as long as this command runs: init containers, sidecars, hooks, probes,
+/// restartPolicy, volumes. What happens is told on standard error; what the containers write is printed as they write
+/// it, with the container's name where there are several.
 ///
-/// Fields that have no meaning here are warned of, and fields that can't be honoured are errors; both are named. The
-/// restartPolicy is not acted on: a container that ends is left as it is. No seccomp profile in the manifest means
-/// none, as for a kubelet. Empty volumes are made below --volumes-dir, logs below /var/log/pods; `berth pod remove`
-/// removes both.
+/// Ctrl-C leaves the pod running, with nobody to restart or probe its containers. A pod that ends by itself gives the
+/// exit code of the first of its containers that failed. A pod that doesn't come up is taken away again, whatever the
+/// reason. `berth pod stop` and `berth pod remove` end it also while this command runs.
+///
+/// Fields that have no meaning here are warned of, and fields that can't be honoured are errors; both are named.
 #[derive(Debug, Args)]
 pub struct Run {
     /// The manifest, or - for standard input
     #[arg(value_name = "pod.yaml")]
     manifest: PathBuf,
-    /// Wait until every container has ended, and exit with the exit code of the first that failed
+    /// Return once all containers have started, and leave the pod to itself
+    #[arg(long, short, conflicts_with = "wait")]
+    detach: bool,
+    /// Print no logs, but the pod's status when it has ended
     #[arg(long)]
     wait: bool,
-    /// With --wait: remove the pod when its containers have ended
-    #[arg(long, requires = "wait")]
+    /// Remove the pod when it has ended, or at Ctrl-C, within its grace period; logs and volumes, too
+    #[arg(long, conflicts_with = "detach")]
     rm: bool,
     /// When to pull images, whatever the manifest's imagePullPolicy says
     #[arg(long, value_enum)]
     pull: Option<Pull>,
-    /// Where empty volumes are made
-    #[arg(long, default_value = manifest::VOLUMES_DIR)]
+    /// Where volumes are made and what is known of pods is kept
+    #[arg(long, default_value = VOLUMES_DIR)]
     volumes_dir: PathBuf,
 }
 
@@ -64,63 +85,109 @@ enum Pull {
     Never,
 }
 
+/// What is in the file.
+struct Asked {
+    pod: Desired,
+    objects: Objects,
+}
+
+/// How the time with a pod that had come up went by.
+enum Parted {
+    Ended(Box<PodStatus>),
+    Signal,
+    /// Nobody reads what the containers write.
+    Unread(Error),
+}
+
 impl Run {
     pub async fn run(self, address: &Address, format: Format) -> Result<ExitCode, Error> {
-        let manifest = self.read()?;
+        super::log_from("warn");
+        let asked = self.read()?;
         let node = Node::connect(address).await?;
-        refuse_second(&node, &manifest).await?;
-        let volumes =
-            Volumes::plan(&manifest, &self.volumes_dir).map_err(|problem| self.problem(problem))?;
-        let made = Made {
-            node: &node,
-            manifest: &manifest,
-            volumes: &volumes,
-        };
+        refuse_second(&node, &asked.pod).await?;
+        let mut signals = Signals::watch();
+        let pod = Arc::new(asked.pod);
+        let volumes = std::path::absolute(&self.volumes_dir).map_err(|source| Error::File {
+            what: "find",
+            path: self.volumes_dir.clone(),
+            source,
+        })?;
+        let runtime = Runtime::new(&address.to_string())?.with_puller(puller(&node));
+        let mut keeper = Keeper::start(
+            pod.clone(),
+            config(volumes.join(&pod.uid)),
+            runtime,
+            asked.objects,
+            self.manifest.display().to_string(),
+        )
+        .await?;
+        let logs = log_directory(&pod.namespace, &pod.name, &pod.uid);
+        let is_followed = !self.detach && !self.wait;
+        // with a document on standard output, logs are beside it
+        let mut follower = is_followed.then(|| {
+            let names = pod.containers.iter().map(|one| one.name().to_owned());
+            Follower::start(&logs, names.collect(), format != Format::Table)
+        });
 
         let up = tokio::select! {
-            up = self.bring_up(&made) => up,
-            () = interrupted() => Err(Error::Interrupted),
+            up = keeper.up() => up,
+            () = signals.next() => Err(Error::Interrupted),
         };
-        let pod_id = match up {
-            Ok(id) => id,
-            Err(error) => return Err(made.undo_after(error).await),
-        };
-        let mut detail = pod::detail(&node, &pod_id).await?;
-        if !self.wait {
-            pod::print_details(format, &[detail])?;
-            return Ok(ExitCode::SUCCESS);
+        if let Err(error) = up {
+            if let (Error::InitFailed { log, .. }, None) = (&error, &follower) {
+                eprint!("{}", logs::last_lines(&logs.join(log), LAST_LINES));
+            }
+            let error = take_back(keeper, &mut signals, error).await;
+            if let Some(follower) = follower {
+                // what it had written is printed; that nobody reads it is not what went wrong
+                let _ = follower.finish().await;
+            }
+            return Err(error);
         }
 
-        tokio::select! {
-            ended = wait_for_all(&node, &detail) => ended?,
-            () = interrupted() => eprintln!("berth: no longer waiting; the pod goes on as {pod_id}"),
+        let parted = match self.detach {
+            true => Parted::Signal,
+            false => attend(&node, &mut keeper, &mut follower, &mut signals).await?,
+        };
+        let detail = detail(&node, &pod).await?;
+        let is_left = !self.rm && detail.is_some();
+        match self.rm {
+            true => remove(keeper, &mut signals).await?,
+            false => keeper.let_go().await,
         }
-        detail = pod::detail(&node, &pod_id).await?;
-        pod::print_details(format, std::slice::from_ref(&detail))?;
-        let ended = detail
-            .containers
-            .iter()
-            .all(|container| container.exit_code.is_some());
-        if self.rm && ended {
-            let failures = made.undo().await;
-            if !failures.is_empty() {
-                failures
-                    .iter()
-                    .for_each(|failure| eprintln!("berth: {failure}"));
-                return Err(Error::Some(failures.len()));
+        let writes_no_more = match &parted {
+            Parted::Ended(_) => true,
+            Parted::Signal => self.rm,
+            Parted::Unread(_) => false,
+        };
+        if let Some(follower) = follower.filter(|_| writes_no_more) {
+            follower.finish().await?;
+        }
+        // Who follows logs wants nothing else between them.
+        if !is_followed || format != Format::Table {
+            pod::print_details(format, detail.as_slice())?;
+        }
+        match parted {
+            Parted::Ended(status) => {
+                let name = pod.full_name();
+                match (&detail, &status.reason) {
+                    (None, _) => eprintln!("berth: {name} is gone: somebody has removed it"),
+                    (Some(_), Some(reason)) => eprintln!("berth: {name}: {reason}"),
+                    (Some(_), None) => {}
+                }
+                Ok(ExitCode::from(exit_code(&status)))
             }
+            Parted::Signal => {
+                if is_left && !self.detach {
+                    eprint!("{}", goes_on(&pod));
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            Parted::Unread(error) => Err(error),
         }
-        let failed = detail
-            .containers
-            .iter()
-            .filter_map(|container| container.exit_code)
-            .find(|code| *code != 0);
-        Ok(failed.map_or(ExitCode::SUCCESS, |code| {
-            ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
-        }))
     }
 
-    fn read(&self) -> Result<Manifest, Error> {
+    fn read(&self) -> Result<Asked, Error> {
         let failed = |source| Error::File {
             what: "read the manifest",
             path: self.manifest.clone(),
@@ -133,164 +200,144 @@ impl Run {
         };
         let mut text = String::new();
         input
-            .take(manifest::MAX_BYTES + 1)
+            .take(MAX_BYTES + 1)
             .read_to_string(&mut text)
             .map_err(failed)?;
-        if text.len() as u64 > manifest::MAX_BYTES {
-            return Err(self.problem(Problem::new(
-                "",
-                format!("more than {} bytes", manifest::MAX_BYTES),
-            )));
+        if text.len() as u64 > MAX_BYTES {
+            return Err(self.problem("", format!("more than {MAX_BYTES} bytes")));
         }
-        let (manifest, warnings) =
-            Manifest::read(&text, new_uid).map_err(|problems| Error::Manifest {
-                file: self.manifest.display().to_string(),
-                problems,
-            })?;
-        for warning in warnings {
+        let uid = new_uid();
+        let mut documents =
+            manifest::read(&text, Origin::Run { uid: &uid }).map_err(|it| self.problems(it))?;
+        for warning in &documents.warnings {
             eprintln!("berth: {}: {warning}", self.manifest.display());
         }
-        Ok(manifest)
+        let pod = match (documents.pods.pop(), documents.pods.len()) {
+            (Some(pod), 0) => self.pod(pod)?,
+            (None, _) => return Err(self.problem("", "no Pod in it")),
+            (Some(_), more) => {
+                let what = format!(
+                    "{} Pods in it: `berth run` takes one, with the ConfigMaps and Secrets that it refers to",
+                    more + 1
+                );
+                return Err(self.problem("", what));
+            }
+        };
+        let objects = Objects::default();
+        for map in documents.config_maps {
+            objects.put_config_map(map);
+        }
+        for secret in documents.secrets {
+            objects.put_secret(secret);
+        }
+        Ok(Asked { pod, objects })
     }
 
-    fn problem(&self, problem: Problem) -> Error {
+    fn pod(&self, mut pod: Pod) -> Result<Desired, Error> {
+        if let Some(pull) = self.pull {
+            pull.overrule(&mut pod);
+        }
+        let pod = Desired::new(pod, RUN).map_err(|problem| self.problems(vec![problem]))?;
+        if self.wait
+            && pod.restart_policy() == RestartPolicy::Always
+            && pod.spec.active_deadline_seconds.is_none()
+        {
+            let what =
+                "Always, the default, has no end to --wait for: it must be Never or OnFailure";
+            return Err(self.problem("spec.restartPolicy", what));
+        }
+        Ok(pod)
+    }
+
+    fn problem(&self, path: &str, what: impl Into<String>) -> Error {
+        self.problems(vec![Problem::new(path, what)])
+    }
+
+    fn problems(&self, problems: Vec<Problem>) -> Error {
         Error::Manifest {
             file: self.manifest.display().to_string(),
-            problems: vec![problem],
+            problems,
         }
     }
+}
 
-    async fn bring_up(&self, made: &Made<'_>) -> Result<String, Error> {
-        let Made {
-            node,
-            manifest,
-            volumes,
-        } = made;
-        let config = sandbox_config(manifest).map_err(|problem| self.problem(problem))?;
-        let mut images = Vec::new();
-        for place in manifest.init_containers().chain(manifest.containers()) {
-            images.push(self.image(node, manifest, &config, &place).await?);
-        }
-        let (init_images, images) = images.split_at(manifest.init_containers().count());
-
-        volumes.make()?;
-        make_log_directories(manifest)?;
-        let sandbox = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: manifest.runtime_handler(),
+impl Pull {
+    fn overrule(self, pod: &mut Pod) {
+        let policy = match self {
+            Self::Always => "Always",
+            Self::Missing => "IfNotPresent",
+            Self::Never => "Never",
         };
-        let pod_id = node
-            .runtime()
-            .run_pod_sandbox(sandbox)
-            .await
-            .map_err(node.cannot(format!("make pod {}/{}", manifest.namespace, manifest.name)))?
-            .into_inner()
-            .pod_sandbox_id;
-        let pod_ips = pod::ips(&pod::sandbox_status(node, &pod_id).await?);
-
-        let pod = Started {
-            made,
-            config: &config,
-            pod_id: &pod_id,
-            pod_ips: &pod_ips,
-            facts: NodeFacts::of_this_machine(),
+        let Some(spec) = &mut pod.spec else {
+            return;
         };
-        for (place, image) in manifest.init_containers().zip(init_images) {
-            let id = pod.create(self, &place, image).await?;
-            pod.start(&place, &id).await?;
-            let status = wait_for(node, &id).await?;
-            if status.exit_code != 0 {
-                let reason = if status.message.is_empty() {
-                    status.reason
-                } else {
-                    status.message
-                };
-                eprint!(
-                    "{}",
-                    logs::last_lines(Path::new(&status.log_path), LAST_LINES)
-                );
-                let name = place.container.name.clone();
-                return Err(Error::InitFailed {
-                    name,
-                    code: status.exit_code,
-                    reason,
-                });
-            }
+        let inits = spec.init_containers.iter_mut().flatten();
+        for container in inits.chain(&mut spec.containers) {
+            container.image_pull_policy = Some(policy.into());
         }
-        // All are made before the first is started, so that one that can't be made costs no half-run pod.
-        let mut ids = Vec::new();
-        for (place, image) in manifest.containers().zip(images) {
-            ids.push(pod.create(self, &place, image).await?);
-        }
-        for (place, id) in manifest.containers().zip(&ids) {
-            pod.start(&place, id).await?;
-        }
-        Ok(pod_id)
-    }
-
-    /// The container's image, pulled where its policy says so.
-    async fn image(
-        &self,
-        node: &Node,
-        manifest: &Manifest,
-        config: &PodSandboxConfig,
-        place: &Place<'_>,
-    ) -> Result<ImageFacts, Error> {
-        let name = place.container.image.clone().unwrap_or_default();
-        let policy = match self.pull {
-            Some(Pull::Always) => PullPolicy::Always,
-            Some(Pull::Missing) => PullPolicy::IfNotPresent,
-            Some(Pull::Never) => PullPolicy::Never,
-            None => PullPolicy::of(place).map_err(|problem| self.problem(problem))?,
-        };
-        let spec = |name: &str| ImageSpec {
-            image: name.to_owned(),
-            runtime_handler: manifest.runtime_handler(),
-            annotations: config.annotations.clone(),
-            ..Default::default()
-        };
-        let here = image_facts(node, spec(&name)).await?;
-        match (policy, here) {
-            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(facts)) => Ok(facts),
-            (PullPolicy::Never, None) => Err(Error::ImageMissing {
-                image: name,
-                container: place.container.name.clone(),
-            }),
-            (PullPolicy::Always | PullPolicy::IfNotPresent, _) => {
-                let id = image::pull(node, &name, None).await?;
-                image_facts(node, spec(&id))
-                    .await?
-                    .ok_or_else(|| node.lacks("ImageStatus", "the image just pulled"))
+        for volume in spec.volumes.iter_mut().flatten() {
+            if let Some(image) = &mut volume.image {
+                image.pull_policy = Some(policy.into());
             }
         }
     }
 }
 
-async fn image_facts(node: &Node, spec: ImageSpec) -> Result<Option<ImageFacts>, Error> {
-    let what = format!("ask for image {}", spec.image);
-    let request = ImageStatusRequest {
-        image: Some(spec),
-        verbose: false,
+/// One pod a kubelet and one kubelet a directory: many may run at the same time.
+fn config(kubelet_dir: PathBuf) -> Config {
+    Config {
+        kubelet_dir,
+        logs_dir: LOGS_DIR.into(),
+        cgroup_root: String::new(),
+        source: RUN,
+        max_pods: 1,
+        cluster_dns: Vec::new(),
+        cluster_domain: "cluster.local".into(),
+        node: NodeFacts::of_this_machine(),
+    }
+}
+
+/// Pulls with a bar a layer.
+fn puller(node: &Node) -> Puller {
+    let node = node.clone();
+    Arc::new(move |name, auth| {
+        let node = node.clone();
+        Box::pin(async move {
+            let credentials = auth.map(|auth| Credentials {
+                user: auth.username,
+                password: auth.password,
+            });
+            image::pull(&node, &name, credentials.as_ref())
+                .await
+                .map_err(|error| error.to_string())
+        })
+    })
+}
+
+/// Stays with a pod that has come up.
+async fn attend(
+    node: &Node,
+    keeper: &mut Keeper,
+    follower: &mut Option<Follower>,
+    signals: &mut Signals,
+) -> Result<Parted, Error> {
+    let status = tokio::select! {
+        status = keeper.over() => status?,
+        () = signals.next() => return Ok(Parted::Signal),
+        error = unread(follower) => return Ok(Parted::Unread(error)),
     };
-    let answer = node
-        .images()
-        .image_status(request)
-        .await
-        .map_err(node.cannot(what))?
-        .into_inner();
-    Ok(answer.image.map(|image| ImageFacts {
-        id: image.id,
-        user: image.uid.map(|uid| uid.value),
-        username: image.username,
-    }))
+    tokio::select! {
+        stopped = stopped(node, &keeper.pod) => stopped?,
+        () = signals.next() => {}
+    }
+    Ok(Parted::Ended(Box::new(status)))
 }
 
 /// A pod that runs already is not run again under another uid.
-async fn refuse_second(node: &Node, manifest: &Manifest) -> Result<(), Error> {
+async fn refuse_second(node: &Node, asked: &Desired) -> Result<(), Error> {
     let same = |pod: &pod::Listed| {
-        pod.uid == manifest.uid
-            || pod.is_ready()
-                && (&pod.name, &pod.namespace) == (&manifest.name, &manifest.namespace)
+        pod.uid == asked.uid
+            || pod.is_ready() && (&pod.name, &pod.namespace) == (&asked.name, &asked.namespace)
     };
     match pod::all(node).await?.into_iter().find(same) {
         Some(pod) => Err(Error::PodExists {
@@ -301,159 +348,108 @@ async fn refuse_second(node: &Node, manifest: &Manifest) -> Result<(), Error> {
     }
 }
 
-/// What a pod of ours may have on the node. Undone by what is found there, not by what is remembered: a call that was
-/// cut off may have made something all the same.
-struct Made<'a> {
-    node: &'a Node,
-    manifest: &'a Manifest,
-    volumes: &'a Volumes,
-}
-
-impl Made<'_> {
-    async fn undo_after(&self, error: Error) -> Error {
-        let failures = self.undo().await;
-        if failures.is_empty() {
-            error
-        } else {
-            Error::Untidy {
-                error: Box::new(error),
-                failures,
-            }
-        }
-    }
-
-    /// Removes the pod, its volumes and its logs; the failures in words. Directories stay where the pod does.
-    async fn undo(&self) -> Vec<String> {
-        match self.remove_pods().await {
-            Ok(()) => {
-                let removed = [
-                    self.volumes.remove(),
-                    manifest::remove_tree(&self.manifest.log_directory()),
-                ];
-                removed
-                    .into_iter()
-                    .filter_map(Result::err)
-                    .map(|error| error.to_string())
-                    .collect()
-            }
-            Err(error) => vec![error.to_string()],
-        }
-    }
-
-    async fn remove_pods(&self) -> Result<(), Error> {
-        for pod in pod::all(self.node)
-            .await?
-            .into_iter()
-            .filter(|pod| pod.uid == self.manifest.uid)
-        {
-            pod::stop(self.node, &pod.id, &pod.name).await?;
-            pod::remove(self.node, &pod.id, &pod.name).await?;
-        }
-        Ok(())
-    }
-}
-
-/// A pod that is up, for its containers.
-struct Started<'a> {
-    made: &'a Made<'a>,
-    config: &'a PodSandboxConfig,
-    pod_id: &'a str,
-    pod_ips: &'a [String],
-    facts: NodeFacts,
-}
-
-impl Started<'_> {
-    async fn create(
-        &self,
-        run: &Run,
-        place: &Place<'_>,
-        image: &ImageFacts,
-    ) -> Result<String, Error> {
-        let Made {
-            node,
-            manifest,
-            volumes,
-        } = self.made;
-        let config = container_config(
-            manifest,
-            place,
-            Some(image),
-            self.pod_ips,
-            &self.facts,
-            volumes,
-        )
-        .map_err(|problem| run.problem(problem))?;
-        let request = CreateContainerRequest {
-            pod_sandbox_id: self.pod_id.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(self.config.clone()),
-        };
-        let answer = node
-            .runtime()
-            .create_container(request)
-            .await
-            .map_err(node.cannot(format!("create container {}", place.container.name)))?;
-        Ok(answer.into_inner().container_id)
-    }
-
-    async fn start(&self, place: &Place<'_>, id: &str) -> Result<(), Error> {
-        let node = self.made.node;
-        node.runtime()
-            .start_container(StartContainerRequest {
-                container_id: id.to_owned(),
-            })
-            .await
-            .map_err(node.cannot(format!("start container {}", place.container.name)))?;
-        Ok(())
-    }
-}
-
-/// The kubelet makes these, not the runtime.
-fn make_log_directories(manifest: &Manifest) -> Result<(), Error> {
-    let directory = manifest.log_directory();
-    for place in manifest.init_containers().chain(manifest.containers()) {
-        let path = directory.join(&place.container.name);
-        std::fs::create_dir_all(&path).map_err(|source| Error::File {
-            what: "make the log directory",
-            path,
-            source,
-        })?;
-    }
-    Ok(())
-}
-
-/// Waits until the container has ended.
-async fn wait_for(node: &Node, id: &str) -> Result<cri::ContainerStatus, Error> {
+/// Waits until the sandbox of a pod that has ended is stopped, as the kubelet does: sidecars may take their time.
+async fn stopped(node: &Node, pod: &Desired) -> Result<(), Error> {
     loop {
-        let status = pod::container_status(node, id).await?;
-        if !matches!(
-            status.state(),
-            ContainerState::ContainerCreated | ContainerState::ContainerRunning
-        ) {
-            return Ok(status);
+        let all = pod::all(node).await?;
+        if !all.iter().any(|it| it.uid == pod.uid && it.is_ready()) {
+            return Ok(());
         }
-        tokio::time::sleep(WAIT_INTERVAL).await;
+        tokio::time::sleep(STOP_INTERVAL).await;
     }
 }
 
-async fn wait_for_all(node: &Node, pod: &pod::Detail) -> Result<(), Error> {
-    for container in &pod.containers {
-        wait_for(node, &container.id).await?;
-    }
-    Ok(())
-}
-
-/// SIGINT or SIGTERM. Where they can't be watched for, they end the program as ever.
-async fn interrupted() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
+/// The pod in its newest sandbox; none where somebody has removed it.
+async fn detail(node: &Node, pod: &Desired) -> Result<Option<pod::Detail>, Error> {
+    let newest = pod::all(node)
+        .await?
+        .into_iter()
+        .find(|it| it.uid == pod.uid);
+    let Some(newest) = newest else {
+        return Ok(None);
     };
+    match pod::detail(node, &newest.id).await {
+        Ok(detail) => Ok(Some(detail)),
+        Err(Error::Rpc { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn unread(follower: &mut Option<Follower>) -> Error {
+    match follower {
+        Some(follower) => follower.unread().await,
+        None => pending().await,
+    }
+}
+
+/// Removes all that there is of the pod; a second signal leaves the rest to `berth pod remove`.
+async fn remove(keeper: Keeper, signals: &mut Signals) -> Result<(), Error> {
+    let pod = keeper.pod.full_name();
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        removed = keeper.remove() => removed,
+        () = signals.next() => Err(Error::Left { pod }),
+    }
+}
+
+async fn take_back(keeper: Keeper, signals: &mut Signals, error: Error) -> Error {
+    match remove(keeper, signals).await {
+        Ok(()) => error,
+        Err(failure) => Error::Untidy {
+            error: Box::new(error),
+            failures: vec![failure.to_string()],
+        },
+    }
+}
+
+fn goes_on(pod: &Desired) -> String {
+    let name = pod.full_name();
+    let container = match pod.containers.len() {
+        1 => "",
+        _ => " -c CONTAINER",
+    };
+    format!(
+        "berth: {name} goes on, and nobody restarts or probes its containers\n  \
+         berth pod status {name}\n  \
+         berth logs -f {name}{container}\n  \
+         berth pod remove {name}\n"
+    )
+}
+
+/// That of the first container that failed, as a process has one.
+fn exit_code(status: &PodStatus) -> u8 {
+    let codes = status.container_statuses.iter().flatten();
+    let codes = codes.filter_map(|one| {
+        one.state
+            .as_ref()?
+            .terminated
+            .as_ref()
+            .map(|it| it.exit_code)
+    });
+    let failed = codes.into_iter().find(|code| *code != 0);
+    match (failed, status.phase.as_deref()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, Some("Succeeded")) => 0,
+        (None, _) => 1,
+    }
+}
+
+/// SIGINT and SIGTERM. Where they can't be watched for, they end the program as ever.
+struct Signals(Option<(Signal, Signal)>);
+
+impl Signals {
+    fn watch() -> Self {
+        let interrupt = signal(SignalKind::interrupt());
+        Self(interrupt.ok().zip(signal(SignalKind::terminate()).ok()))
+    }
+
+    async fn next(&mut self) {
+        let Some((interrupt, terminate)) = &mut self.0 else {
+            return pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     }
 }
 
@@ -467,6 +463,8 @@ fn new_uid() -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -474,5 +472,38 @@ mod tests {
         let (one, other) = (new_uid(), new_uid());
         assert_eq!((one.len(), one.matches('-').count()), (36, 4), "{one}");
         assert_ne!(one, other);
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_first_container_that_failed() {
+        let of = |phase: &str, codes: &[i32]| {
+            let containers: Vec<_> = codes
+                .iter()
+                .map(|code| json!({"name": "a", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"terminated": {"exitCode": code}}}))
+                .collect();
+            let status = json!({"phase": phase, "containerStatuses": containers});
+            exit_code(&serde_json::from_value(status).unwrap())
+        };
+        assert_eq!(of("Succeeded", &[0, 0]), 0);
+        assert_eq!(of("Failed", &[0, 3, 4]), 3);
+        assert_eq!(of("Failed", &[137]), 137);
+        assert_eq!(of("Failed", &[512]), 255);
+        // ended by its deadline, or removed by somebody
+        assert_eq!(of("Failed", &[0]), 1);
+        assert_eq!(of("Failed", &[]), 1);
+    }
+
+    #[test]
+    fn a_policy_of_the_command_line_is_every_images() {
+        let pod = json!({"spec": {
+            "initContainers": [{"name": "i", "image": "x"}],
+            "containers": [{"name": "a", "image": "x:1", "imagePullPolicy": "Always"}],
+            "volumes": [{"name": "v", "image": {"reference": "y"}}, {"name": "e"}],
+        }});
+        let mut pod: Pod = serde_json::from_value(pod).unwrap();
+        Pull::Missing.overrule(&mut pod);
+        let written = serde_json::to_string(&pod).unwrap();
+        assert_eq!(written.matches("IfNotPresent").count(), 3, "{written}");
+        assert!(!written.contains("Always"));
     }
 }

@@ -23,6 +23,7 @@ fn observed(words: &str) -> Observed {
                     ready,
                     created: at as i64,
                     ips: Vec::new(),
+                    ids: None,
                 });
             }
             Some((name, state)) => {
@@ -80,6 +81,7 @@ fn planned(spec: &str, is: &str) -> Plan {
         failures: &BTreeMap::new(),
         began: Some(NOW - 100 * SECOND),
         over: None,
+        had_containers: false,
     };
     plan(&pod(spec), &observed(is), &around)
 }
@@ -164,6 +166,7 @@ fn one_that_fails_again_waits_for_its_time_and_others_do_not() {
                 failures: &BTreeMap::new(),
                 began: None,
                 over: None,
+                had_containers: false,
             },
         )
     };
@@ -210,6 +213,7 @@ fn what_can_not_be_started_waits_with_its_reason() {
                 failures: &failures,
                 began: None,
                 over: None,
+                had_containers: false,
             };
             plan(&pod(ONE), &observed(is), &around)
         };
@@ -251,6 +255,7 @@ fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
         failures: &BTreeMap::new(),
         began: None,
         over: None,
+        had_containers: false,
     };
     let plan_of = |is: &Observed| plan(&pod(ONE), is, &around);
     assert_eq!(
@@ -280,6 +285,7 @@ fn what_is_over_stays_so_whatever_the_clock_and_the_runtime_say() {
             failures: &BTreeMap::new(),
             began: Some(NOW - 100 * SECOND),
             over,
+            had_containers: false,
         };
         let plan = plan(&pod(spec), &observed(is), &around);
         (words(&plan), plan.over)
@@ -300,4 +306,36 @@ fn what_is_over_stays_so_whatever_the_clock_and_the_runtime_say() {
         of(ONE, "", Some(Over::Deadline)),
         ("over".into(), Some(Over::Deadline))
     );
+}
+
+#[test]
+fn a_pod_that_is_run_by_hand_ends_with_its_sandbox_and_another_gets_a_new_one() {
+    let (backoffs, health) = (Backoffs::default(), Health::default());
+    let of = |source: &'static str, is: &str, had_containers| {
+        let mut pod = pod(ONE);
+        pod.source = source;
+        let around = Around {
+            now: NOW,
+            backoffs: &backoffs,
+            health: &health,
+            failures: &BTreeMap::new(),
+            began: None,
+            over: None,
+            had_containers,
+        };
+        words(&plan(&pod, &observed(is), &around))
+    };
+    for (source, is, had_containers, then) in [
+        // stopped by somebody else
+        (RUN, "-s0 a:137", true, "over"),
+        ("file", "-s0 a:137", true, "end sandbox1"),
+        // removed by somebody else
+        (RUN, "", true, "over"),
+        ("file", "", true, "sandbox0"),
+        // not there yet
+        (RUN, "", false, "sandbox0"),
+        (RUN, "s0 a:1", true, "start:a1"),
+    ] {
+        assert_eq!(of(source, is, had_containers), then, "{source} {is}");
+    }
 }

@@ -19,6 +19,7 @@ use crate::{
     objects::Objects,
     pod::{ContainerSpec, Desired, Role},
     problem::Problem,
+    user_namespace::Ids,
 };
 
 /// What is known of a container once it is about to be made.
@@ -29,6 +30,8 @@ pub(crate) struct Making<'a> {
     pub fields: Fields<'a>,
     pub objects: &'a Objects,
     pub mounts: Vec<Mount>,
+    /// Those of the pod's user namespace, where it has one.
+    pub ids: Option<Ids>,
     /// Id of the container whose processes an ephemeral one wants to see.
     pub target: Option<&'a str>,
 }
@@ -80,6 +83,7 @@ pub(crate) fn container(
                 pod,
                 spec,
                 making.image,
+                making.ids,
                 making.target,
             )?),
         }),
@@ -164,6 +168,7 @@ mod tests {
             fields,
             objects: &objects,
             mounts: Vec::new(),
+            ids: None,
             target: None,
         };
         container(&pod, &pod.containers[0], making).unwrap()
@@ -204,5 +209,13 @@ mod tests {
         assert_eq!(of("SIGUSR1"), Signal::Sigusr1);
         assert_eq!(of("SIGRTMIN+3"), Signal::Sigrtminplus3);
         assert_eq!(of("SIGRTMAX-1"), Signal::Sigrtmaxminus1);
+        // what validation lets by, should it ever
+        for name in ["SIGODD", "RUNTIME_DEFAULT"] {
+            let mut spec = pod("  containers: [{name: a, image: x}]").containers[0].clone();
+            let lifecycle = spec.container.lifecycle.get_or_insert_default();
+            lifecycle.stop_signal = Some(name.into());
+            let why = format!("spec.containers[0].lifecycle.stopSignal: {name:?} is not a signal");
+            assert_eq!(stop_signal(&spec).unwrap_err().to_string(), why);
+        }
     }
 }

@@ -25,10 +25,17 @@ pub(super) fn of_container(
     node: &NodeFacts,
 ) -> Result<LinuxContainerResources, Problem> {
     let asked = spec.container.resources.clone().unwrap_or_default();
-    let cpu_limit = thousandths(&asked.limits, "cpu").filter(|it| *it > 0);
+    let whole = pod.resources().cloned().unwrap_or_default();
+    // one without a limit of its own can use all that the pod may
+    let cpu_limit = thousandths(&asked.limits, "cpu")
+        .or_else(|| thousandths(&whole.limits, "cpu"))
+        .filter(|it| *it > 0);
     let cpu = thousandths(&asked.requests, "cpu").or(cpu_limit);
-    let memory_limit = units(&asked.limits, "memory");
-    let memory = units(&asked.requests, "memory").or(memory_limit);
+    let memory_limit = units(&asked.limits, "memory").or_else(|| units(&whole.limits, "memory"));
+    let memory = match units(&whole.requests, "memory") {
+        Some(of_pod) => Some(own_memory(spec).unwrap_or(0) + share_of_the_rest(pod, of_pod)),
+        None => units(&asked.requests, "memory").or(memory_limit),
+    };
     let mut hugepages = Vec::new();
     for (name, _) in asked.limits.iter().flatten() {
         if let Some(size) = name.strip_prefix("hugepages-") {
@@ -57,7 +64,28 @@ pub(super) fn of_container(
     })
 }
 
-/// Of the pod as a whole: the sum of its containers, or the largest init container where that is more; a limit where all have one.
+fn own_memory(spec: &ContainerSpec) -> Option<i64> {
+    let asked = spec.container.resources.as_ref()?;
+    units(&asked.requests, "memory").or_else(|| units(&asked.limits, "memory"))
+}
+
+/// Of the memory that the pod asks for and no container by itself, each has its part.
+fn share_of_the_rest(pod: &Desired, of_pod: i64) -> i64 {
+    let all = pod
+        .containers
+        .iter()
+        .filter(|spec| matches!(spec.role, Role::Main | Role::Sidecar));
+    let (count, asked) = all.fold((0, 0_i64), |(count, asked), spec| {
+        (
+            count + 1,
+            asked.saturating_add(own_memory(spec).unwrap_or(0)),
+        )
+    });
+    of_pod.saturating_sub(asked).max(0) / count.max(1)
+}
+
+/// Of the pod as a whole: what it asks for itself; else the sum of its containers, or the largest init container where that is more, and a
+/// limit where all have one.
 pub(super) fn of_pod(pod: &Desired) -> LinuxContainerResources {
     let sum = |of: fn(&ContainerSpec) -> Option<i64>| {
         let mut always = Some(0_i64);
@@ -95,6 +123,10 @@ pub(super) fn of_pod(pod: &Desired) -> LinuxContainerResources {
     });
     let limits = sum(|spec| thousandths(&spec.container.resources.as_ref()?.limits, "cpu"));
     let memory = sum(|spec| units(&spec.container.resources.as_ref()?.limits, "memory"));
+    let whole = pod.resources().cloned().unwrap_or_default();
+    let of_pod = thousandths(&whole.limits, "cpu");
+    let requests = thousandths(&whole.requests, "cpu").or(of_pod).or(requests);
+    let (limits, memory) = (of_pod.or(limits), units(&whole.limits, "memory").or(memory));
     LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
         cpu_quota: limits.filter(|it| *it > 0).map_or(0, quota),
@@ -185,14 +217,26 @@ mod tests {
                 (100_000, it.memory_limit_in_bytes)
             );
         }
-        let it = translate("{limits: {hugepages-2Mi: 4Mi, memory: 1Gi, cpu: 1}}");
-        assert_eq!(
-            (
-                &it.hugepage_limits[0].page_size[..],
-                it.hugepage_limits[0].limit
-            ),
-            ("2MB", 4 << 20)
-        );
+    }
+
+    #[test]
+    fn hugepages_are_spelt_as_the_kernel_does() {
+        let it =
+            translate("{limits: {hugepages-2Mi: 4Mi, hugepages-1Gi: 2Gi, memory: 1Gi, cpu: 1}}");
+        let limits: Vec<_> = it
+            .hugepage_limits
+            .iter()
+            .map(|it| (&it.page_size[..], it.limit))
+            .collect();
+        assert_eq!(limits, [("1GB", 2 << 30), ("2MB", 4 << 20)]);
+        for (text, size) in [
+            ("64Ki", Some("64KB")),
+            ("3", None),
+            ("x", None),
+            ("0", None),
+        ] {
+            assert_eq!(page_size(text).as_deref(), size, "{text}");
+        }
     }
 
     #[test]
@@ -218,5 +262,32 @@ mod tests {
             (6144, 600_000, 2 << 20)
         );
         assert_eq!(of("", "{name: a, image: x}"), (2, 0, 0));
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_as_a_whole_goes_before_the_sum_and_reaches_those_that_ask_for_nothing() {
+        let pod = pod(
+            "  resources: {requests: {cpu: 1, memory: 2Gi}, limits: {cpu: 3, memory: 4Gi}}\n  \
+             containers: [{name: a, image: x, resources: {requests: {memory: 1Gi}, limits: {cpu: 1, memory: 1Gi}}}, {name: b, image: x}]",
+        );
+        let whole = of_pod(&pod);
+        assert_eq!(
+            (
+                whole.cpu_shares,
+                whole.cpu_quota,
+                whole.memory_limit_in_bytes
+            ),
+            (1024, 300_000, 4 << 30)
+        );
+        let node = NodeFacts {
+            memory_bytes: 10 << 30,
+            ..NodeFacts::default()
+        };
+        // quota, memory, oom_score_adj: of 2 GiB one has 1 GiB by itself, and of the rest each half
+        for (at, expected) in [(0, (100_000, 1 << 30, 850)), (1, (300_000, 4 << 30, 950))] {
+            let it = of_container(&pod, &pod.containers[at], &node).unwrap();
+            let got = (it.cpu_quota, it.memory_limit_in_bytes, it.oom_score_adj);
+            assert_eq!(got, expected, "{at}");
+        }
     }
 }

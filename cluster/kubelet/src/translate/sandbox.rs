@@ -13,6 +13,7 @@ use crate::{
     pod::{Desired, Role, digest},
     problem::Problem,
     qos::Class,
+    user_namespace::Ids,
 };
 
 /// Longest host name that the kernel takes is 64; Kubernetes stops at a DNS label.
@@ -23,6 +24,7 @@ pub(crate) fn sandbox(
     pod: &Desired,
     node: &Inner,
     attempt: u32,
+    ids: Option<Ids>,
 ) -> Result<PodSandboxConfig, Problem> {
     let config = &node.config;
     let mut labels: HashMap<String, String> = pod
@@ -72,7 +74,7 @@ pub(crate) fn sandbox(
                 "" => String::new(),
                 root => class.cgroup_parent(root, &pod.uid),
             },
-            security_context: Some(security::of_sandbox(pod)?),
+            security_context: Some(security::of_sandbox(pod, ids)?),
             sysctls: sysctls(pod),
             overhead: Some(resources::overhead(pod)),
             resources: Some(resources::of_pod(pod)),
@@ -179,7 +181,10 @@ mod tests {
 
     #[test]
     fn a_pod_has_upstreams_labels_and_annotations_beside_its_own() {
-        let config = sandbox(&pod(ONE), &node("/k"), 3).unwrap();
+        let mut forged = pod(ONE);
+        let labels = forged.pod.metadata.labels.get_or_insert_default();
+        labels.insert(keys::POD_NAME.into(), "another".into());
+        let config = sandbox(&forged, &node("/k"), 3, None).unwrap();
         let metadata = config.metadata.unwrap();
         assert_eq!(
             (
@@ -197,7 +202,7 @@ mod tests {
         ] {
             assert_eq!(config.labels[key], value);
         }
-        assert_eq!(config.annotations["kubernetes.io/config.source"], "run");
+        assert_eq!(config.annotations["kubernetes.io/config.source"], "file");
         assert_eq!(config.annotations["berth/kubelet-dir"], "/k");
         assert_eq!(config.log_directory, "/logs/default_web_uid-1");
         let linux = config.linux.unwrap();
@@ -219,7 +224,8 @@ mod tests {
                 "web.s.default.svc.cluster.local",
             ),
         ] {
-            let config = sandbox(&named(name, &format!("{ONE}{spec}")), &node("/k"), 0).unwrap();
+            let config =
+                sandbox(&named(name, &format!("{ONE}{spec}")), &node("/k"), 0, None).unwrap();
             assert_eq!(config.hostname, expected, "{name} {spec}");
         }
         let long = named(
@@ -227,7 +233,7 @@ mod tests {
             &format!("{ONE}\n  subdomain: s\n  setHostnameAsFQDN: true"),
         );
         assert!(
-            sandbox(&long, &node("/k"), 0)
+            sandbox(&long, &node("/k"), 0, None)
                 .unwrap_err()
                 .to_string()
                 .starts_with("spec.setHostnameAsFQDN: ")
@@ -240,7 +246,7 @@ mod tests {
             "  containers: [{name: a, image: x, ports: [{containerPort: 80}, {containerPort: 53, hostPort: 5353, hostIP: 127.0.0.1, protocol: UDP}]}]\n  \
              runtimeClassName: other\n  securityContext: {sysctls: [{name: net.ipv4.ip_forward, value: \"1\"}]}",
         );
-        let config = sandbox(&pod, &node("/k"), 0).unwrap();
+        let config = sandbox(&pod, &node("/k"), 0, None).unwrap();
         let ports: Vec<_> = config
             .port_mappings
             .iter()

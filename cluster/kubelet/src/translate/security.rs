@@ -13,6 +13,7 @@ use crate::{
     image::ImageFacts,
     pod::{ContainerSpec, Desired, Role},
     problem::Problem,
+    user_namespace::Ids,
 };
 
 /// Where the kubelet looks up seccomp profiles by their relative names.
@@ -43,7 +44,7 @@ const READONLY_PATHS: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
-pub(super) fn namespaces(pod: &Desired) -> NamespaceOption {
+pub(super) fn namespaces(pod: &Desired, ids: Option<Ids>) -> NamespaceOption {
     let spec = &pod.spec;
     let node_or_pod = |node: Option<bool>| {
         if node == Some(true) {
@@ -61,11 +62,15 @@ pub(super) fn namespaces(pod: &Desired) -> NamespaceOption {
         network: node_or_pod(spec.host_network).into(),
         pid: pid.into(),
         ipc: node_or_pod(spec.host_ipc).into(),
+        userns_options: ids.map(Ids::options),
         ..Default::default()
     }
 }
 
-pub(super) fn of_sandbox(pod: &Desired) -> Result<LinuxSandboxSecurityContext, Problem> {
+pub(super) fn of_sandbox(
+    pod: &Desired,
+    ids: Option<Ids>,
+) -> Result<LinuxSandboxSecurityContext, Problem> {
     let context = pod.spec.security_context.clone().unwrap_or_default();
     let privileged = pod.containers.iter().any(|spec| {
         let own = spec.container.security_context.as_ref();
@@ -73,7 +78,7 @@ pub(super) fn of_sandbox(pod: &Desired) -> Result<LinuxSandboxSecurityContext, P
     });
     let run_as_user = id("spec.securityContext.runAsUser", context.run_as_user)?;
     Ok(LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, ids)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
         // the pause of a pod takes a group only together with a user
         run_as_group: if run_as_user.is_some() {
@@ -98,13 +103,14 @@ pub(super) fn of_container(
     pod: &Desired,
     spec: &ContainerSpec,
     image: &ImageFacts,
+    ids: Option<Ids>,
     target: Option<&str>,
 ) -> Result<LinuxContainerSecurityContext, Problem> {
     let path = |field: &str| format!("{}.securityContext.{field}", spec.path);
     let context = pod.spec.security_context.clone().unwrap_or_default();
     let own = spec.container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged == Some(true);
-    let mut namespaces = namespaces(pod);
+    let mut namespaces = namespaces(pod, ids);
     if let (Role::Ephemeral, Some(target)) = (spec.role, target) {
         namespaces.pid = NamespaceMode::Target.into();
         namespaces.target_id = target.to_owned();
@@ -363,146 +369,4 @@ fn security_profile(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pod::tests::pod;
-
-    fn translate(
-        of_pod: &str,
-        own: &str,
-        image: ImageFacts,
-    ) -> Result<LinuxContainerSecurityContext, String> {
-        let pod = pod(&format!(
-            "  securityContext: {of_pod}\n  containers: [{{name: a, image: x, securityContext: {own}}}]"
-        ));
-        of_container(&pod, &pod.containers[0], &image, None).map_err(|problem| problem.to_string())
-    }
-
-    fn image(user: Option<i64>, username: &str) -> ImageFacts {
-        ImageFacts {
-            user,
-            username: username.into(),
-            ..ImageFacts::default()
-        }
-    }
-
-    #[test]
-    fn the_containers_own_context_goes_before_the_pods() {
-        for (of_pod, own, user, group) in [
-            ("{}", "{}", None, None),
-            ("{runAsUser: 5}", "{}", Some(5), None),
-            (
-                "{runAsUser: 5, runAsGroup: 6}",
-                "{runAsUser: 7}",
-                Some(7),
-                Some(6),
-            ),
-            ("{}", "{runAsUser: 0, runAsGroup: 0}", Some(0), Some(0)),
-        ] {
-            let it = translate(of_pod, own, image(None, "")).unwrap();
-            let got = (
-                it.run_as_user.map(|it| it.value),
-                it.run_as_group.map(|it| it.value),
-            );
-            assert_eq!(got, (user, group), "{of_pod} {own}");
-        }
-        let it = translate(
-            "{fsGroup: 9, supplementalGroups: [8]}",
-            "{readOnlyRootFilesystem: true}",
-            image(None, ""),
-        )
-        .unwrap();
-        assert_eq!(
-            (it.supplemental_groups, it.readonly_rootfs),
-            (vec![8, 9], true)
-        );
-    }
-
-    #[test]
-    fn a_group_without_a_user_comes_with_the_images_user() {
-        let user = |image| {
-            let it = translate("{runAsGroup: 9}", "{}", image).unwrap();
-            (it.run_as_user.map(|it| it.value), it.run_as_username)
-        };
-        assert_eq!(user(image(Some(33), "")), (Some(33), String::new()));
-        assert_eq!(user(image(None, "www")), (None, "www".into()));
-        assert_eq!(user(image(None, "")), (Some(0), String::new()));
-    }
-
-    #[test]
-    fn who_must_not_be_root_is_not() {
-        const PATH: &str = "spec.containers[0].securityContext.runAsNonRoot: but";
-        let of = |user, image| {
-            translate(&format!("{{runAsNonRoot: true{user}}}"), "{}", image).map(drop)
-        };
-        for (user, image, refused) in [
-            (", runAsUser: 5", image(Some(0), ""), None),
-            ("", image(Some(33), ""), None),
-            (
-                ", runAsUser: 0",
-                image(Some(33), ""),
-                Some("runAsUser is 0"),
-            ),
-            (
-                "",
-                image(Some(0), ""),
-                Some("the image runs as root: set runAsUser"),
-            ),
-            (
-                "",
-                image(None, ""),
-                Some("the image runs as root: set runAsUser"),
-            ),
-            (
-                "",
-                image(None, "www"),
-                Some("the image's user \"www\" is a name, which may be root's: set runAsUser"),
-            ),
-        ] {
-            assert_eq!(
-                of(user, image).err(),
-                refused.map(|why| format!("{PATH} {why}"))
-            );
-        }
-    }
-
-    #[test]
-    fn profiles_and_masks_are_inherited_and_fall_for_the_privileged() {
-        let seccomp = |of_pod: &str, own: &str| {
-            let it = translate(of_pod, own, image(None, "")).unwrap();
-            let profile = it.seccomp.unwrap();
-            (
-                profile.profile_type(),
-                profile.localhost_ref,
-                it.masked_paths.is_empty(),
-            )
-        };
-        let none = String::new;
-        assert_eq!(
-            seccomp("{}", "{}"),
-            (ProfileType::Unconfined, none(), false)
-        );
-        assert_eq!(
-            seccomp("{seccompProfile: {type: RuntimeDefault}}", "{}"),
-            (ProfileType::RuntimeDefault, none(), false)
-        );
-        assert_eq!(
-            seccomp(
-                "{seccompProfile: {type: RuntimeDefault}}",
-                "{seccompProfile: {type: Localhost, localhostProfile: a/b.json}}"
-            ),
-            (
-                ProfileType::Localhost,
-                "/var/lib/kubelet/seccomp/a/b.json".into(),
-                false
-            )
-        );
-        assert_eq!(
-            seccomp(
-                "{seccompProfile: {type: RuntimeDefault}}",
-                "{privileged: true}"
-            ),
-            (ProfileType::Unconfined, none(), true)
-        );
-    }
-}
+mod tests;

@@ -14,7 +14,10 @@ use crate::Error;
 const ROUNDS: usize = 8;
 
 pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
-    Ok(below(path)?.iter().any(|one| one == path))
+    let Some(path) = canonical(path)? else {
+        return Ok(false);
+    };
+    Ok(below(&path)?.contains(&path))
 }
 
 /// The deepest first.
@@ -22,6 +25,15 @@ fn below(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     const TABLE: &str = "/proc/self/mountinfo";
     let table = std::fs::read(TABLE).map_err(Error::file("read", TABLE))?;
     Ok(parse(&table, dir))
+}
+
+/// As the kernel names it in its table, which has no links: the kubelet's directory may lie behind one. None where there is nothing.
+fn canonical(path: &Path) -> Result<Option<PathBuf>, Error> {
+    match std::fs::canonicalize(path) {
+        Ok(path) => Ok(Some(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("find", path)(error)),
+    }
 }
 
 fn parse(table: &[u8], dir: &Path) -> Vec<PathBuf> {
@@ -65,8 +77,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// # Errors
 /// That something still is.
 pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
+    let Some(path) = canonical(path)? else {
+        return Ok(());
+    };
     for _ in 0..ROUNDS {
-        let mounts = below(path)?;
+        let mounts = below(&path)?;
         if mounts.is_empty() {
             return Ok(());
         }
@@ -86,6 +101,19 @@ pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_looked_up_as_the_kernel_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir_all(real.join("pods")).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        let of = |name: &str| canonical(&dir.path().join(name)).unwrap();
+        assert_eq!(of("link/pods"), Some(real.join("pods")));
+        assert_eq!(of("link/none"), None);
+        assert!(is_mounted(Path::new("/proc/self/../../proc")).unwrap());
+        assert!(!is_mounted(&real).unwrap());
+    }
 
     #[test]
     fn mounts_below_a_directory_are_found_the_deepest_first() {
