@@ -46,7 +46,7 @@ enum Command {
     Audit(audit::Audit),
     Shim(Box<shim::Shim>),
     Up(up::Up),
-    Kubelet(kubelet::Kubelet),
+    Kubelet(Box<kubelet::Kubelet>),
     Completion(shell::Completion),
     Man(shell::Man),
     Version(version::Version),

@@ -11,6 +11,7 @@
 //! Invariant: what a pod's worker does next hangs on what it was asked for and what the runtime says is there, not on what it remembers:
 //! so a kubelet that was killed goes on where it was, and restarts nothing. What it does remember (back-off, probes) may be lost.
 
+mod api;
 mod backoff;
 mod error;
 mod events;
@@ -20,6 +21,7 @@ mod hook;
 mod image;
 pub mod keys;
 mod kubelet;
+mod machine;
 pub mod manifest;
 mod node;
 mod objects;
@@ -30,15 +32,18 @@ mod probe;
 mod problem;
 mod qos;
 mod runtime;
+mod server;
 mod source;
 mod status;
 mod store;
 mod terminate;
 mod translate;
 mod unbuilt;
+mod view;
 mod volume;
 mod worker;
 
+pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
 pub use error::Error;
 pub use happening::{Happening, Level};
 pub use kubelet::{Kubelet, Told};
@@ -47,4 +52,5 @@ pub use objects::Objects;
 pub use pod::{ContainerSpec, Desired, PullPolicy, Role};
 pub use problem::Problem;
 pub use runtime::Runtime;
-pub use source::Directory;
+pub use server::{Certificate, Listen, Server};
+pub use source::{Directory, join};

@@ -20,6 +20,15 @@ use crate::{
     qos::Class,
 };
 
+/// Conditions that are the kubelet's to tell; all others are whoever's who set them.
+pub(crate) const OWN_CONDITIONS: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
 /// What a status is made of.
 #[derive(Debug)]
 pub(crate) struct Parts<'a> {
