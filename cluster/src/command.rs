@@ -17,7 +17,7 @@ pub mod version;
 /// To stderr, as BERTH_LOG says (info by default).
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     // a second one in a process is not wanted, and not an error
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -104,6 +104,12 @@ fn a_pod_of_the_api_runs_is_told_of_and_goes_po_12_kl_02_kl_04() -> Result<()> {
         ])?;
         let who = server.kubectl(&["auth", "whoami", "-o", "json", &format!("--token={token}")]);
         ensure!(who.is_ok(), "{who:?}");
+        let service = server.json(&["get", "service", "kubernetes"])?;
+        let host = server.kubectl(&["exec", "web", "--", "printenv", "KUBERNETES_SERVICE_HOST"])?;
+        ensure!(
+            service["spec"]["clusterIP"] == host.trim(),
+            "{host} {service:#}"
+        );
         let described = server.kubectl(&["describe", "pod", "web"])?;
         for word in ["Started", "Pulled", "spec.containers{a}"] {
             ensure!(
@@ -268,7 +274,9 @@ fn logs_exec_attach_and_port_forward_go_through_the_kubelet() -> Result<()> {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        BufReader::new(forwards.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        // it goes on to speak of each connection, and must be heard
+        let mut says = BufReader::new(forwards.stdout.take().context("no stdout")?);
+        says.read_line(&mut line)?;
         let port = line
             .split(" -> ")
             .next()
@@ -520,7 +528,7 @@ fn static_pods_have_mirrors_that_follow_their_files_kl_02() -> Result<()> {
                 Ok(!server.ask(&["get", "pod", &name], "")?.ok)
             })
             .await?;
-        ensure!(sandboxes(node, &name).await? == 0);
+        member.kubelet.wait_gone(node, "own").await?;
         member.end()
     })
 }

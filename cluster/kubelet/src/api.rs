@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!            ┌─ source ───▶ pods that should be here, and mirrors of static ones
-//! API server ┼─ fetch ────▶ ConfigMaps, Secrets, tokens that those pods name (into [`crate::Objects`])
+//! API server ┼─ services ─▶ variables of pods
+//!            ├─ fetch ────▶ ConfigMaps, Secrets, tokens that those pods name (into [`crate::Objects`])
 //!            ◀─ statuses ── what is told of pods; the end of those that were deleted
 //!            ◀─ mirrors ─── static pods, for people to see
 //!            ◀─ register ── the Node, its status and its lease
@@ -16,6 +17,7 @@ mod mirrors;
 mod node_object;
 mod recorder;
 mod register;
+pub(crate) mod services;
 mod source;
 mod statuses;
 

@@ -15,9 +15,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, events, keys,
+    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, events,
+    images, keys,
     node::{Inner, Node},
     pod::is_path_component,
+    rotation,
     store::{self, Lock},
     view::View,
     worker::{self, Order},
@@ -164,7 +166,13 @@ impl Kubelet {
         ends: CancellationToken,
     ) {
         let (changes, mut changed) = mpsc::channel(CHANGES);
-        let watching = tokio::spawn(events::watch(self.node.runtime.clone(), changes));
+        let mut beside = JoinSet::new();
+        beside.spawn(events::watch(self.node.runtime.clone(), changes));
+        beside.spawn(rotation::keep(self.node.clone()));
+        // Whoever runs but a pod or two is not asked to tidy up the node.
+        if self.cluster.is_some() {
+            beside.spawn(images::keep(self.node.clone()));
+        }
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
@@ -192,7 +200,7 @@ impl Kubelet {
                 () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
             }
         }
-        watching.abort();
+        beside.shutdown().await;
         self.tasks.shutdown().await;
     }
 

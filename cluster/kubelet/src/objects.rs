@@ -8,7 +8,13 @@ use std::{
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccountTokenProjection};
 
-use crate::{Desired, api::fetch::Fetch};
+use crate::{
+    Desired,
+    api::{
+        fetch::Fetch,
+        services::{self, Variables},
+    },
+};
 
 /// By namespace and name. Cloned, it is the same set.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +28,7 @@ pub(crate) type Bytes = BTreeMap<String, Vec<u8>>;
 struct Sets {
     config_maps: BTreeMap<Key, Arc<Bytes>>,
     secrets: BTreeMap<Key, Arc<Data>>,
+    services: BTreeMap<Key, Variables>,
     /// By the pod's uid and what it asks for.
     tokens: BTreeMap<(String, TokenAsk), Token>,
 }
@@ -106,6 +113,25 @@ impl Objects {
             .insert(key, data);
     }
 
+    /// All that there are.
+    pub(crate) fn put_services(&self, all: BTreeMap<Key, Variables>) {
+        let mut sets = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sets.services = all;
+    }
+
+    /// Of the services that a pod is told of; its own namespace's are the last.
+    pub(crate) fn service_variables(&self, pod: &Desired) -> Variables {
+        let sets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let links = pod.spec.enable_service_links != Some(false);
+        let (own, others): (Vec<_>, Vec<_>) = sets
+            .services
+            .iter()
+            .filter(|(key, _)| services::is_told(key, &pod.namespace, links))
+            .partition(|(key, _)| key.0 == pod.namespace);
+        let all = others.into_iter().chain(own);
+        all.flat_map(|(_, variables)| variables.clone()).collect()
+    }
+
     pub(crate) fn take_config_map(&self, key: &Key) {
         let mut sets = self.0.write().unwrap_or_else(PoisonError::into_inner);
         sets.config_maps.remove(key);
@@ -124,6 +150,13 @@ impl Objects {
     pub(crate) fn known_token(&self, uid: &str, ask: &TokenAsk) -> Option<Token> {
         let sets = self.0.read().unwrap_or_else(PoisonError::into_inner);
         sets.tokens.get(&(uid.to_owned(), ask.clone())).cloned()
+    }
+
+    /// Whether the pod waits for a token that no server could be asked for.
+    pub(crate) fn lacks_token(&self, uid: &str) -> bool {
+        let sets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all = sets.tokens.iter();
+        all.any(|((of, _), token)| of == uid && matches!(token.text, Ok(None)))
     }
 
     /// The pod is gone, and its tokens with it.

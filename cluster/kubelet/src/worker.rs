@@ -40,6 +40,8 @@ const REFRESH_VOLUMES: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks for something that the pod refers to and that is not there (CM-06).
 const CONFIG_RETRY: i64 = 5 * SECOND;
+/// … and for a token, where no server could be asked.
+const TOKEN_RETRY: Duration = Duration::from_secs(5);
 /// Steps in a row without a pause: more would be a plan that goes round in circles.
 const ROUNDS: usize = 100;
 /// Reports of probes that wait for the worker.
@@ -233,7 +235,13 @@ impl Worker {
     async fn prepare(&mut self) -> Result<(), Error> {
         let is_due = match self.volumes_made {
             None => true,
-            Some(made) => volume::may_change(&self.pod) && made.elapsed() >= REFRESH_VOLUMES,
+            Some(made) => {
+                let after = match self.node.objects.lacks_token(&self.pod.uid) {
+                    true => TOKEN_RETRY,
+                    false => REFRESH_VOLUMES,
+                };
+                volume::may_change(&self.pod) && made.elapsed() >= after
+            }
         };
         if !is_due
             || self
@@ -369,6 +377,9 @@ impl Worker {
 
     fn wait(&self, plan: &Plan, now: i64) -> Duration {
         let mut wait = LOOK_AGAIN;
+        if self.node.objects.lacks_token(&self.pod.uid) {
+            wait = TOKEN_RETRY;
+        }
         if let Some(until) = plan.wait_until {
             wait = wait.min(Duration::from_nanos((until - now).max(0).unsigned_abs()));
         }

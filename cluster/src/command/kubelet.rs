@@ -168,7 +168,7 @@ impl Kubelet {
         let (recorder, recording) = Recorder::new(cluster.clone());
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
-        let kubelet = Inner::start(config.clone(), runtime.clone(), objects, told).await?;
+        let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
 
         let listen = Listen {
             address: self.listen,
@@ -191,6 +191,7 @@ impl Kubelet {
         let source = Source::new(
             cluster.clone(),
             statuses.clone(),
+            objects,
             config.kubelet_dir.clone(),
         );
         let mirrors = Mirrors {

@@ -4,15 +4,18 @@
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{
     Api,
     runtime::watcher::{self, Event, watcher},
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{API, Cluster, MIRROR, Statuses};
-use crate::{Desired, store, unbuilt};
+use super::{
+    API, Cluster, MIRROR, Statuses,
+    services::{self, Variables},
+};
+use crate::{Desired, Objects, objects::Key, store, unbuilt};
 
 /// A server that has said nothing for so long since the start is taken to be away: the pods that were known last are begun.
 const KNOWN_AFTER: Duration = Duration::from_secs(5);
@@ -41,6 +44,7 @@ pub struct Mirror {
 pub struct Source {
     cluster: Cluster,
     statuses: Arc<Statuses>,
+    objects: Objects,
     kubelet_dir: std::path::PathBuf,
 }
 
@@ -53,16 +57,68 @@ enum Place {
 }
 
 impl Source {
-    pub fn new(cluster: Cluster, statuses: Arc<Statuses>, kubelet_dir: std::path::PathBuf) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        statuses: Arc<Statuses>,
+        objects: Objects,
+        kubelet_dir: std::path::PathBuf,
+    ) -> Self {
         Self {
             cluster,
             statuses,
+            objects,
             kubelet_dir,
         }
     }
 
-    /// Tells all pods at each change, for as long as somebody listens.
+    /// Tells all pods at each change, for as long as somebody listens; the first time once the services are known, too, of which pods are told.
     pub async fn run(self, told: watch::Sender<Option<Known>>) {
+        let (listed, services) = watch::channel(false);
+        tokio::join!(self.services(listed), self.pods(told, services));
+    }
+
+    async fn services(&self, listed: watch::Sender<bool>) {
+        let api: Api<Service> = Api::all(self.cluster.client.clone());
+        let config = watcher::Config::default().timeout(WATCH_SECONDS);
+        let mut events = pin!(watcher(api, config));
+        let mut all: BTreeMap<Key, Variables> = BTreeMap::new();
+        let mut wait = AGAIN;
+        while !listed.is_closed() {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = listed.closed() => return,
+            };
+            match event {
+                None => return,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "services can't be watched: new pods are told of those that were known");
+                    tokio::time::sleep(spread(wait)).await;
+                    wait = (wait * 2).min(AGAIN_MOST);
+                    continue;
+                }
+                Some(Ok(Event::Init)) => {
+                    all.clear();
+                    continue;
+                }
+                Some(Ok(Event::InitApply(service))) => {
+                    all.insert(services::key(&service), services::variables(&service));
+                    continue;
+                }
+                Some(Ok(Event::Apply(service))) => {
+                    all.insert(services::key(&service), services::variables(&service));
+                }
+                Some(Ok(Event::Delete(service))) => {
+                    all.remove(&services::key(&service));
+                }
+                Some(Ok(Event::InitDone)) => {}
+            }
+            wait = AGAIN;
+            self.objects.put_services(all.clone());
+            listed.send_replace(true);
+        }
+    }
+
+    async fn pods(&self, told: watch::Sender<Option<Known>>, mut services: watch::Receiver<bool>) {
         let api: Api<Pod> = Api::all(self.cluster.client.clone());
         let config = watcher::Config::default()
             .fields(&format!("spec.nodeName={}", self.cluster.node))
@@ -70,15 +126,34 @@ impl Source {
         let mut events = pin!(watcher(api, config));
         let mut pods: BTreeMap<String, (String, Place)> = BTreeMap::new();
         let mut listed = None;
+        let mut is_listed = false;
         let mut wait = AGAIN;
         let remember = Instant::now() + KNOWN_AFTER;
         loop {
             let is_known = told.borrow().is_some();
+            let has_services = *services.borrow();
             let event = tokio::select! {
                 event = events.next() => event,
+                // the list may have been there first
+                changed = services.changed(), if !has_services => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if is_listed {
+                        told.send_replace(Some(known(&pods)));
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep_until(remember), if !is_known => {
-                    let known = self.remembered();
-                    tracing::warn!(pods = known.pods.len(), "the API server has not answered yet: the pods that were known last are kept");
+                    let known = match is_listed {
+                        // what services there are is not worth waiting for any longer
+                        true => known(&pods),
+                        false => {
+                            let known = self.remembered();
+                            tracing::warn!(pods = known.pods.len(), "the API server has not answered yet: the pods that were known last are kept");
+                            known
+                        }
+                    };
                     told.send_replace(Some(known));
                     continue;
                 }
@@ -88,11 +163,7 @@ impl Source {
                 None => return,
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the pods of this node can't be watched: they go on as they are");
-                    // not all nodes at once
-                    let spread =
-                        u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs());
-                    let spread = Duration::from_millis(spread % 100);
-                    let next = tokio::time::sleep(wait + spread);
+                    let next = tokio::time::sleep(spread(wait));
                     tokio::select! {
                         () = next => {}
                         () = told.closed() => return,
@@ -101,14 +172,21 @@ impl Source {
                     continue;
                 }
                 Some(Ok(event)) => match event {
-                    Event::Init => listed = Some(BTreeMap::new()),
+                    // begun is not done: a server that is away is asked later and later
+                    Event::Init => {
+                        listed = Some(BTreeMap::new());
+                        continue;
+                    }
                     Event::InitApply(pod) => {
                         if let (Some(listed), Some((uid, place))) = (&mut listed, self.place(pod)) {
                             listed.insert(uid, place);
                         }
                         continue;
                     }
-                    Event::InitDone => pods = listed.take().unwrap_or_default(),
+                    Event::InitDone => {
+                        pods = listed.take().unwrap_or_default();
+                        is_listed = true;
+                    }
                     Event::Apply(pod) => {
                         if let Some((uid, place)) = self.place(pod) {
                             pods.insert(uid, place);
@@ -120,7 +198,8 @@ impl Source {
                 },
             }
             wait = AGAIN;
-            if listed.is_none() {
+            let is_late = Instant::now() >= remember;
+            if listed.is_none() && (is_late || *services.borrow()) {
                 told.send_replace(Some(known(&pods)));
             }
         }
@@ -188,6 +267,12 @@ impl Source {
             mirrors: BTreeMap::new(),
         }
     }
+}
+
+/// A bit more: not all nodes at once.
+fn spread(wait: Duration) -> Duration {
+    let random = u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs());
+    wait + Duration::from_millis(random % 100)
 }
 
 fn known(pods: &BTreeMap<String, (String, Place)>) -> Known {

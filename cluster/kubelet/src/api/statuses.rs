@@ -142,10 +142,21 @@ impl Statuses {
     /// The mirrors that there are now: full names, and uids in the API.
     pub fn mirrored(&self, mirrors: BTreeMap<String, String>) {
         let mut known = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != mirrors {
-            *known = mirrors;
-            self.wake.notify_one();
+        if *known == mirrors {
+            return;
         }
+        // A new mirror has heard of nothing.
+        for entry in self.entries().values_mut().filter(|entry| entry.is_static) {
+            let uid = mirrors.get(&format!("{}/{}", entry.namespace, entry.name));
+            if let Some((to, status)) = &entry.written
+                && uid.is_some_and(|uid| uid != to)
+                && entry.status.is_none()
+            {
+                entry.status = Some(status.clone());
+            }
+        }
+        *known = mirrors;
+        self.wake.notify_one();
     }
 
     fn with(&self, pod: &Desired, change: impl FnOnce(&mut Entry)) {
@@ -324,7 +335,9 @@ impl Statuses {
             }
             Done::Written | Done::Forget => {
                 entry.wait = AGAIN;
-                entry.written = act.status.map(|(status, _)| (act.uid, status));
+                if let Some((status, _)) = act.status {
+                    entry.written = Some((act.uid, status));
+                }
             }
             Done::Again(wait) => {
                 // what was told meanwhile is newer

@@ -95,4 +95,26 @@ impl Runtime {
         let fs = answer.image_filesystems.into_iter().next();
         Ok(fs.and_then(|fs| fs.fs_id).map(|id| id.mountpoint))
     }
+
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let ask = cri::ReopenContainerLogRequest {
+            container_id: id.to_owned(),
+        };
+        let answer = self.runtime().reopen_container_log(within(CALL, ask)).await;
+        answer
+            .map(drop)
+            .map_err(Error::rpc(format!("begin a new log of container {id}")))
+    }
+
+    pub(crate) async fn remove_image(&self, id: &str) -> Result<(), Error> {
+        let image = cri::ImageSpec {
+            image: id.to_owned(),
+            ..Default::default()
+        };
+        let ask = cri::RemoveImageRequest { image: Some(image) };
+        let answer = self.images().remove_image(within(CALL, ask)).await;
+        answer
+            .map(drop)
+            .map_err(Error::rpc(format!("remove image {id}")))
+    }
 }
