@@ -15,7 +15,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, events,
+    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, Thresholds,
+    events,
+    eviction::{self, Evicted},
     images, keys,
     node::{Inner, Node},
     pod::is_path_component,
@@ -84,6 +86,7 @@ pub struct Kubelet {
     /// Deleted from the API and gone from here: until the API knows it, too.
     ended: HashSet<String>,
     cluster: Option<OfCluster>,
+    thresholds: Thresholds,
     _lock: Lock,
 }
 
@@ -139,6 +142,7 @@ impl Kubelet {
             no_room: HashSet::new(),
             ended: HashSet::new(),
             cluster: None,
+            thresholds: Thresholds::default(),
             _lock: lock,
         })
     }
@@ -151,6 +155,13 @@ impl Kubelet {
         known: watch::Receiver<Option<Known>>,
     ) -> Self {
         self.cluster = Some(OfCluster { statuses, known });
+        self
+    }
+
+    /// When pods are evicted, instead of by default.
+    #[must_use]
+    pub fn evicting(mut self, thresholds: Thresholds) -> Self {
+        self.thresholds = thresholds;
         self
     }
 
@@ -173,6 +184,8 @@ impl Kubelet {
         if self.cluster.is_some() {
             beside.spawn(images::keep(self.node.clone()));
         }
+        let (evicts, mut evicted) = mpsc::channel(1);
+        beside.spawn(eviction::watch(self.node.clone(), self.thresholds, evicts));
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
@@ -196,12 +209,23 @@ impl Kubelet {
                         handle.wake.notify_one();
                     }
                 }
+                Some(evicted) = evicted.recv() => self.evict(evicted),
                 Some(done) = self.tasks.join_next() => self.done(done),
                 () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
             }
         }
         beside.shutdown().await;
         self.tasks.shutdown().await;
+    }
+
+    fn evict(&mut self, evicted: Evicted) {
+        let Some(handle) = self.workers.get(&evicted.uid).filter(|it| !it.is_ending) else {
+            return;
+        };
+        let (pod, message) = (handle.pod.clone(), evicted.message);
+        self.node
+            .tell(Level::Warning, &pod, "", "Evicted", message.clone());
+        let _ = handle.orders.send(Order::Evict { pod, message });
     }
 
     /// Whether all that is wanted is known: what was only remembered, while a server is away, is no reason to end anything.
@@ -309,7 +333,7 @@ impl Kubelet {
 
     fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
         let (is_ending, grace) = match &order {
-            Order::Keep(_) => (false, None),
+            Order::Keep(_) | Order::Evict { .. } => (false, None),
             Order::End { grace, .. } => (true, *grace),
         };
         self.node.view.put(pod.clone());

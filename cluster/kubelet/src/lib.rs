@@ -15,6 +15,7 @@ mod api;
 mod backoff;
 mod error;
 mod events;
+mod eviction;
 mod execute;
 mod happening;
 mod hook;
@@ -47,6 +48,7 @@ mod worker;
 
 pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
 pub use error::Error;
+pub use eviction::Thresholds;
 pub use happening::{Happening, Level};
 pub use kubelet::{Kubelet, Told};
 pub use node::{Config, NodeFacts};

@@ -2,12 +2,7 @@
 
 use std::{fs, path::Path};
 
-/// Upstream's defaults for hard eviction.
-pub(crate) const LEAST_MEMORY_BYTES: u64 = 100 << 20;
-pub(crate) const LEAST_FS_PERCENT: u64 = 10;
-pub(crate) const LEAST_INODES_PERCENT: u64 = 5;
-/// Upstream has none; with fewer than these no process may come up that could end another.
-pub(crate) const LEAST_PIDS_PERCENT: u64 = 2;
+use crate::eviction::Thresholds;
 
 /// Bytes, where not told otherwise; 0: not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,10 +38,10 @@ impl Fs {
         })
     }
 
-    pub fn is_short(&self) -> bool {
+    pub fn is_short(&self, thresholds: &Thresholds) -> bool {
         let short = |left: u64, all: u64, percent: u64| all > 0 && left * 100 < all * percent;
-        short(self.available, self.bytes, LEAST_FS_PERCENT)
-            || short(self.inodes_free, self.inodes, LEAST_INODES_PERCENT)
+        short(self.available, self.bytes, thresholds.fs_percent)
+            || short(self.inodes_free, self.inodes, thresholds.inodes_percent)
     }
 }
 
@@ -79,13 +74,13 @@ impl Machine {
         }
     }
 
-    pub fn is_short_of_memory(&self) -> bool {
-        self.memory > 0 && self.memory_available < LEAST_MEMORY_BYTES
+    pub fn is_short_of_memory(&self, thresholds: &Thresholds) -> bool {
+        self.memory > 0 && self.memory_available < thresholds.memory_bytes
     }
 
-    pub fn is_short_of_pids(&self) -> bool {
+    pub fn is_short_of_pids(&self, thresholds: &Thresholds) -> bool {
         let left = self.pids.saturating_sub(self.pids_used);
-        self.pids > 0 && left * 100 < self.pids * LEAST_PIDS_PERCENT
+        self.pids > 0 && left * 100 < self.pids * thresholds.pids_percent
     }
 }
 
@@ -189,7 +184,7 @@ mod tests {
             (500, 49, true),
         ] {
             assert_eq!(
-                fs(available, inodes).is_short(),
+                fs(available, inodes).is_short(&Thresholds::default()),
                 short,
                 "{available} {inodes}"
             );
@@ -200,6 +195,6 @@ mod tests {
             inodes_free: 0,
             ..fs(500, 0)
         };
-        assert!(!btrfs.is_short());
+        assert!(!btrfs.is_short(&Thresholds::default()));
     }
 }

@@ -51,6 +51,11 @@ const REPORTS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) enum Order {
     Keep(Arc<Desired>),
+    /// End it at once, and tell why; it stays, as one that has failed.
+    Evict {
+        pod: Arc<Desired>,
+        message: String,
+    },
     /// End it and take it away; within its own grace period, where no other is named.
     End {
         grace: Option<Duration>,
@@ -73,6 +78,10 @@ pub(crate) struct Worker {
     before: Option<PodStatus>,
     /// What this kubelet has told, a server may not have heard of the last one.
     is_told: bool,
+    /// Why it may not go on.
+    evicted: Option<String>,
+    /// It was evicted, and nothing is left of it but what is told.
+    is_empty: bool,
     volumes_made: Option<Instant>,
 }
 
@@ -87,6 +96,8 @@ pub(crate) async fn run(
     let mut worker = Worker {
         before: store::kept_status(&node, &pod.uid).or_else(|| told_before(&pod)),
         is_told: false,
+        evicted: None,
+        is_empty: false,
         node,
         pod,
         wake,
@@ -104,6 +115,10 @@ pub(crate) async fn run(
         let order = orders.borrow_and_update().clone();
         match order {
             Order::Keep(pod) => worker.keep(pod),
+            Order::Evict { pod, message } => {
+                worker.keep(pod);
+                worker.evicted.get_or_insert(message);
+            }
             Order::End { grace, pod } => {
                 worker.keep(pod);
                 let began = *ending.get_or_insert_with(Instant::now);
@@ -185,6 +200,9 @@ impl Worker {
 
     /// Goes on until there is nothing to do; how long that may last.
     async fn sync(&mut self) -> Duration {
+        if self.is_empty {
+            return LOOK_AGAIN;
+        }
         for _ in 0..ROUNDS {
             let done = self.round().await;
             match done {
@@ -215,10 +233,20 @@ impl Worker {
             health: &self.health,
             failures: &self.failures,
             began: began.map(|time| nanoseconds(time.0)),
-            over: self.before.as_ref().and_then(Over::told),
+            over: self
+                .before
+                .as_ref()
+                .and_then(Over::told)
+                .or_else(|| self.evicted.clone().map(Over::Evicted)),
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());
+        if plan.steps.is_empty() && self.evicted.is_some() {
+            // What it wrote is what the node was short of, perhaps.
+            execute::remove(&self.node, &self.pod, &observed).await?;
+            self.is_empty = true;
+            return Ok(Some(LOOK_AGAIN));
+        }
         if plan.steps.is_empty() {
             execute::tidy(&self.node, &self.pod, &observed).await?;
             return Ok(Some(self.wait(&plan, now)));
@@ -391,13 +419,11 @@ impl Worker {
     async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
         match step {
             Step::End => {
-                execute::end(
-                    &self.node,
-                    &self.pod,
-                    observed,
-                    Grace::now(self.pod.grace()),
-                )
-                .await?
+                let grace = match self.evicted {
+                    Some(_) => Duration::ZERO,
+                    None => self.pod.grace(),
+                };
+                execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
             }
             Step::MakeSandbox { attempt } => {
                 if self.volumes_made.is_none() {

@@ -10,7 +10,7 @@ use std::{
 
 use berth_kubelet::{
     Certificate, Cluster, Config, Directory, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
-    Recorder, Register, Runtime, Server, Source, Statuses, Taint, Told, join,
+    Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
 };
 use clap::Args;
 use tokio::{
@@ -90,6 +90,13 @@ pub struct Kubelet {
     /// The cluster's domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
+    /// When pods are evicted: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, pid.available; the others as by default
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<2%"
+    )]
+    eviction_hard: Thresholds,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
@@ -184,6 +191,7 @@ impl Kubelet {
             config: config.clone(),
             labels: BTreeMap::from_iter(self.node_labels),
             taints: self.register_with_taints,
+            thresholds: self.eviction_hard,
             port: server.address().port(),
             uid,
         };
@@ -209,7 +217,11 @@ impl Kubelet {
         tasks.spawn(mirrors.run());
         tasks.spawn(join(files, known.clone(), to_desired));
         tasks.spawn(statuses.clone().run());
-        kubelet.in_cluster(statuses, known).run(desired, ends).await;
+        kubelet
+            .in_cluster(statuses, known)
+            .evicting(self.eviction_hard)
+            .run(desired, ends)
+            .await;
         drop(to_files);
         Ok(())
     }

@@ -14,7 +14,8 @@ use k8s_openapi::{
 
 use crate::{
     NodeFacts,
-    machine::{Identity, LEAST_MEMORY_BYTES, Machine, architecture},
+    eviction::Thresholds,
+    machine::{Identity, Machine, architecture},
 };
 
 /// The version of Kubernetes whose kubelet this one does the work of.
@@ -31,6 +32,7 @@ pub(crate) struct Looked<'a> {
     pub machine: &'a Machine,
     pub identity: &'a Identity,
     pub max_pods: usize,
+    pub thresholds: &'a Thresholds,
     /// 0: nothing is served.
     pub port: u16,
     /// `berth://0.1.0`.
@@ -126,7 +128,9 @@ fn resources(looked: &Looked<'_>) -> (Resources, Resources) {
     }
     let mut allocatable = capacity.clone();
     let pages: u64 = machine.huge_pages.iter().map(|(_, all)| all).sum();
-    let memory = machine.memory.saturating_sub(LEAST_MEMORY_BYTES + pages);
+    let memory = machine
+        .memory
+        .saturating_sub(looked.thresholds.memory_bytes + pages);
     allocatable.insert("memory".into(), Quantity(format!("{}Ki", memory / 1024)));
     let storage = machine.fs.bytes / 10 * 9;
     allocatable.insert("ephemeral-storage".into(), Quantity(storage.to_string()));
@@ -178,7 +182,7 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
     let ready = readiness(looked.runtime);
     vec![
         pressure(
-            machine.is_short_of_memory(),
+            machine.is_short_of_memory(looked.thresholds),
             "MemoryPressure",
             "KubeletHasInsufficientMemory",
             "KubeletHasSufficientMemory",
@@ -188,20 +192,20 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
             looked.now,
             before,
             "DiskPressure",
-            machine.fs.is_short(),
-            if machine.fs.is_short() {
+            machine.fs.is_short(looked.thresholds),
+            if machine.fs.is_short(looked.thresholds) {
                 "KubeletHasDiskPressure"
             } else {
                 "KubeletHasNoDiskPressure"
             },
-            if machine.fs.is_short() {
+            if machine.fs.is_short(looked.thresholds) {
                 "kubelet has disk pressure".into()
             } else {
                 "kubelet has no disk pressure".into()
             },
         ),
         pressure(
-            machine.is_short_of_pids(),
+            machine.is_short_of_pids(looked.thresholds),
             "PIDPressure",
             "KubeletHasInsufficientPID",
             "KubeletHasSufficientPID",
@@ -334,6 +338,7 @@ mod tests {
                 machine,
                 identity: &Identity::default(),
                 max_pods: 110,
+                thresholds: &Thresholds::default(),
                 port: 10250,
                 runtime_version: "berth://0.1.0",
                 runtime,

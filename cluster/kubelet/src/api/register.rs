@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Cluster, Failed, node_object, within};
 use crate::{
-    Config, Runtime,
+    Config, Runtime, Thresholds,
     machine::{Identity, Machine},
 };
 
@@ -41,6 +41,7 @@ pub struct Register {
     pub config: Config,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
+    pub thresholds: Thresholds,
     /// Where the kubelet's server is; 0: nowhere.
     pub port: u16,
     /// Is told the uid of the node's object.
@@ -167,6 +168,7 @@ impl Register {
             machine: &machine.unwrap_or_default(),
             identity,
             max_pods: self.config.max_pods,
+            thresholds: &self.thresholds,
             port: self.port,
             runtime_version: &version,
             runtime: match &why {
