@@ -102,10 +102,37 @@ fn a_pod_of_the_api_runs_is_told_of_and_goes_po_12_kl_02_kl_04() -> Result<()> {
             "cat",
             "/var/run/secrets/kubernetes.io/serviceaccount/token",
         ])?;
-        let who = server.kubectl(&["auth", "whoami", "-o", "json", &format!("--token={token}")]);
-        ensure!(who.is_ok(), "{who:?}");
+        let who = Command::new("curl")
+            .args([
+                "-sk",
+                "--max-time",
+                "20",
+                "-H",
+                &format!("Authorization: Bearer {token}"),
+            ])
+            .args(["-H", "Content-Type: application/json", "-d"])
+            .arg(r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}"#)
+            .arg(format!(
+                "https://{}/apis/authentication.k8s.io/v1/selfsubjectreviews",
+                server.address
+            ))
+            .output()?;
+        let who: Value = serde_json::from_slice(&who.stdout)?;
+        let info = &who["status"]["userInfo"];
+        ensure!(
+            info["username"] == "system:serviceaccount:default:default"
+                && info["extra"]["authentication.kubernetes.io/pod-name"][0] == "web",
+            "{who:#}"
+        );
         let service = server.json(&["get", "service", "kubernetes"])?;
-        let host = server.kubectl(&["exec", "web", "--", "printenv", "KUBERNETES_SERVICE_HOST"])?;
+        let host = server.kubectl(&[
+            "exec",
+            "web",
+            "--",
+            "sh",
+            "-c",
+            "echo $KUBERNETES_SERVICE_HOST",
+        ])?;
         ensure!(
             service["spec"]["clusterIP"] == host.trim(),
             "{host} {service:#}"
