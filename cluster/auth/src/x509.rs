@@ -67,3 +67,30 @@ pub fn addresses(certificate_der: &[u8]) -> Vec<IpAddr> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_says_for_which_addresses_and_how_long_it_holds() {
+        let mut params = rcgen::CertificateParams::new(vec![
+            "n1".to_owned(),
+            "10.0.0.1".to_owned(),
+            "fd00::1".to_owned(),
+        ])
+        .expect("names");
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 1, 2);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let expected: Vec<IpAddr> = ["10.0.0.1", "fd00::1"]
+            .iter()
+            .map(|ip| ip.parse().expect("an address"))
+            .collect();
+        assert_eq!(addresses(certificate.der()), expected);
+        let (from, until) = validity(certificate.der()).expect("its time");
+        assert_eq!(until - from, 24 * 3600);
+        assert_eq!((addresses(b"no"), validity(b"no")), (Vec::new(), None));
+    }
+}

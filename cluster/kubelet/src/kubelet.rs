@@ -180,12 +180,13 @@ impl Kubelet {
         let mut beside = JoinSet::new();
         beside.spawn(events::watch(self.node.runtime.clone(), changes));
         beside.spawn(rotation::keep(self.node.clone()));
+        let (evicts, mut evicted) = mpsc::channel(1);
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {
             beside.spawn(images::keep(self.node.clone()));
+            let watches = eviction::watch(self.node.clone(), self.thresholds, evicts);
+            beside.spawn(watches);
         }
-        let (evicts, mut evicted) = mpsc::channel(1);
-        beside.spawn(eviction::watch(self.node.clone(), self.thresholds, evicts));
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
