@@ -45,7 +45,7 @@ enum Command {
     Audit(audit::Audit),
     Shim(Box<shim::Shim>),
     Up(up::Up),
-    Kubelet(kubelet::Kubelet),
+    Kubelet(Box<kubelet::Kubelet>),
     Completion(shell::Completion),
     Man(shell::Man),
     Version(version::Version),

@@ -80,6 +80,11 @@ impl Kubelet {
         Ok(command)
     }
 
+    /// Starts with one more flag from now on.
+    pub fn with_flag(&mut self, flag: &str) {
+        self.command.push(flag.to_owned());
+    }
+
     pub fn kill_9(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

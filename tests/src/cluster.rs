@@ -95,13 +95,23 @@ impl Server {
     }
 
     pub fn start_again(&mut self) -> Result<()> {
+        self.start_at("127.0.0.1:0")
+    }
+
+    /// … at the address that it had.
+    pub fn start_again_there(&mut self) -> Result<()> {
+        let address = self.address.clone();
+        self.start_at(&address)
+    }
+
+    fn start_at(&mut self, listen: &str) -> Result<()> {
         let begun = Instant::now();
         let log = fs::OpenOptions::new()
             .append(true)
             .create(true)
             .open(self.dir.path().join("log"))?;
         let mut child = Command::new(bin_dir()?.join("berth"))
-            .args(["up", "--server", "--listen", "127.0.0.1:0"])
+            .args(["up", "--server", "--listen", listen])
             .args(["--store", &self.store])
             .args(&self.arguments)
             .arg("--data")

@@ -56,6 +56,10 @@ pub enum Error {
         container: String,
         why: String,
     },
+    #[error("cannot use the kubeconfig {}: {why}", path.display())]
+    Kubeconfig { path: PathBuf, why: String },
+    #[error("cannot serve on {address}: {why}")]
+    Serve { address: String, why: String },
     #[error("another kubelet has {}: end it first, or give this one another --kubelet-dir", .0.display())]
     Locked(PathBuf),
 }

@@ -14,6 +14,9 @@ pub struct Happening {
     pub reason: &'static str,
     /// `namespace/name`.
     pub pod: String,
+    pub uid: String,
+    /// `v1.Pod`'s field that it is about: `spec.containers{a}`; empty: the whole pod.
+    pub field: String,
     /// Empty: the whole pod.
     pub container: String,
     pub message: String,

@@ -15,10 +15,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config, Desired, Error, Happening, Level, Objects, Runtime, events, keys,
+    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, Thresholds,
+    events,
+    eviction::{self, Evicted},
+    images, keys,
     node::{Inner, Node},
     pod::is_path_component,
+    rotation,
     store::{self, Lock},
+    view::View,
     worker::{self, Order},
 };
 
@@ -78,7 +83,18 @@ pub struct Kubelet {
     tasks: JoinSet<String>,
     /// Refused for want of room, so that it is told of once.
     no_room: HashSet<String>,
+    /// Deleted from the API and gone from here: until the API knows it, too.
+    ended: HashSet<String>,
+    cluster: Option<OfCluster>,
+    thresholds: Thresholds,
     _lock: Lock,
+}
+
+/// Who is told the end of pods, and whether a server has said which there are.
+#[derive(Debug)]
+struct OfCluster {
+    statuses: Arc<Statuses>,
+    known: watch::Receiver<Option<Known>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +103,8 @@ struct Handle {
     orders: watch::Sender<Order>,
     wake: Arc<Notify>,
     is_ending: bool,
+    /// Of an end that was ordered: how long it may take.
+    grace: Option<Duration>,
 }
 
 impl Kubelet {
@@ -115,14 +133,40 @@ impl Kubelet {
             objects,
             told,
             runtime_name,
+            view: View::default(),
         });
         Ok(Self {
             node,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             no_room: HashSet::new(),
+            ended: HashSet::new(),
+            cluster: None,
+            thresholds: Thresholds::default(),
             _lock: lock,
         })
+    }
+
+    /// Has `statuses` told of pods that end, and ends what nobody wants only once a server has said what is wanted.
+    #[must_use]
+    pub fn in_cluster(
+        mut self,
+        statuses: Arc<Statuses>,
+        known: watch::Receiver<Option<Known>>,
+    ) -> Self {
+        self.cluster = Some(OfCluster { statuses, known });
+        self
+    }
+
+    /// When pods are evicted, instead of by default.
+    #[must_use]
+    pub fn evicting(mut self, thresholds: Thresholds) -> Self {
+        self.thresholds = thresholds;
+        self
+    }
+
+    pub(crate) fn node(&self) -> Node {
+        self.node.clone()
     }
 
     /// Keeps pods as `desired` says, all of them each time; `None`: the source does not know yet. Until `ends`, which leaves all pods as they
@@ -133,13 +177,22 @@ impl Kubelet {
         ends: CancellationToken,
     ) {
         let (changes, mut changed) = mpsc::channel(CHANGES);
-        let watching = tokio::spawn(events::watch(self.node.runtime.clone(), changes));
+        let mut beside = JoinSet::new();
+        beside.spawn(events::watch(self.node.runtime.clone(), changes));
+        beside.spawn(rotation::keep(self.node.clone()));
+        let (evicts, mut evicted) = mpsc::channel(1);
+        // Whoever runs but a pod or two is not asked to tidy up the node.
+        if self.cluster.is_some() {
+            beside.spawn(images::keep(self.node.clone()));
+            let watches = eviction::watch(self.node.clone(), self.thresholds, evicts);
+            beside.spawn(watches);
+        }
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
             if let Some(wanted) = &wanted {
                 self.reconcile(wanted);
-                if !is_adopted {
+                if !is_adopted && self.is_certain() {
                     is_adopted = self.end_orphans(wanted).await;
                 }
             }
@@ -157,18 +210,47 @@ impl Kubelet {
                         handle.wake.notify_one();
                     }
                 }
+                Some(evicted) = evicted.recv() => self.evict(evicted),
                 Some(done) = self.tasks.join_next() => self.done(done),
                 () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
             }
         }
-        watching.abort();
+        beside.shutdown().await;
         self.tasks.shutdown().await;
+    }
+
+    fn evict(&mut self, evicted: Evicted) {
+        let Some(handle) = self.workers.get(&evicted.uid).filter(|it| !it.is_ending) else {
+            return;
+        };
+        let (pod, message) = (handle.pod.clone(), evicted.message);
+        self.node
+            .tell(Level::Warning, &pod, "", "Evicted", message.clone());
+        let _ = handle.orders.send(Order::Evict { pod, message });
+    }
+
+    /// Whether all that is wanted is known: what was only remembered, while a server is away, is no reason to end anything.
+    fn is_certain(&self) -> bool {
+        self.cluster.as_ref().is_none_or(|cluster| {
+            let known = cluster.known.borrow();
+            known.as_ref().is_some_and(|known| known.by_server)
+        })
     }
 
     fn done(&mut self, done: Result<String, tokio::task::JoinError>) {
         match done {
             Ok(uid) => {
-                self.workers.remove(&uid);
+                self.node.view.take(&uid);
+                self.node.objects.forget(&uid);
+                let Some(handle) = self.workers.remove(&uid) else {
+                    return;
+                };
+                if handle.pod.deletion().is_some() {
+                    self.ended.insert(uid);
+                }
+                if let Some(cluster) = &self.cluster {
+                    cluster.statuses.gone(&handle.pod);
+                }
             }
             // A panic in the work of one pod is not everybody's end; what it was doing is begun anew by the next worker.
             Err(error) => {
@@ -181,18 +263,46 @@ impl Kubelet {
     /// Gives each worker its order, and a worker to each pod that has none.
     fn reconcile(&mut self, wanted: &[Arc<Desired>]) {
         let uids: BTreeSet<&str> = wanted.iter().map(|pod| pod.uid.as_str()).collect();
+        self.ended.retain(|uid| uids.contains(uid.as_str()));
         for (uid, handle) in &mut self.workers {
             if !uids.contains(uid.as_str()) && !handle.is_ending {
-                handle.is_ending = true;
-                let _ = handle.orders.send(Order::End { grace: None });
+                handle.end(handle.pod.clone(), None);
             }
         }
         for pod in wanted {
+            if self.ended.contains(&pod.uid) {
+                continue;
+            }
             if let Some(handle) = self.workers.get_mut(&pod.uid) {
-                if !handle.is_ending && handle.pod.pod != pod.pod {
-                    handle.pod = pod.clone();
-                    let _ = handle.orders.send(Order::Keep(pod.clone()));
+                match pod.deletion() {
+                    Some(grace) => {
+                        // asked to be quicker than it was told to be
+                        let is_news =
+                            !handle.is_ending || handle.grace.is_some_and(|before| grace < before);
+                        if is_news {
+                            self.node.view.put(pod.clone());
+                            handle.end(pod.clone(), Some(grace));
+                        }
+                    }
+                    None if !handle.is_ending && pod.differs(&handle.pod) => {
+                        self.node.view.put(pod.clone());
+                        handle.pod = pod.clone();
+                        let _ = handle.orders.send(Order::Keep(pod.clone()));
+                    }
+                    None => {}
                 }
+                continue;
+            }
+            if let Some(grace) = pod.deletion() {
+                let order = Order::End {
+                    grace: Some(grace),
+                    pod: pod.clone(),
+                };
+                self.spawn(pod.clone(), order);
+                continue;
+            }
+            // It was over before it came here, or all that there was of it is gone: it is not begun anew.
+            if is_over(pod) && store::kept_pod(&self.node, &pod.uid).is_none() {
                 continue;
             }
             // Two with one name are one after the other.
@@ -210,7 +320,10 @@ impl Kubelet {
                         self.node.config.max_pods
                     );
                     self.node
-                        .tell(Level::Warning, pod, "", "OutOfpods", message);
+                        .tell(Level::Warning, pod, "", "OutOfpods", &message);
+                    if let Some(cluster) = self.cluster.as_ref().filter(|_| pod.source == API) {
+                        cluster.statuses.refused(pod, "OutOfpods", message);
+                    }
                 }
                 continue;
             }
@@ -220,7 +333,11 @@ impl Kubelet {
     }
 
     fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
-        let is_ending = matches!(order, Order::End { .. });
+        let (is_ending, grace) = match &order {
+            Order::Keep(_) | Order::Evict { .. } => (false, None),
+            Order::End { grace, .. } => (true, *grace),
+        };
+        self.node.view.put(pod.clone());
         let (orders, receiver) = watch::channel(order);
         let wake = Arc::new(Notify::new());
         let (node, uid) = (self.node.clone(), pod.uid.clone());
@@ -234,6 +351,7 @@ impl Kubelet {
             orders,
             wake,
             is_ending,
+            grace,
         };
         self.workers.insert(handle.pod.uid.clone(), handle);
     }
@@ -273,11 +391,32 @@ impl Kubelet {
                 .and_then(|kept| Desired::new(kept.pod, self.node.config.source).ok());
             if let Some(pod) = kept.filter(|pod| pod.uid == uid).or(found) {
                 tracing::info!(pod = %pod.full_name(), uid, "nobody wants this pod any more: it is ended");
-                self.spawn(Arc::new(pod), Order::End { grace: None });
+                let pod = Arc::new(pod);
+                let order = Order::End {
+                    grace: None,
+                    pod: pod.clone(),
+                };
+                self.spawn(pod, order);
             }
         }
         true
     }
+}
+
+impl Handle {
+    /// Orders the pod's end.
+    fn end(&mut self, pod: Arc<Desired>, grace: Option<Duration>) {
+        self.is_ending = true;
+        self.grace = grace;
+        self.pod = pod.clone();
+        let _ = self.orders.send(Order::End { grace, pod });
+    }
+}
+
+/// By what a server has been told of it.
+fn is_over(pod: &Desired) -> bool {
+    let phase = pod.pod.status.as_ref().and_then(|it| it.phase.as_deref());
+    pod.source == API && matches!(phase, Some("Failed" | "Succeeded"))
 }
 
 /// A pod of which nothing is known but its identity.

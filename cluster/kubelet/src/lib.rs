@@ -11,16 +11,20 @@
 //! Invariant: what a pod's worker does next hangs on what it was asked for and what the runtime says is there, not on what it remembers:
 //! so a kubelet that was killed goes on where it was, and restarts nothing. What it does remember (back-off, probes) may be lost.
 
+mod api;
 mod backoff;
 mod error;
 mod events;
+mod eviction;
 mod execute;
 mod happening;
 mod hook;
 mod ignored;
 mod image;
+mod images;
 pub mod keys;
 mod kubelet;
+mod machine;
 pub mod manifest;
 mod node;
 mod objects;
@@ -30,7 +34,9 @@ mod pod;
 mod probe;
 mod problem;
 mod qos;
+mod rotation;
 mod runtime;
+mod server;
 mod source;
 mod status;
 mod store;
@@ -38,10 +44,13 @@ mod terminate;
 mod translate;
 mod unbuilt;
 mod user_namespace;
+mod view;
 mod volume;
 mod worker;
 
+pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
 pub use error::Error;
+pub use eviction::Thresholds;
 pub use happening::{Happening, Level};
 pub use kubelet::{Kubelet, Told};
 pub use node::{Config, NodeFacts};
@@ -49,5 +58,6 @@ pub use objects::Objects;
 pub use pod::{ContainerSpec, Desired, PullPolicy, RUN, RestartPolicy, Role, is_path_component};
 pub use problem::Problem;
 pub use runtime::{Puller, Runtime};
-pub use source::Directory;
+pub use server::{Certificate, Listen, Server};
+pub use source::{Directory, join};
 pub use volume::remove_kubelet_dir;

@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Desired, Happening, Level, Objects, Runtime, Told};
+use k8s_openapi::api::core::v1::PodStatus;
+
+use crate::{Desired, Happening, Level, Objects, Role, Runtime, Told, view::View};
 
 /// How this node is set up.
 #[derive(Debug, Clone)]
@@ -74,6 +76,7 @@ pub(crate) struct Inner {
     pub told: Told,
     /// `berth`, `containerd`: in front of containers' ids.
     pub runtime_name: String,
+    pub view: View,
 }
 
 impl std::fmt::Debug for Inner {
@@ -101,6 +104,12 @@ impl Inner {
         &self.config.kubelet_dir
     }
 
+    /// What is new of a pod.
+    pub fn publish(&self, pod: &Desired, status: &PodStatus) {
+        self.view.tell(&pod.uid, status);
+        (self.told.status)(pod, status);
+    }
+
     pub fn tell(
         &self,
         level: Level,
@@ -109,10 +118,17 @@ impl Inner {
         reason: &'static str,
         message: impl Into<String>,
     ) {
+        let list = pod.container(container).map(|spec| match spec.role {
+            Role::Init | Role::Sidecar => "initContainers",
+            Role::Main => "containers",
+            Role::Ephemeral => "ephemeralContainers",
+        });
         let happening = Happening {
             level,
             reason,
             pod: pod.full_name(),
+            uid: pod.uid.clone(),
+            field: list.map_or(String::new(), |list| format!("spec.{list}{{{container}}}")),
             container: container.to_owned(),
             message: message.into(),
         };
@@ -147,6 +163,7 @@ pub(crate) mod tests {
             objects: Objects::default(),
             told: Told::default(),
             runtime_name: "berth".into(),
+            view: View::default(),
         })
     }
 }

@@ -69,6 +69,8 @@ pub(crate) enum Over {
     Ended,
     /// `activeDeadlineSeconds` have passed.
     Deadline,
+    /// The node could not bear it any more, and why.
+    Evicted(String),
 }
 
 /// Whether a container of the pod was there when this was told.
@@ -83,6 +85,9 @@ impl Over {
     pub fn told(status: &PodStatus) -> Option<Self> {
         match (status.phase.as_deref(), status.reason.as_deref()) {
             (Some("Failed"), Some("DeadlineExceeded")) => Some(Self::Deadline),
+            (Some("Failed"), Some("Evicted")) => {
+                Some(Self::Evicted(status.message.clone().unwrap_or_default()))
+            }
             (Some("Failed" | "Succeeded"), _) => Some(Self::Ended),
             _ => None,
         }

@@ -1,6 +1,6 @@
 //! A pod as it should be.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use serde::{Deserialize, Serialize};
@@ -20,12 +20,14 @@ pub struct Desired {
     pub name: String,
     pub namespace: String,
     pub uid: String,
-    /// Where it came from: `file`, `run`.
+    /// Where it came from: `file`, `run`, [`crate::API`].
     pub source: &'static str,
     pub pod: Pod,
     pub spec: PodSpec,
     /// Init containers first, in their order, then the others, then ephemeral ones.
     pub containers: Vec<ContainerSpec>,
+    /// The handler of its RuntimeClass, once that was looked up.
+    pub(crate) handler: OnceLock<String>,
 }
 
 /// A container, what it is to the pod, and where it stands in the manifest.
@@ -100,6 +102,7 @@ impl Desired {
             uid,
             source,
             containers: containers(&spec)?,
+            handler: OnceLock::new(),
             spec,
             pod,
         })
@@ -146,7 +149,39 @@ impl Desired {
 
     /// Handler of the runtime: that of the RuntimeClass, which without a server can only be its name.
     pub fn runtime_handler(&self) -> String {
-        self.spec.runtime_class_name.clone().unwrap_or_default()
+        match self.handler.get() {
+            Some(handler) => handler.clone(),
+            None => self.spec.runtime_class_name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// In how many seconds it is to be gone, where it was deleted from the API.
+    pub fn deletion(&self) -> Option<Duration> {
+        self.pod.metadata.deletion_timestamp.as_ref()?;
+        let seconds = self.pod.metadata.deletion_grace_period_seconds;
+        Some(match seconds {
+            Some(seconds) => Duration::from_secs(seconds.max(0).unsigned_abs()),
+            None => self.grace(),
+        })
+    }
+
+    /// Whether a worker has something to do about it that `before` was known to: what others tell of the pod is not, but for what a readiness gate
+    /// waits for.
+    pub(crate) fn differs(&self, before: &Self) -> bool {
+        let meta = |it: &Self| {
+            let metadata = &it.pod.metadata;
+            (metadata.labels.clone(), metadata.annotations.clone())
+        };
+        let gates = |it: &Self| {
+            let status = it.pod.status.clone().unwrap_or_default();
+            let mut all = status.conditions.unwrap_or_default();
+            let wanted = it.spec.readiness_gates.clone().unwrap_or_default();
+            all.retain(|one| wanted.iter().any(|gate| gate.condition_type == one.type_));
+            all
+        };
+        self.pod.spec != before.pod.spec
+            || meta(self) != meta(before)
+            || gates(self) != gates(before)
     }
 
     pub fn container(&self, name: &str) -> Option<&ContainerSpec> {

@@ -1,5 +1,7 @@
 //! The CRI, as the kubelet asks it: each call with the deadline that upstream gives it.
 
+mod whole;
+
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use berth_proto::cri::{

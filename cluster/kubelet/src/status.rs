@@ -20,6 +20,15 @@ use crate::{
     qos::Class,
 };
 
+/// Conditions that are the kubelet's to tell; all others are whoever's who set them.
+pub(crate) const OWN_CONDITIONS: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
 /// What a status is made of.
 #[derive(Debug)]
 pub(crate) struct Parts<'a> {
@@ -89,12 +98,18 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
                 .min()?;
             time(first)
         });
-    let deadline = parts.over == Some(&Over::Deadline);
+    let (reason, message) = match parts.over {
+        Some(Over::Deadline) => (
+            Some("DeadlineExceeded".to_owned()),
+            Some("Pod was active on the node longer than the specified deadline".to_owned()),
+        ),
+        Some(Over::Evicted(message)) => (Some("Evicted".to_owned()), Some(message.clone())),
+        Some(Over::Ended) | None => (None, None),
+    };
     PodStatus {
         phase: Some(phase.as_str().into()),
-        reason: deadline.then(|| "DeadlineExceeded".into()),
-        message: deadline
-            .then(|| "Pod was active on the node longer than the specified deadline".into()),
+        reason,
+        message,
         conditions: Some(conditions(parts, phase)),
         init_container_statuses: of_role(&[Role::Init, Role::Sidecar]),
         container_statuses: of_role(&[Role::Main]),
@@ -119,7 +134,7 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
 /// As upstream's: what has not come about counts first, then what runs, then how all ended.
 pub(crate) fn phase(parts: &Parts<'_>) -> Phase {
     let Parts { pod, observed, .. } = parts;
-    if parts.over == Some(&Over::Deadline) {
+    if matches!(parts.over, Some(Over::Deadline | Over::Evicted(_))) {
         return Phase::Failed;
     }
     let policy = pod.restart_policy();

@@ -73,6 +73,18 @@ pub(crate) fn kept_status(node: &Inner, uid: &str) -> Option<PodStatus> {
     read(&node.pod_dir(uid).join(STATUS))
 }
 
+/// All pods that are kept below `kubelet_dir` and can be read.
+pub(crate) fn kept_pods(kubelet_dir: &Path) -> Vec<Kept> {
+    let entries = fs::read_dir(kubelet_dir.join("pods"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .filter(|entry| entry.path().join(POD).exists())
+        .filter_map(|entry| read(&entry.path().join(POD)))
+        .collect()
+}
+
 /// The uids of all pods that have a directory.
 pub(crate) fn kept_uids(node: &Inner) -> Vec<String> {
     let entries = fs::read_dir(node.kubelet_dir().join("pods"))
@@ -86,21 +98,21 @@ pub(crate) fn kept_uids(node: &Inner) -> Vec<String> {
 }
 
 /// Nothing where there is none, or where it can't be read: the runtime knows better anyway.
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = fs::read(path).ok()?;
     serde_json::from_slice(&bytes)
         .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a file that was kept is damaged, and left out of account"))
         .ok()
 }
 
-fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let bytes = serde_json::to_vec(value)
         .map_err(|error| Error::file("write", path)(io::Error::other(error)))?;
     replace(path, &bytes).map_err(Error::file("write", path))
 }
 
 /// 0600: a pod's environment may have secrets in it.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = PathBuf::from(path);
     new.as_mut_os_string().push(".new");
     let mut file = File::options()

@@ -137,6 +137,13 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
     problems
 }
 
+/// Of a pod of an API server, which gives tokens.
+pub(crate) fn of_server(pod: &Pod) -> Vec<Problem> {
+    let mut problems = fields(pod);
+    problems.retain(|problem| !problem.path.ends_with(".serviceAccountToken"));
+    problems
+}
+
 fn all(spec: &PodSpec) -> impl Iterator<Item = (String, &Container)> {
     let inits = spec.init_containers.iter().flatten().enumerate();
     let mains = spec.containers.iter().enumerate();

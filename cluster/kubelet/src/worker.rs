@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
-    Error, Level,
+    API, Error, Level,
     backoff::Backoffs,
     execute::{self, Grace, NotStarted},
     node::Node,
@@ -26,7 +26,7 @@ use crate::{
     plan::{Around, Failure, Over, Plan, SANDBOX, Step, had_containers, plan},
     pod::Desired,
     probe::{Health, Kind, Report},
-    status::{Parts, status},
+    status::{OWN_CONDITIONS, Parts, status},
     store, volume,
 };
 use probing::{Probing, Scene};
@@ -40,6 +40,8 @@ const REFRESH_VOLUMES: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks for something that the pod refers to and that is not there (CM-06).
 const CONFIG_RETRY: i64 = 5 * SECOND;
+/// … and for a token, where no server could be asked.
+const TOKEN_RETRY: Duration = Duration::from_secs(5);
 /// Steps in a row without a pause: more would be a plan that goes round in circles.
 const ROUNDS: usize = 100;
 /// Reports of probes that wait for the worker.
@@ -49,9 +51,15 @@ const REPORTS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) enum Order {
     Keep(Arc<Desired>),
+    /// End it at once, and tell why; it stays, as one that has failed.
+    Evict {
+        pod: Arc<Desired>,
+        message: String,
+    },
     /// End it and take it away; within its own grace period, where no other is named.
     End {
         grace: Option<Duration>,
+        pod: Arc<Desired>,
     },
 }
 
@@ -68,6 +76,12 @@ pub(crate) struct Worker {
     ended: HashMap<String, i64>,
     messages: message::Messages,
     before: Option<PodStatus>,
+    /// What this kubelet has told, a server may not have heard of the last one.
+    is_told: bool,
+    /// Why it may not go on.
+    evicted: Option<String>,
+    /// It was evicted, and nothing is left of it but what is told.
+    is_empty: bool,
     volumes_made: Option<Instant>,
 }
 
@@ -80,7 +94,10 @@ pub(crate) async fn run(
 ) {
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let mut worker = Worker {
-        before: store::kept_status(&node, &pod.uid),
+        before: store::kept_status(&node, &pod.uid).or_else(|| told_before(&pod)),
+        is_told: false,
+        evicted: None,
+        is_empty: false,
         node,
         pod,
         wake,
@@ -97,8 +114,13 @@ pub(crate) async fn run(
     loop {
         let order = orders.borrow_and_update().clone();
         match order {
-            Order::Keep(pod) => worker.pod = pod,
-            Order::End { grace } => {
+            Order::Keep(pod) => worker.keep(pod),
+            Order::Evict { pod, message } => {
+                worker.keep(pod);
+                worker.evicted.get_or_insert(message);
+            }
+            Order::End { grace, pod } => {
+                worker.keep(pod);
                 let began = *ending.get_or_insert_with(Instant::now);
                 let grace = Grace {
                     whole: grace.unwrap_or_else(|| worker.pod.grace()),
@@ -136,9 +158,51 @@ pub(crate) async fn run(
     }
 }
 
+/// What a server has of a pod that this node has nothing of: that it is over, and what others told.
+fn told_before(pod: &Desired) -> Option<PodStatus> {
+    let status = pod.pod.status.clone().filter(|_| pod.source == API)?;
+    let is_over = Over::told(&status).is_some();
+    Some(match is_over {
+        true => status,
+        false => PodStatus {
+            conditions: status.conditions,
+            ..PodStatus::default()
+        },
+    })
+}
+
 impl Worker {
+    /// The pod as it should be from now on.
+    fn keep(&mut self, pod: Arc<Desired>) {
+        if Arc::ptr_eq(&self.pod, &pod) {
+            return;
+        }
+        // What others have told of it is not ours to forget: readiness gates wait for it.
+        let others = pod.pod.status.as_ref().and_then(|it| it.conditions.clone());
+        if let (Some(others), Some(before)) =
+            (others.filter(|_| pod.source == API), &mut self.before)
+        {
+            let is_own = |kind: &str| OWN_CONDITIONS.contains(&kind);
+            let conditions = before.conditions.get_or_insert_default();
+            conditions.retain(|one| is_own(&one.type_));
+            conditions.extend(others.into_iter().filter(|one| !is_own(&one.type_)));
+        }
+        if self.volumes_made.is_some() || pod.deletion().is_some() {
+            let dir = self.node.pod_dir(&pod.uid);
+            if dir.exists()
+                && let Err(error) = store::keep_pod(&self.node, &pod)
+            {
+                tracing::warn!(pod = %pod.full_name(), %error, "the pod is not kept as it is now");
+            }
+        }
+        self.pod = pod;
+    }
+
     /// Goes on until there is nothing to do; how long that may last.
     async fn sync(&mut self) -> Duration {
+        if self.is_empty {
+            return LOOK_AGAIN;
+        }
         for _ in 0..ROUNDS {
             let done = self.round().await;
             match done {
@@ -169,11 +233,21 @@ impl Worker {
             health: &self.health,
             failures: &self.failures,
             began: began.map(|time| nanoseconds(time.0)),
-            over: self.before.as_ref().and_then(Over::told),
+            over: self
+                .before
+                .as_ref()
+                .and_then(Over::told)
+                .or_else(|| self.evicted.clone().map(Over::Evicted)),
             had_containers: self.before.as_ref().is_some_and(had_containers),
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());
+        if plan.steps.is_empty() && self.evicted.is_some() {
+            // What it wrote is what the node was short of, perhaps.
+            execute::remove(&self.node, &self.pod, &observed).await?;
+            self.is_empty = true;
+            return Ok(Some(LOOK_AGAIN));
+        }
         if plan.steps.is_empty() {
             execute::tidy(&self.node, &self.pod, &observed).await?;
             return Ok(Some(self.wait(&plan, now)));
@@ -190,7 +264,13 @@ impl Worker {
     async fn prepare(&mut self) -> Result<(), Error> {
         let is_due = match self.volumes_made {
             None => true,
-            Some(made) => volume::may_change(&self.pod) && made.elapsed() >= REFRESH_VOLUMES,
+            Some(made) => {
+                let after = match self.node.objects.lacks_token(&self.pod.uid) {
+                    true => TOKEN_RETRY,
+                    false => REFRESH_VOLUMES,
+                };
+                volume::may_change(&self.pod) && made.elapsed() >= after
+            }
         };
         if !is_due
             || self
@@ -201,6 +281,10 @@ impl Worker {
             return Ok(());
         }
         let is_first = self.volumes_made.is_none();
+        if let Err(message) = self.node.objects.fetch(&self.pod).await {
+            self.refer(message);
+            return Ok(());
+        }
         let (node, pod) = (self.node.clone(), self.pod.clone());
         let made = tokio::task::spawn_blocking(move || {
             if is_first {
@@ -231,6 +315,23 @@ impl Worker {
         Ok(())
     }
 
+    /// Something that it refers to is not there; it is looked for again (CM-06).
+    fn refer(&mut self, message: String) {
+        self.node.tell(
+            Level::Warning,
+            &self.pod,
+            "",
+            "FailedCreatePodSandBox",
+            &message,
+        );
+        let failure = Failure {
+            reason: "FailedCreatePodSandBox",
+            message,
+            retry_at: now() + CONFIG_RETRY,
+        };
+        self.failures.insert(SANDBOX.into(), failure);
+    }
+
     async fn observe(&mut self) -> Result<Observed, Error> {
         let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
         let now = now();
@@ -258,7 +359,7 @@ impl Worker {
     /// The last that is told. It is not kept: the same pod may come again before it has gone.
     fn tell_the_end(&self, observed: &Observed) {
         let last = self.status(observed, &BTreeMap::new(), Some(&Over::Ended));
-        (self.node.told.status)(&self.pod, &last);
+        self.node.publish(&self.pod, &last);
     }
 
     /// Tells what is new of the pod, and keeps it.
@@ -269,10 +370,15 @@ impl Worker {
         over: Option<&Over>,
     ) {
         let status = self.status(observed, waiting, over);
-        if self.before.as_ref() == Some(&status) {
+        let is_new = self.before.as_ref() != Some(&status);
+        if self.is_told && !is_new {
             return;
         }
-        (self.node.told.status)(&self.pod, &status);
+        self.is_told = true;
+        self.node.publish(&self.pod, &status);
+        if !is_new {
+            return;
+        }
         if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
             tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
         }
@@ -300,6 +406,9 @@ impl Worker {
 
     fn wait(&self, plan: &Plan, now: i64) -> Duration {
         let mut wait = LOOK_AGAIN;
+        if self.node.objects.lacks_token(&self.pod.uid) {
+            wait = TOKEN_RETRY;
+        }
         if let Some(until) = plan.wait_until {
             wait = wait.min(Duration::from_nanos((until - now).max(0).unsigned_abs()));
         }
@@ -311,13 +420,11 @@ impl Worker {
     async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
         match step {
             Step::End => {
-                execute::end(
-                    &self.node,
-                    &self.pod,
-                    observed,
-                    Grace::now(self.pod.grace()),
-                )
-                .await?
+                let grace = match self.evicted {
+                    Some(_) => Duration::ZERO,
+                    None => self.pod.grace(),
+                };
+                execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
             }
             Step::MakeSandbox { attempt } => {
                 if self.volumes_made.is_none() {
@@ -380,6 +487,10 @@ impl Worker {
             && !self.failures.contains_key(name)
         {
             self.backoffs.tried(name, last.finished, now());
+        }
+        // What its environment names may have changed since.
+        if let Err(why) = self.node.objects.fetch(&pod).await {
+            tracing::warn!(pod = %pod.full_name(), why, "what the pod names is taken as it was");
         }
         match execute::start(&self.node, &pod, observed, spec, attempt).await {
             Ok(()) => {

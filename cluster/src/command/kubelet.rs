@@ -1,28 +1,48 @@
-//! `berth kubelet`: the node's pods, kept as the manifests of a directory say.
+//! `berth kubelet`: the node's pods, kept as manifests of a directory and an API server say.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
-use berth_kubelet::{Config, Directory, Kubelet as Inner, NodeFacts, Objects, Runtime, Told};
+use berth_kubelet::{
+    Certificate, Cluster, Config, Directory, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
+    Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
+};
 use clap::Args;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, node::Address};
 
-/// Keep pods running as manifests in a directory say
+/// Keep pods running as an API server and manifests in a directory say
 ///
-/// Each file has one Pod of the API v1 (YAML or JSON); the directory is watched. Pods get the node's name behind their own, are started again
-/// as their restartPolicy says, probed, and ended when their file goes. Ending this command ends no pod: the next one takes them over.
+/// With --kubeconfig the node joins a cluster: it registers, runs the pods that are bound to it, tells their status, and serves logs, exec, attach,
+/// port-forward and figures over HTTPS. While the API server is away pods go on; after a reboot without it the ones that were known last are
+/// begun.
+///
+/// With --manifests each file of a directory has one Pod of the API v1 (YAML or JSON); the directory is watched. Such pods get the node's name behind
+/// their own, and are mirrored in the API.
+///
+/// Pods are started again as their restartPolicy says, probed, and ended when they are deleted or their file goes. Ending this command ends no pod: the
+/// next one takes them over.
 ///
 /// What it did is told on standard error; BERTH_LOG says how much of it. Each pod's status is kept in --kubelet-dir/pods/UID/status.json.
 #[derive(Debug, Args)]
 pub struct Kubelet {
+    /// The API server, and who this node is to it (system:node:NAME of the group system:nodes)
+    #[arg(long, value_name = "FILE", required_unless_present = "manifests")]
+    kubeconfig: Option<PathBuf>,
     /// The directory of manifests
     #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
     /// Where volumes are made, and what is known of pods is kept; one kubelet a directory
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
@@ -30,8 +50,37 @@ pub struct Kubelet {
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     logs_dir: PathBuf,
     /// The node's name; this machine's by default
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", alias = "hostname-override")]
     node_name: Option<String>,
+    /// The node's address (twice for both families); by default the one that it sends from
+    #[arg(long = "node-ip", value_name = "ADDRESS")]
+    node_ips: Vec<IpAddr>,
+    /// More labels of the node
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    node_labels: Vec<(String, String)>,
+    /// Taints that the node has from its first day on
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    register_with_taints: Vec<Taint>,
+    /// Where logs, exec and figures are served, with --kubeconfig; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10250")]
+    listen: SocketAddr,
+    /// The server's certificate, with its chain (PEM); without it and --rotate-server-certificates it signs its own
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_private_key_file",
+        conflicts_with = "rotate_server_certificates"
+    )]
+    tls_cert_file: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    tls_private_key_file: Option<PathBuf>,
+    /// Ask the cluster for the server's certificate, and for the next one in time; somebody has to approve each
+    #[arg(long)]
+    rotate_server_certificates: bool,
+    /// By which CA clients of the server are known (PEM); by default the API server's
+    #[arg(long, value_name = "FILE")]
+    client_ca_file: Option<PathBuf>,
     /// Below which cgroup pods are, by their class of service; by default where the runtime puts them
     #[arg(long, value_name = "CGROUP", default_value = "")]
     cgroup_root: String,
@@ -41,40 +90,167 @@ pub struct Kubelet {
     /// The cluster's domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
+    /// When pods are evicted: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, pid.available; the others as by default
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<2%"
+    )]
+    eviction_hard: Thresholds,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
 }
 
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is no KEY=VALUE".into()),
+    }
+}
+
 impl Kubelet {
     pub async fn run(self, address: &Address) -> Result<ExitCode, Error> {
         super::log();
-        let mut node = NodeFacts::of_this_machine();
-        if let Some(name) = self.node_name {
-            node.name = name;
-        }
-        let source = Directory::new(self.manifests, node.name.clone());
-        let config = Config {
-            kubelet_dir: self.kubelet_dir,
-            logs_dir: self.logs_dir,
-            cgroup_root: self.cgroup_root,
-            source: "file",
-            max_pods: self.max_pods,
-            cluster_dns: self.cluster_dns,
-            cluster_domain: self.cluster_domain,
-            node,
-        };
+        let config = self.config();
         let runtime = Runtime::new(&address.to_string())?;
         let ends = ended()?;
-        let kubelet = tokio::select! {
-            kubelet = Inner::start(config, runtime, Objects::default(), Told::default()) => kubelet?,
-            () = ends.cancelled() => return Ok(ExitCode::SUCCESS),
+        let mut tasks = JoinSet::new();
+        let served = tokio::select! {
+            served = self.serve(config, runtime, ends.clone(), &mut tasks) => served,
+            // waiting for the runtime
+            () = ends.cancelled() => Ok(()),
         };
-        let (sender, desired) = watch::channel(None);
-        let reading = tokio::spawn(source.run(sender));
-        kubelet.run(desired, ends).await;
-        reading.abort();
-        Ok(ExitCode::SUCCESS)
+        // What is to be told is told again by the next kubelet.
+        tasks.shutdown().await;
+        served.map(|()| ExitCode::SUCCESS)
+    }
+
+    fn config(&self) -> Config {
+        let mut node = NodeFacts::of_this_machine();
+        if let Some(name) = &self.node_name {
+            node.name.clone_from(name);
+        }
+        if !self.node_ips.is_empty() {
+            node.ips = self.node_ips.iter().map(ToString::to_string).collect();
+        }
+        Config {
+            kubelet_dir: self.kubelet_dir.clone(),
+            logs_dir: self.logs_dir.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            source: "file",
+            max_pods: self.max_pods,
+            cluster_dns: self.cluster_dns.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            node,
+        }
+    }
+
+    async fn serve(
+        self,
+        config: Config,
+        runtime: Runtime,
+        ends: CancellationToken,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), Error> {
+        let (to_files, files) = watch::channel(None);
+        match &self.manifests {
+            Some(dir) => {
+                let source = Directory::new(dir.clone(), config.node.name.clone());
+                tasks.spawn(source.run(to_files.clone()));
+            }
+            None => {
+                to_files.send_replace(Some(Vec::new()));
+            }
+        }
+        let Some(kubeconfig) = &self.kubeconfig else {
+            let objects = Objects::default();
+            let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
+            drop(to_files);
+            kubelet.run(files, ends).await;
+            return Ok(());
+        };
+        let cluster = Cluster::of_kubeconfig(kubeconfig, &config.node.name).await?;
+        let statuses = Statuses::new(cluster.clone());
+        let (recorder, recording) = Recorder::new(cluster.clone());
+        let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
+        let told = told(statuses.clone(), recorder);
+        let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
+
+        let listen = Listen {
+            address: self.listen,
+            certificate: self.certificate(),
+            client_ca: self.client_ca_file.clone(),
+        };
+        let server = Server::bind(&kubelet, cluster.clone(), listen).await?;
+        tracing::info!(address = %server.address(), "logs, exec and figures are served");
+        let (uid, node_uid) = watch::channel(None);
+        let register = Register {
+            cluster: cluster.clone(),
+            runtime,
+            config: config.clone(),
+            labels: BTreeMap::from_iter(self.node_labels),
+            taints: self.register_with_taints,
+            thresholds: self.eviction_hard,
+            port: server.address().port(),
+            uid,
+        };
+        let (to_known, known) = watch::channel(None);
+        let source = Source::new(
+            cluster.clone(),
+            statuses.clone(),
+            objects,
+            config.kubelet_dir.clone(),
+        );
+        let mirrors = Mirrors {
+            cluster,
+            statuses: statuses.clone(),
+            pods: files.clone(),
+            known: known.clone(),
+            node_uid,
+        };
+        let (to_desired, desired) = watch::channel(None);
+        tasks.spawn(recording);
+        tasks.spawn(register.run());
+        tasks.spawn(server.run());
+        tasks.spawn(source.run(to_known));
+        tasks.spawn(mirrors.run());
+        tasks.spawn(join(files, known.clone(), to_desired));
+        tasks.spawn(statuses.clone().run());
+        kubelet
+            .in_cluster(statuses, known)
+            .evicting(self.eviction_hard)
+            .run(desired, ends)
+            .await;
+        drop(to_files);
+        Ok(())
+    }
+
+    fn certificate(&self) -> Certificate {
+        match (&self.tls_cert_file, &self.tls_private_key_file) {
+            (Some(chain), Some(key)) => Certificate::Files {
+                chain: chain.clone(),
+                key: key.clone(),
+            },
+            _ if self.rotate_server_certificates => Certificate::Cluster,
+            _ => Certificate::SelfSigned,
+        }
+    }
+}
+
+/// The log, and the API.
+fn told(statuses: Arc<Statuses>, recorder: Recorder) -> Told {
+    let log = Told::default();
+    let (happened, status) = (log.happened, log.status);
+    Told {
+        happened: Arc::new(move |happening| {
+            happened(happening);
+            recorder.record(happening);
+        }),
+        status: Arc::new(move |pod, told| {
+            status(pod, told);
+            statuses.tell(pod, told);
+        }),
     }
 }
 

@@ -38,6 +38,9 @@ pub(crate) fn variables(
     objects: &Objects,
 ) -> Result<(Vec<KeyValue>, BTreeMap<String, String>), Problem> {
     let mut variables = Variables::default();
+    for (name, value) in objects.service_variables(fields.pod) {
+        variables.set(&name, value);
+    }
     for (index, from) in spec.container.env_from.iter().flatten().enumerate() {
         let path = format!("{}.envFrom[{index}]", spec.path);
         let prefix = from.prefix.as_deref().unwrap_or_default();

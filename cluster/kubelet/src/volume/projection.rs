@@ -54,6 +54,12 @@ pub(super) fn files(
                 sources.secret(&it.name, &it.items, it.optional, mode, &mut files)?;
             } else if let Some(it) = &source.downward_api {
                 sources.downward(&it.items, mode, &mut files)?;
+            } else if let Some(it) = &source.service_account_token {
+                // Without a server there is none to be had, and nobody to show it to: it comes later.
+                if let Some(token) = objects.token(fields.pod, it)? {
+                    let bytes = token.into_bytes();
+                    files.insert(it.path.clone(), Content { bytes, mode });
+                }
             } else {
                 return Err("a projected source is not built".into());
             }

@@ -1,0 +1,374 @@
+//! What the node and its pods use: `/stats/summary` for people and eviction, `/metrics/resource` for the metrics server, `/metrics` of the kubelet itself.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use berth_proto::cri::{self, UInt64Value};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    Error, keys,
+    machine::{Fs, Machine},
+    node::Inner,
+};
+
+/// In /proc/stat.
+const NANOSECONDS_PER_TICK: u64 = 10_000_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    /// CPU time of the node at the last look, and when: for its rate.
+    last: Mutex<Option<(u64, i64)>>,
+}
+
+impl Figures {
+    /// # Errors
+    /// The runtime does not tell.
+    pub async fn summary(&self, node: &Inner) -> Result<Value, Error> {
+        let pods = node.runtime.pod_stats().await?;
+        let image_fs = node.runtime.image_fs().await.ok().flatten();
+        let machine = Machine::now(node.kubelet_dir());
+        let now = Timestamp::now();
+        let cpu = cpu_nanoseconds();
+        let rate = self.rate(cpu, now.as_nanosecond().try_into().unwrap_or(i64::MAX));
+        let image_fs = image_fs.and_then(|path| Fs::of(Path::new(&path)));
+        let used = machine.memory.saturating_sub(machine.memory_available);
+        let mut summary = json!({
+            "node": {
+                "nodeName": node.config.node.name,
+                "startTime": started(),
+                "cpu": {"time": now.to_string(), "usageCoreNanoSeconds": cpu},
+                "memory": {
+                    "time": now.to_string(),
+                    "availableBytes": machine.memory_available,
+                    "usageBytes": used,
+                    "workingSetBytes": used,
+                },
+                "fs": fs(&machine.fs, now),
+                "runtime": {"imageFs": image_fs.as_ref().map(|it| fs(it, now))},
+                "rlimit": {"time": now.to_string(), "maxpid": machine.pids, "curproc": machine.pids_used},
+            },
+            "pods": pods.iter().filter_map(pod).collect::<Vec<_>>(),
+        });
+        if let Some(rate) = rate {
+            summary["node"]["cpu"]["usageNanoCores"] = rate.into();
+        }
+        Ok(summary)
+    }
+
+    fn rate(&self, cpu: u64, now: i64) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.replace((cpu, now))?;
+        let (used, passed) = (
+            cpu.checked_sub(before.0)?,
+            u64::try_from(now - before.1).ok()?,
+        );
+        u64::try_from(u128::from(used) * 1_000_000_000 / u128::from(passed.max(1))).ok()
+    }
+
+    /// # Errors
+    /// As [`Self::summary`].
+    pub async fn resource(&self, node: &Inner) -> Result<String, Error> {
+        let pods = node.runtime.pod_stats().await?;
+        let machine = Machine::now(node.kubelet_dir());
+        let used = machine.memory.saturating_sub(machine.memory_available);
+        let mut families: BTreeMap<&str, (&str, Vec<String>)> = BTreeMap::new();
+        let mut put = |name: &'static str, kind: &'static str, labels: String, value: String| {
+            let family = families.entry(name).or_insert((kind, Vec::new()));
+            family.1.push(format!("{name}{labels} {value}\n"));
+        };
+        let seconds = |nanoseconds: u64| format!("{:.9}", nanoseconds as f64 / 1e9);
+        put(
+            "node_cpu_usage_seconds_total",
+            "counter",
+            String::new(),
+            seconds(cpu_nanoseconds()),
+        );
+        put(
+            "node_memory_working_set_bytes",
+            "gauge",
+            String::new(),
+            used.to_string(),
+        );
+        for stats in &pods {
+            let (Some(linux), Some((namespace, name, _))) = (&stats.linux, identity(stats)) else {
+                continue;
+            };
+            let of_pod = format!("{{namespace=\"{namespace}\",pod=\"{name}\"}}");
+            if let Some(cpu) = linux
+                .cpu
+                .as_ref()
+                .and_then(|it| value(&it.usage_core_nano_seconds))
+            {
+                put(
+                    "pod_cpu_usage_seconds_total",
+                    "counter",
+                    of_pod.clone(),
+                    seconds(cpu),
+                );
+            }
+            if let Some(memory) = linux
+                .memory
+                .as_ref()
+                .and_then(|it| value(&it.working_set_bytes))
+            {
+                put(
+                    "pod_memory_working_set_bytes",
+                    "gauge",
+                    of_pod,
+                    memory.to_string(),
+                );
+            }
+            for container in &linux.containers {
+                let of = container_name(container);
+                let labels =
+                    format!("{{container=\"{of}\",namespace=\"{namespace}\",pod=\"{name}\"}}");
+                if let Some(cpu) = container
+                    .cpu
+                    .as_ref()
+                    .and_then(|it| value(&it.usage_core_nano_seconds))
+                {
+                    put(
+                        "container_cpu_usage_seconds_total",
+                        "counter",
+                        labels.clone(),
+                        seconds(cpu),
+                    );
+                }
+                if let Some(memory) = container
+                    .memory
+                    .as_ref()
+                    .and_then(|it| value(&it.working_set_bytes))
+                {
+                    put(
+                        "container_memory_working_set_bytes",
+                        "gauge",
+                        labels,
+                        memory.to_string(),
+                    );
+                }
+            }
+        }
+        put("resource_scrape_error", "gauge", String::new(), "0".into());
+        let mut text = String::new();
+        for (name, (kind, lines)) in families {
+            let _ = writeln!(text, "# TYPE {name} {kind}");
+            text.extend(lines);
+        }
+        Ok(text)
+    }
+
+    /// Of the kubelet.
+    pub fn own(&self, node: &Inner) -> String {
+        let mut text = String::new();
+        let all = node.view.all();
+        let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
+        let (mut running, mut restarts) = (0, 0);
+        for shown in &all {
+            let phase = shown.status.phase.as_deref().unwrap_or("Unknown");
+            *phases.entry(phase).or_default() += 1;
+            for status in shown.status.container_statuses.iter().flatten() {
+                restarts += status.restart_count;
+                let state = status.state.as_ref();
+                running += usize::from(state.is_some_and(|it| it.running.is_some()));
+            }
+        }
+        let _ = writeln!(text, "# TYPE kubelet_node_name gauge");
+        let _ = writeln!(
+            text,
+            "kubelet_node_name{{node=\"{}\"}} 1",
+            node.config.node.name
+        );
+        let _ = writeln!(
+            text,
+            "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods {}",
+            all.len()
+        );
+        let _ = writeln!(text, "# TYPE berth_kubelet_pods gauge");
+        for (phase, count) in phases {
+            let _ = writeln!(text, "berth_kubelet_pods{{phase=\"{phase}\"}} {count}");
+        }
+        let _ = writeln!(text, "# TYPE kubelet_running_containers gauge");
+        let _ = writeln!(
+            text,
+            "kubelet_running_containers{{container_state=\"running\"}} {running}"
+        );
+        let _ = writeln!(
+            text,
+            "# TYPE berth_kubelet_container_restarts gauge\nberth_kubelet_container_restarts {restarts}"
+        );
+        if let Some((rss, cpu)) = own_use() {
+            let _ = writeln!(
+                text,
+                "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {rss}"
+            );
+            let _ = writeln!(
+                text,
+                "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {cpu:.2}"
+            );
+        }
+        text
+    }
+}
+
+fn value(it: &Option<UInt64Value>) -> Option<u64> {
+    it.as_ref().map(|it| it.value)
+}
+
+/// Namespace, name and uid.
+fn identity(stats: &cri::PodSandboxStats) -> Option<(String, String, String)> {
+    let metadata = stats.attributes.as_ref()?.metadata.clone()?;
+    Some((metadata.namespace, metadata.name, metadata.uid))
+}
+
+fn container_name(stats: &cri::ContainerStats) -> String {
+    let attributes = stats.attributes.clone().unwrap_or_default();
+    let label = attributes.labels.get(keys::CONTAINER_NAME).cloned();
+    label.unwrap_or_else(|| attributes.metadata.unwrap_or_default().name)
+}
+
+fn pod(stats: &cri::PodSandboxStats) -> Option<Value> {
+    let (namespace, name, uid) = identity(stats)?;
+    let linux = stats.linux.as_ref()?;
+    let containers: Vec<_> = linux
+        .containers
+        .iter()
+        .map(|container| {
+            let layer = container.writable_layer.as_ref();
+            json!({
+                "name": container_name(container),
+                "cpu": container.cpu.as_ref().map(cpu),
+                "memory": container.memory.as_ref().map(memory),
+                "rootfs": layer.map(|it| json!({
+                    "time": time(it.timestamp),
+                    "usedBytes": value(&it.used_bytes),
+                    "inodesUsed": value(&it.inodes_used),
+                })),
+            })
+        })
+        .collect();
+    let network = linux.network.as_ref().map(|it| {
+        let one = |link: &cri::NetworkInterfaceUsage| {
+            json!({
+                "name": link.name,
+                "rxBytes": value(&link.rx_bytes),
+                "rxErrors": value(&link.rx_errors),
+                "txBytes": value(&link.tx_bytes),
+                "txErrors": value(&link.tx_errors),
+            })
+        };
+        let mut network = it.default_interface.as_ref().map_or_else(|| json!({}), one);
+        network["time"] = time(it.timestamp).into();
+        let all = it.default_interface.iter().chain(&it.interfaces);
+        network["interfaces"] = all.map(one).collect();
+        network
+    });
+    let processes = linux
+        .process
+        .as_ref()
+        .and_then(|it| value(&it.process_count));
+    Some(json!({
+        "podRef": {"name": name, "namespace": namespace, "uid": uid},
+        "containers": containers,
+        "cpu": linux.cpu.as_ref().map(cpu),
+        "memory": linux.memory.as_ref().map(memory),
+        "network": network,
+        "process_stats": processes.map(|count| json!({"process_count": count})),
+    }))
+}
+
+fn cpu(usage: &cri::CpuUsage) -> Value {
+    json!({
+        "time": time(usage.timestamp),
+        "usageNanoCores": value(&usage.usage_nano_cores),
+        "usageCoreNanoSeconds": value(&usage.usage_core_nano_seconds),
+    })
+}
+
+fn memory(usage: &cri::MemoryUsage) -> Value {
+    json!({
+        "time": time(usage.timestamp),
+        "availableBytes": value(&usage.available_bytes),
+        "usageBytes": value(&usage.usage_bytes),
+        "workingSetBytes": value(&usage.working_set_bytes),
+        "rssBytes": value(&usage.rss_bytes),
+        "pageFaults": value(&usage.page_faults),
+        "majorPageFaults": value(&usage.major_page_faults),
+    })
+}
+
+fn fs(fs: &Fs, now: Timestamp) -> Value {
+    json!({
+        "time": now.to_string(),
+        "availableBytes": fs.available,
+        "capacityBytes": fs.bytes,
+        "usedBytes": fs.bytes.saturating_sub(fs.available),
+        "inodesFree": fs.inodes_free,
+        "inodes": fs.inodes,
+        "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free),
+    })
+}
+
+fn time(nanoseconds: i64) -> String {
+    Timestamp::from_nanosecond(nanoseconds.into())
+        .unwrap_or_default()
+        .to_string()
+}
+
+/// Busy time of all processors since the start: all but idle and waiting for disks.
+fn cpu_nanoseconds() -> u64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal; those of guests are in user
+    [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|at| ticks.get(*at))
+        .sum::<u64>()
+        .saturating_mul(NANOSECONDS_PER_TICK)
+}
+
+fn started() -> Option<String> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    let time = Timestamp::from_second(seconds.trim().parse().ok()?).ok()?;
+    Some(time.to_string())
+}
+
+/// Resident bytes, and seconds of CPU, of this process.
+fn own_use() -> Option<(u64, f64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let rss = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = rss.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some((kib * 1024, (ticks * NANOSECONDS_PER_TICK) as f64 / 1e9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_known_from_the_second_look_on() {
+        let figures = Figures::default();
+        assert_eq!(figures.rate(1_000, 0), None);
+        assert_eq!(figures.rate(501_000, 1_000_000), Some(500_000_000));
+        // a clock that was set back
+        assert_eq!(figures.rate(600_000, 0), None);
+        assert!(cpu_nanoseconds() > 0 && started().is_some());
+        assert!(own_use().is_some_and(|(rss, _)| rss > 0));
+    }
+}
