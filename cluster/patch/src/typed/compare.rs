@@ -222,9 +222,12 @@ fn elements(
         ([_, _, ..], [_, _, ..]) => {
             let same = old.len() == new.len()
                 && old.iter().zip(new).all(|(old, new)| equal_values(old, new));
-            let mut found = Found::default();
-            found.here.modified = !same;
-            Ok(found)
+            let here = Here {
+                modified: !same,
+                ..Here::default()
+            };
+            let below = Comparison::default();
+            Ok(Found { here, below })
         }
         ([_, _, ..], _) => {
             let mut found = match new.first() {
