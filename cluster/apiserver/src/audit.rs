@@ -16,6 +16,8 @@ use crate::{authenticate::Peer, clock, object, router::Trace};
 
 /// Lines that wait for the disk; more are dropped, and counted in the log.
 const WAITING: usize = 4096;
+/// Of lines that wait together: they are written together.
+const TOGETHER: usize = 64 << 10;
 /// Of one file; the one before is kept as `.1`.
 const LARGEST: u64 = 64 << 20;
 /// Of a request's URI or agent.
@@ -38,7 +40,7 @@ impl Audit {
         let path = path.to_owned();
         thread::Builder::new().name("audit".into()).spawn(move || {
             let mut written = file.metadata().map_or(0, |meta| meta.len());
-            while let Ok(line) = waiting.recv() {
+            while let Ok(mut lines) = waiting.recv() {
                 if written > largest {
                     let _ = fs::rename(&path, rotated(&path));
                     if let Ok(next) = append(&path) {
@@ -46,8 +48,14 @@ impl Audit {
                         written = 0;
                     }
                 }
-                written += line.len() as u64;
-                if let Err(error) = file.write_all(&line) {
+                while lines.len() < TOGETHER
+                    && written + lines.len() as u64 <= largest
+                    && let Ok(next) = waiting.try_recv()
+                {
+                    lines.extend_from_slice(&next);
+                }
+                written += lines.len() as u64;
+                if let Err(error) = file.write_all(&lines) {
                     tracing::error!(%error, "the audit log can't be written");
                 }
             }

@@ -25,7 +25,7 @@ use std::{
 use berth_store::{Revision, Store};
 use tokio::sync::watch;
 
-pub use change::{Change, ChangeKind, Entry};
+pub use change::{Change, ChangeKind, Entry, parts_of};
 pub use feed::Observer;
 pub use shard::{Shard, WatchScope};
 

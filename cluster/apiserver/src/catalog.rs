@@ -7,7 +7,7 @@ use std::{
 
 use berth_kinds::Kind;
 
-use crate::{custom::Custom, failure::qualified};
+use crate::{cache::parts_of, custom::Custom, failure::qualified, parts::Parts};
 
 /// All keys are below it, as upstream's are.
 pub const REGISTRY: &str = "/registry/";
@@ -31,6 +31,8 @@ pub struct Resource {
     pub storage: String,
     /// It is kept in this version: others that share the storage are converted.
     pub stored: bool,
+    /// What the cache has to know of its objects.
+    pub parts: Parts,
     pub made_of: MadeOf,
 }
 
@@ -73,6 +75,7 @@ impl Resource {
                 .collect(),
             storage: kind.storage.into(),
             stored: is_kept(kind),
+            parts: parts_of(Some(kind)),
             made_of: MadeOf::BuiltIn(kind),
         }
     }

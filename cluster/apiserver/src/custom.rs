@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use self::json_path::JsonPath;
 use crate::{
-    cache::Shard,
+    cache::{Shard, parts_of},
     catalog::{MadeOf, Resource, Served, Subresource, api_version},
     clock, object,
     subresource::Paths,
@@ -201,6 +201,7 @@ impl Custom {
             storage: format!("{}/{plural}", custom.group),
             plural,
             stored: custom.stored,
+            parts: parts_of(None),
             made_of: MadeOf::Custom(custom.clone()),
         }]
     }

@@ -33,8 +33,14 @@ pub fn schema<'a>(
     schema.kind(kind).map(|id| (schema, id))
 }
 
-/// Writes down that `actor` has made of `old` what `new` is.
-pub fn track(resource: &Resource, actor: &Actor, part: Part, old: Option<&Value>, new: &mut Value) {
+/// Writes down that `actor` has made of `old` (which stays as it is) what `new` is.
+pub fn track(
+    resource: &Resource,
+    actor: &Actor,
+    part: Part,
+    old: Option<&mut Value>,
+    new: &mut Value,
+) {
     // An apply has done so itself.
     if actor.applies {
         return;

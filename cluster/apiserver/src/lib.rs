@@ -35,6 +35,7 @@ mod health;
 mod metrics;
 mod object;
 mod openapi;
+mod parts;
 mod passage;
 mod patch;
 mod queue;

@@ -1,17 +1,17 @@
 //! The metadata of an object that is worked on as JSON. All are total: an object of any form is asked, none panics.
 
+use berth_kinds::at;
 use berth_store::Revision;
 use serde_json::{Map, Value};
 
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object
-        .pointer(pointer)
+    at(object, pointer)
         .and_then(Value::as_str)
         .unwrap_or_default()
 }
 
 pub fn number(object: &Value, pointer: &str) -> Option<i64> {
-    object.pointer(pointer)?.as_i64()
+    at(object, pointer)?.as_i64()
 }
 
 pub fn name(object: &Value) -> &str {
@@ -79,8 +79,7 @@ pub fn set_resource_version(object: &mut Value, revision: Revision) {
 }
 
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    object
-        .pointer("/metadata/finalizers")
+    at(object, "/metadata/finalizers")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
@@ -98,8 +97,7 @@ pub fn set_finalizers(object: &mut Value, finalizers: Vec<String>) {
 }
 
 pub fn owners(object: &Value) -> impl Iterator<Item = &Map<String, Value>> {
-    object
-        .pointer("/metadata/ownerReferences")
+    at(object, "/metadata/ownerReferences")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
@@ -111,19 +109,19 @@ pub fn same(one: &Value, other: &Value) -> bool {
     let (Some(one), Some(other)) = (one.as_object(), other.as_object()) else {
         return one == other;
     };
-    let plain = |value: Option<&Value>| match value {
-        Some(Value::Object(metadata)) => {
-            let mut metadata = metadata.clone();
-            metadata.remove("resourceVersion");
-            metadata
-        }
-        _ => Map::new(),
-    };
     one.len() == other.len()
-        && one
-            .iter()
-            .all(|(key, value)| key == "metadata" || other.get(key) == Some(value))
-        && plain(one.get("metadata")) == plain(other.get("metadata"))
+        && one.iter().all(|(key, value)| match other.get(key) {
+            Some(other) if key == "metadata" => same_metadata(value, other),
+            other => other == Some(value),
+        })
+}
+
+fn same_metadata(one: &Value, other: &Value) -> bool {
+    let (Some(one), Some(other)) = (one.as_object(), other.as_object()) else {
+        return one == other;
+    };
+    let counted = |(key, _): &(&String, &Value)| *key != "resourceVersion";
+    one.iter().filter(counted).eq(other.iter().filter(counted))
 }
 
 /// A random uid (RFC 4122, version 4).

@@ -140,12 +140,10 @@ impl Patch {
 pub async fn handle(api: &Api, call: &Call, part: Part) -> Result<Response<ResponseBody>, Failure> {
     let patch = Patch::of(call)?;
     let (resource, asked) = (&call.resource, &call.asked);
-    let exists = api
-        .storage
-        .read(&resource.key(&asked.namespace, &asked.name))
-        .await?
-        .is_some();
-    if !exists && patch.is_apply() && part == Part::Main {
+    let key = resource.key(&asked.namespace, &asked.name);
+    // Whether it is there is asked where that makes a difference: the change itself reads it anyway.
+    let makes = patch.is_apply() && part == Part::Main && api.storage.read(&key).await?.is_none();
+    if makes {
         let mut new = patch.apply(call, resource, part, None)?;
         let own = object::name(&new);
         if !own.is_empty() && own != asked.name {

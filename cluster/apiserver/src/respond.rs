@@ -1,6 +1,9 @@
 //! What is answered, in the form that the client accepts.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    sync::LazyLock,
+};
 
 use bytes::{Bytes, BytesMut};
 use flate2::{Compression, write::GzEncoder};
@@ -13,6 +16,7 @@ use crate::{
     catalog::Resource,
     clock,
     failure::Failure,
+    parts::Parts,
     table::{self, IncludeObject},
 };
 
@@ -207,19 +211,17 @@ impl Wants {
                 self.value(200, &table)
             }
             Form::Metadata(version) => {
-                let items: Vec<Value> = parsed()
+                let items: Vec<Value> = items
                     .iter()
-                    .map(|item| table::partial(item, version))
+                    .map(|item| table::partial(&metadata_of(item), version))
                     .collect();
-                self.value(
-                    200,
-                    &json!({
-                        "kind": "PartialObjectMetadataList",
-                        "apiVersion": format!("meta.k8s.io/{version}"),
-                        "metadata": meta,
-                        "items": items,
-                    }),
-                )
+                let list = table::object_of([
+                    ("kind", "PartialObjectMetadataList".into()),
+                    ("apiVersion", format!("meta.k8s.io/{version}").into()),
+                    ("metadata", meta),
+                    ("items", items.into()),
+                ]);
+                self.value(200, &list)
             }
             Form::Yaml => self.value(
                 200,
@@ -285,6 +287,13 @@ impl Wants {
         }
         response
     }
+}
+
+/// An object with its metadata alone.
+fn metadata_of(bytes: &[u8]) -> Value {
+    static METADATA: LazyLock<Parts> = LazyLock::new(|| Parts::of(["metadata"]));
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    METADATA.read(text).unwrap_or_default()
 }
 
 fn gzip(bytes: &[u8]) -> Option<Bytes> {

@@ -10,7 +10,8 @@ use berth_store::{
     Txn,
 };
 use bytes::Bytes;
-use serde_json::Value;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
 use crate::{catalog::REGISTRY, cipher::Cipher, failure::Failure, object};
@@ -139,9 +140,7 @@ impl Storage {
     }
 
     fn encode(&self, key: &str, value: &Value) -> Result<Bytes, Failure> {
-        let mut value = value.clone();
-        object::set(&mut value, "resourceVersion", "");
-        let bytes = serde_json::to_vec(&value).map_err(Failure::internal)?;
+        let bytes = serde_json::to_vec(&Kept(value)).map_err(Failure::internal)?;
         if bytes.len() > LARGEST {
             return Err(Failure::too_large(LARGEST));
         }
@@ -212,6 +211,7 @@ impl Storage {
                 then,
                 otherwise: Vec::new(),
                 durability: durability(key),
+                blind: true,
             })
             .await?;
         Ok(if answer.succeeded {
@@ -242,6 +242,36 @@ impl Storage {
     }
 }
 
+/// An object as it is kept: its resourceVersion is the revision at which it is.
+struct Kept<'a>(&'a Value);
+
+impl Serialize for Kept<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Value::Object(fields) = self.0 else {
+            return self.0.serialize(serializer);
+        };
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in fields {
+            match value {
+                Value::Object(metadata) if name == "metadata" => {
+                    map.serialize_entry(name, &Unversioned(metadata))?;
+                }
+                value => map.serialize_entry(name, value)?,
+            }
+        }
+        map.end()
+    }
+}
+
+/// metadata, without its resourceVersion.
+struct Unversioned<'a>(&'a Map<String, Value>);
+
+impl Serialize for Unversioned<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().filter(|(name, _)| *name != "resourceVersion"))
+    }
+}
+
 /// What is renewed anyway need not be on the disk before it is answered.
 fn durability(key: &str) -> Durability {
     let relaxed = ["leases/", "events/"]
@@ -251,5 +281,27 @@ fn durability(key: &str) -> Durability {
         Durability::Relaxed
     } else {
         Durability::Synced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_kept_without_its_resource_version_alone() {
+        for (object, kept) in [
+            (
+                json!({"kind": "A", "metadata": {"name": "a", "resourceVersion": "3"}, "spec": {"resourceVersion": "4"}}),
+                json!({"kind": "A", "metadata": {"name": "a"}, "spec": {"resourceVersion": "4"}}),
+            ),
+            (json!({"metadata": 3}), json!({"metadata": 3})),
+            (json!([1]), json!([1])),
+        ] {
+            let bytes = serde_json::to_vec(&Kept(&object)).expect("JSON");
+            assert_eq!(bytes, serde_json::to_vec(&kept).expect("JSON"), "{object}");
+        }
     }
 }

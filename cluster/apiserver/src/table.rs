@@ -28,12 +28,26 @@ impl IncludeObject {
     }
 }
 
+/// `json!` copies what it is given.
+pub fn object_of<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    let fields = fields.into_iter();
+    Value::Object(
+        fields
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    )
+}
+
 pub fn partial(object: &Value, version: &str) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": object.get("metadata").cloned().unwrap_or_else(|| Value::Object(Map::new())),
-    })
+    let metadata = object.get("metadata").cloned();
+    object_of([
+        ("kind", "PartialObjectMetadata".into()),
+        ("apiVersion", format!("meta.k8s.io/{version}").into()),
+        (
+            "metadata",
+            metadata.unwrap_or_else(|| Value::Object(Map::new())),
+        ),
+    ])
 }
 
 /// `meta` is the list's, `now` in seconds since the epoch.
@@ -119,13 +133,13 @@ pub fn bookmark(metadata: Value, version: &str) -> Value {
 }
 
 fn table(definitions: Vec<Value>, rows: Vec<Value>, version: &str, meta: Value) -> Value {
-    json!({
-        "kind": "Table",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": meta,
-        "columnDefinitions": definitions,
-        "rows": rows,
-    })
+    object_of([
+        ("kind", "Table".into()),
+        ("apiVersion", format!("meta.k8s.io/{version}").into()),
+        ("metadata", meta),
+        ("columnDefinitions", definitions.into()),
+        ("rows", rows.into()),
+    ])
 }
 
 fn definition(name: &str, kind: &str, format: &str, priority: i32) -> Value {
@@ -139,11 +153,10 @@ fn definition(name: &str, kind: &str, format: &str, priority: i32) -> Value {
 }
 
 fn row(cells: Vec<Value>, object: &Value, include: IncludeObject, version: &str) -> Value {
-    let mut row = json!({"cells": cells});
+    let cells = ("cells", cells.into());
     match include {
-        IncludeObject::None => {}
-        IncludeObject::Metadata => row["object"] = partial(object, version),
-        IncludeObject::Object => row["object"] = object.clone(),
+        IncludeObject::None => object_of([cells]),
+        IncludeObject::Metadata => object_of([cells, ("object", partial(object, version))]),
+        IncludeObject::Object => object_of([cells, ("object", object.clone())]),
     }
-    row
 }

@@ -184,6 +184,12 @@ fn scope(resource: &Resource, selection: &Selection, namespace: &str) -> WatchSc
     {
         return WatchScope::Node(node.to_owned());
     }
+    if let Some(name) = selection.fields.required("metadata.name")
+        && !name.is_empty()
+        && (!resource.namespaced || !namespace.is_empty())
+    {
+        return WatchScope::Object(crate::read::path(resource, namespace, name));
+    }
     if resource.namespaced && !namespace.is_empty() {
         return WatchScope::Namespace(namespace.to_owned());
     }

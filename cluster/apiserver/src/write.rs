@@ -6,7 +6,7 @@
 //!
 //! What admission and the rules of a kind add belongs to no manager: whoever applies the object again neither owns it nor takes it away.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use berth_patch::keep_times;
 use serde_json::Value;
@@ -69,6 +69,16 @@ impl Resource {
                 value["apiVersion"] = custom.stored_api_version.as_str().into();
             }
         }
+    }
+
+    /// As it is kept: mostly as it is.
+    pub fn stored_form<'v>(&self, value: &'v Value) -> Cow<'v, Value> {
+        if self.stored {
+            return Cow::Borrowed(value);
+        }
+        let mut stored = value.clone();
+        self.to_stored(&mut stored);
+        Cow::Owned(stored)
     }
 
     pub fn as_served(&self, value: &mut Value) {
@@ -212,14 +222,13 @@ pub async fn create(
         let charged = quota::charge(api, &act, None, &object, &mut beside).await?;
         let reserved = api.service_ips.reserve(api, resource, &mut object, None)?;
         let key = resource.key(namespace, &name);
-        let mut stored = object.clone();
-        resource.to_stored(&mut stored);
         if actor.dry_run {
             return match api.storage.read(&key).await? {
                 Some(_) => Err(Failure::already_exists(resource, &name)),
                 None => Ok(object),
             };
         }
+        let stored = resource.stored_form(&object);
         match api.storage.put(&key, &stored, 0, &beside).await? {
             Written::At(revision) => {
                 reserved.keep();
@@ -312,7 +321,7 @@ pub async fn modify(
             service_ip::keep(resource, &mut new, &old);
             resource.default(&mut new);
         }
-        fields::track(resource, actor, part, Some(&old), &mut new);
+        fields::track(resource, actor, part, Some(&mut old), &mut new);
         let mut beside = Beside::default();
         let act = Act::update(resource, namespace, name, part.subresource());
         admission::admit(api, actor, &act, &mut new, Some(&old), &mut beside).await?;
@@ -361,8 +370,7 @@ pub async fn modify(
         let written = if finished {
             api.storage.remove(&key, revision).await?
         } else {
-            let mut stored = new.clone();
-            resource.to_stored(&mut stored);
+            let stored = resource.stored_form(&new);
             api.storage.put(&key, &stored, revision, &beside).await?
         };
         if let Written::At(revision) = written {

@@ -25,6 +25,24 @@ pub fn name(user: &User) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
+/// The fields of a pod that [`NodeAuthorizer::set`] looks at: it needs no others.
+pub const OF_POD: [&str; 14] = [
+    "metadata.annotations",
+    "spec.containers.env.valueFrom",
+    "spec.containers.envFrom",
+    "spec.ephemeralContainers.env.valueFrom",
+    "spec.ephemeralContainers.envFrom",
+    "spec.imagePullSecrets",
+    "spec.initContainers.env.valueFrom",
+    "spec.initContainers.envFrom",
+    "spec.nodeName",
+    "spec.resourceClaims",
+    "spec.serviceAccountName",
+    "spec.volumes",
+    "status.extendedResourceClaimStatus",
+    "status.resourceClaimStatuses",
+];
+
 /// Has an opinion of nodes only.
 #[derive(Debug, Default)]
 pub struct NodeAuthorizer(RwLock<Index>);

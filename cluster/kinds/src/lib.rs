@@ -22,5 +22,6 @@ pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
 pub use list::{all, by_kind, by_plural};
 pub use quantity::Quantity;
-pub use selectable::selectable;
+pub use read::at;
+pub use selectable::{looked_at, selectable};
 pub use validate::{ephemeral_containers_update, resize_update};

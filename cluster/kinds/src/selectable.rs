@@ -19,6 +19,15 @@ pub fn selectable(kind: &Kind, object: &Value) -> Vec<(&'static str, String)> {
     pairs
 }
 
+/// The fields of an object that the value of a selectable one is made of.
+pub fn looked_at(path: &'static str) -> Vec<&'static str> {
+    match path {
+        "status.successful" => vec!["status.succeeded"],
+        "source" => vec!["source.component", "reportingComponent"],
+        path => vec![path],
+    }
+}
+
 fn value(object: &Value, path: &str) -> String {
     let mut value = match path {
         "status.successful" => text(object, "status.succeeded"),

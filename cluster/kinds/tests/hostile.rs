@@ -145,8 +145,15 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Each case goes through all kinds: half of the usual number, unless PROPTEST_CASES asks for another.
+fn cases() -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES");
+    let asked = asked.ok().and_then(|count| count.parse().ok());
+    ProptestConfig::with_cases(asked.unwrap_or(128))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(cases())]
 
     #[test]
     fn any_json_never_panics(object in any_json(), old in any_json()) {

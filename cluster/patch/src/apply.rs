@@ -142,12 +142,10 @@ impl<'a> Updater<'a> {
             api_version: self.api_version.clone(),
             time: None,
         });
-        owned.fields = owned
-            .fields
-            .difference(&compared.removed)
-            .union(&compared.modified)
-            .union(&compared.added)
-            .without(self.reset);
+        owned.fields.subtract(&compared.removed);
+        owned.fields.add(compared.modified);
+        owned.fields.add(compared.added);
+        owned.fields.cut(self.reset);
         owned.api_version = self.api_version.clone();
         if !owned.fields.is_empty() {
             managers.insert(manager.clone(), owned);
@@ -224,17 +222,14 @@ impl<'a> Updater<'a> {
             let Some(compared) = versions.get(&owned.api_version) else {
                 continue;
             };
-            let changed = owned
-                .fields
-                .intersection(&compared.modified.union(&compared.added));
+            let mut changed = owned.fields.intersection(&compared.modified);
+            changed.add(owned.fields.intersection(&compared.added));
             conflicts.extend(changed.paths().into_iter().map(|path| Conflict {
                 manager: manager.clone(),
                 path,
             }));
-            owned.fields = owned
-                .fields
-                .difference(&changed)
-                .difference(&compared.removed);
+            owned.fields.subtract(&changed);
+            owned.fields.subtract(&compared.removed);
             left.insert(manager, owned);
         }
         if force == Force::No && !conflicts.is_empty() {

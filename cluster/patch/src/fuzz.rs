@@ -69,7 +69,7 @@ pub fn apply_all(input: &[u8]) {
         };
         let force = if how & 16 == 0 { Force::No } else { Force::Yes };
         if how & 32 != 0 {
-            track_update(&write, live.as_ref(), &mut object);
+            track_update(&write, live.clone().as_mut(), &mut object);
             live = Some(object);
             continue;
         }

@@ -108,26 +108,43 @@ pub fn apply(
     Ok(new)
 }
 
-/// Writes into `new`'s `managedFields` what an ordinary write changed of `live` (`None`: it made the object).
+/// Writes into `new`'s `managedFields` what an ordinary write changed of `live` (`None`: it made the object), which is left as it was.
 ///
 /// Nothing is refused for what can't be tracked: `new` keeps the entries of `live` then.
-pub fn track_update(write: &Write<'_>, live: Option<&Value>, new: &mut Value) {
-    let old_entries = live.and_then(managed::entries);
-    let entries = match tracked(write, live, new) {
+pub fn track_update(write: &Write<'_>, live: Option<&mut Value>, new: &mut Value) {
+    // Taken out for as long as the two are compared, so that neither is copied.
+    let sent = managed::take_entries(new).filter(|sent| !sent.is_null());
+    let mut nothing = write.without_entries(None);
+    let (live, is_made) = match live {
+        Some(live) => (live, false),
+        None => (&mut nothing, true),
+    };
+    let kept = managed::take_entries(live);
+    let known = kept.as_ref().filter(|known| !known.is_null());
+    let managers = write.decode_of(known, sent.as_ref());
+    let entries = match tracked(write, live, new, managers, is_made) {
         Ok(managers) => managed::encode(&managers),
-        Err(_) => old_entries.cloned(),
+        Err(_) => known.cloned(),
     };
     managed::set_entries(new, entries);
+    if let Some(kept) = kept {
+        managed::set_entries(live, Some(kept));
+    }
 }
 
-fn tracked(write: &Write<'_>, live: Option<&Value>, new: &Value) -> Result<Managers, PatchError> {
-    let managers = write.decode_of(live, new);
+fn tracked<'a>(
+    write: &Write<'a>,
+    live: &'a Value,
+    new: &'a Value,
+    managers: Managers,
+    is_made: bool,
+) -> Result<Managers, PatchError> {
     // Whose owners were dropped once has none until it is applied.
-    if managers.is_empty() && live.is_some() {
+    if managers.is_empty() && !is_made {
         return Ok(managers);
     }
-    let live = write.typed(Cow::Owned(write.without_entries(live)));
-    let new = write.typed(Cow::Owned(write.without_entries(Some(new))));
+    let live = write.typed(Cow::Borrowed(live));
+    let new = write.typed(Cow::Borrowed(new));
     for typed in [&new, &live] {
         validate(&typed.object, typed.ty, Duplicates::Allowed).map_err(PatchError::Typed)?;
     }

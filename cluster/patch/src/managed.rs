@@ -130,6 +130,12 @@ pub(crate) fn entries(object: &Value) -> Option<&Value> {
     (!entries.is_null()).then_some(entries)
 }
 
+/// Takes the entries out of an object.
+pub(crate) fn take_entries(object: &mut Value) -> Option<Value> {
+    let metadata = object.get_mut("metadata")?.as_object_mut()?;
+    metadata.remove("managedFields")
+}
+
 pub(crate) fn decode(entries: Option<&Value>) -> Result<Managers, ManagedFieldsError> {
     let mut managers = Managers::new();
     let Some(entries) = entries else {

@@ -1,5 +1,6 @@
 //! Values by their types, as structured-merge-diff sees them: what is merged field by field, and what is one field however large it is.
 
+mod at;
 mod compare;
 mod merge;
 mod owned;
@@ -261,6 +262,17 @@ impl ListAtom<'_> {
                 scalar => Ok(PathElement::value(scalar.clone())),
             },
             Relation::Map(keys) => self.name_by_keys(keys, element),
+        }
+    }
+
+    /// Whether [`Self::name`] names it, without doing so.
+    fn can_name(&self, element: &Value) -> bool {
+        match (self.relation, element) {
+            (Relation::Set, Value::Bool(_) | Value::Number(_) | Value::String(_)) => true,
+            (Relation::Map(keys), Value::Object(element)) => keys
+                .iter()
+                .any(|key| element.contains_key(&**key) || self.default_of(key).is_some()),
+            _ => false,
         }
     }
 

@@ -114,6 +114,7 @@ impl Core {
         }
         let before = index.newest;
         let mut changes = Changes::new(&mut index, &mut leases, values.as_ref());
+        changes.blind = txn.blind;
         let mut answers = Vec::with_capacity(ops.len());
         for op in ops {
             match changes.make(op) {
@@ -152,11 +153,15 @@ impl Core {
     }
 
     /// Everyone may see `changes`, which are those that were worked out last.
-    pub fn publish(&self, changes: Vec<Change>) {
+    pub fn publish(&self, mut changes: Vec<Change>, backing: &dyn Backing) {
         let Some(newest) = changes.last().map(|change| change.at.revision) else {
             return;
         };
         self.index_mut().published = newest;
+        // Asked for now: who enters from here on reads these changes himself.
+        if self.watchers.want_previous() {
+            self.look_back(&mut changes, backing);
+        }
         let mut events: Vec<Event> = Vec::new();
         let mut revision = 0;
         for change in changes {
@@ -168,6 +173,26 @@ impl Core {
             events.push(change.event);
         }
         self.watchers.feed(revision, &events);
+    }
+
+    /// Finds what blind puts have replaced. What can't be read is left out, as where it is compacted away: the watch goes on.
+    fn look_back(&self, changes: &mut [Change], backing: &dyn Backing) {
+        let (index, values) = (self.index(), backing.values());
+        for change in changes {
+            let event = &mut change.event;
+            if event.previous.is_some() || event.kv.version < 2 {
+                continue;
+            }
+            let Some((_, Some(old))) = index.change(&event.kv.key, change.at) else {
+                continue;
+            };
+            match value(old, values.as_ref()) {
+                Ok(found) => {
+                    event.previous = found.map(|value| old.key_value(event.kv.key.clone(), value));
+                }
+                Err(error) => tracing::warn!(%error, "a watch is not told what was there before"),
+            }
+        }
     }
 
     /// Those that have expired.
@@ -335,6 +360,8 @@ struct Changes<'a> {
     values: &'a dyn Values,
     revision: Revision,
     made: Vec<Change>,
+    /// What is replaced is not read.
+    blind: bool,
 }
 
 impl<'a> Changes<'a> {
@@ -345,6 +372,7 @@ impl<'a> Changes<'a> {
             leases,
             values,
             made: Vec::new(),
+            blind: false,
         }
     }
 
@@ -385,8 +413,10 @@ impl<'a> Changes<'a> {
         let at = self.at();
         let old = self.index.get(&key, Revision::MAX).cloned();
         let previous = match &old {
-            Some(old) => Some(old.key_value(key.clone(), present(old, self.values)?)),
-            None => None,
+            Some(old) if !self.blind => {
+                Some(old.key_value(key.clone(), present(old, self.values)?))
+            }
+            _ => None,
         };
         let version = Version {
             at,

@@ -262,13 +262,13 @@ fn compare(asked: &Compare) -> pb::Compare {
     }
 }
 
-fn request_op(op: &Op) -> pb::RequestOp {
+fn request_op(op: &Op, blind: bool) -> pb::RequestOp {
     let request = match op {
         Op::Put { key, value, lease } => request_op::Request::RequestPut(pb::PutRequest {
             key: key.clone(),
             value: value.clone(),
             lease: *lease as i64,
-            prev_kv: true,
+            prev_kv: !blind,
             ..Default::default()
         }),
         Op::Delete(keys) => {
@@ -325,8 +325,16 @@ impl Store for Etcd {
         }
         let request = pb::TxnRequest {
             compare: txn.compares.iter().map(compare).collect(),
-            success: txn.then.iter().map(request_op).collect(),
-            failure: txn.otherwise.iter().map(request_op).collect(),
+            success: txn
+                .then
+                .iter()
+                .map(|op| request_op(op, txn.blind))
+                .collect(),
+            failure: txn
+                .otherwise
+                .iter()
+                .map(|op| request_op(op, txn.blind))
+                .collect(),
         };
         let answer = match within(self.kv().txn(request)).await {
             Ok(answer) => answer,

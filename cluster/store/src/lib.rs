@@ -184,6 +184,8 @@ pub struct Txn {
     pub then: Vec<Op>,
     pub otherwise: Vec<Op>,
     pub durability: Durability,
+    /// Nobody looks at what the puts replace: it is not read for them, and [`OpAnswer::Put`] has nothing. Watches that want it are told all the same.
+    pub blind: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -52,7 +52,7 @@ impl Memory {
     fn revoke(core: &Core, writer: &Mutex<()>, id: LeaseId) -> Result<(), Error> {
         let _writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = core.revoke(id, &Nowhere)?;
-        core.publish(changes);
+        core.publish(changes, &Nowhere);
         Ok(())
     }
 }
@@ -81,7 +81,7 @@ impl Store for Memory {
         core::check(&txn)?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let (answer, changes) = self.core.txn(&txn, &Nowhere)?;
-        self.core.publish(changes);
+        self.core.publish(changes, &Nowhere);
         Ok(answer)
     }
 

@@ -72,6 +72,11 @@ impl Watchers {
         Some(Reader(watcher))
     }
 
+    /// Whether any wants to know what was there before.
+    pub fn want_previous(&self) -> bool {
+        lock(&self.all).iter().any(|watcher| watcher.previous)
+    }
+
     /// The events of one revision, in its order.
     pub fn feed(&self, revision: Revision, events: &[Event]) {
         lock(&self.all).retain(|watcher| watcher.push(revision, events));

@@ -49,6 +49,7 @@ suite! {
     a_watch_tells_what_comes_and_nothing_else
     a_watch_from_the_past_is_gap_free_into_the_present
     a_watch_says_what_was_there_before
+    a_blind_put_is_not_told_what_it_replaces_and_watches_are
     a_compaction_forgets_the_past_only
     a_compaction_up_to_no_revision_is_refused
     a_watch_from_before_the_compaction_is_refused

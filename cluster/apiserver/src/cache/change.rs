@@ -1,8 +1,8 @@
 //! An object in the cache, and what a change makes of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use berth_kinds::selectable;
+use berth_kinds::{Kind, at, looked_at, selectable};
 use berth_store::Revision;
 use bytes::Bytes;
 use serde_json::Value;
@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     catalog::Resource,
     object,
+    parts::Parts,
     selector::{FieldSelector, LabelSelector},
 };
 
@@ -31,7 +32,47 @@ pub struct Entry {
     pub deleting: bool,
 }
 
+/// Of every object: what the cache has to know beside what its kind can be selected by.
+const OF_METADATA: [&str; 5] = [
+    "metadata.deletionTimestamp",
+    "metadata.labels",
+    "metadata.ownerReferences",
+    "metadata.resourceVersion",
+    "metadata.uid",
+];
+
+/// The parts of a kind's objects that an entry is made of.
+pub fn parts_of(kind: Option<&Kind>) -> Parts {
+    let selectable = kind.into_iter().flat_map(|kind| kind.selectable);
+    let looked_at = selectable.flat_map(|path| looked_at(path));
+    Parts::of(OF_METADATA.into_iter().chain(looked_at))
+}
+
+/// Of what nobody knows the kind of.
+static OF_ANY: LazyLock<Parts> = LazyLock::new(|| parts_of(None));
+
 impl Entry {
+    /// Of what is kept. A tree is made of what the cache has to know alone: the object itself is only passed on.
+    ///
+    /// # Errors
+    /// It is no JSON.
+    pub fn of_kept(
+        resource: Option<&Resource>,
+        path: &str,
+        revision: Revision,
+        bytes: &[u8],
+    ) -> Result<Self, serde_json::Error> {
+        let parts = resource.map_or(&*OF_ANY, |resource| &resource.parts);
+        if let Ok((known, Some(brace))) = parts.of_kept(bytes)
+            && at(&known, "/metadata/resourceVersion").is_none()
+        {
+            let bytes = with_revision(bytes, brace, revision);
+            return Ok(Self::known(resource, path, revision, &known, bytes));
+        }
+        let mut object = serde_json::from_slice(bytes)?;
+        Ok(Self::new(resource, path, revision, &mut object))
+    }
+
     /// `object` is what is kept; its resourceVersion is set to `revision`.
     pub fn new(
         resource: Option<&Resource>,
@@ -40,6 +81,17 @@ impl Entry {
         object: &mut Value,
     ) -> Self {
         object::set_resource_version(object, revision);
+        let bytes = serde_json::to_vec(object).unwrap_or_default().into();
+        Self::known(resource, path, revision, object, bytes)
+    }
+
+    fn known(
+        resource: Option<&Resource>,
+        path: &str,
+        revision: Revision,
+        object: &Value,
+        bytes: Bytes,
+    ) -> Self {
         let labels = object
             .pointer("/metadata/labels")
             .and_then(Value::as_object)
@@ -64,7 +116,7 @@ impl Entry {
         Self {
             path: path.into(),
             revision,
-            bytes: serde_json::to_vec(object).unwrap_or_default().into(),
+            bytes,
             labels,
             fields,
             owners,
@@ -112,6 +164,17 @@ impl Entry {
     pub fn matches(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
         labels.matches(|key| self.label(key)) && fields.matches(|path| self.field(path))
     }
+}
+
+/// The object that has its metadata begin with `brace`, and no resourceVersion, with one.
+fn with_revision(bytes: &[u8], brace: usize, revision: Revision) -> Bytes {
+    let (head, rest) = bytes.split_at(brace + 1);
+    let comma = match rest.trim_ascii_start().first() {
+        Some(b'}') => "",
+        _ => ",",
+    };
+    let version = format!("\"resourceVersion\":\"{revision}\"{comma}");
+    [head, version.as_bytes(), rest].concat().into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,5 +264,66 @@ impl Change {
     pub fn forget_encoded(&self) {
         let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
         *encoded = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::catalog::Catalog;
+
+    #[test]
+    fn an_entry_of_bytes_is_the_one_of_the_tree() {
+        let catalog = Catalog::of(&[], 1);
+        let metadata = json!({
+            "name": "a", "namespace": "n", "uid": "u", "deletionTimestamp": "2026-11-22T15:04:05Z",
+            "labels": {"app": "x", "b": 3}, "ownerReferences": [{"uid": "o"}, {"uid": 4}, {"uid": "p", "kind": "X"}],
+            "managedFields": [{"manager": "m", "fieldsV1": {"f:a": {}}}],
+        });
+        for resource in catalog.stored() {
+            // Each field that can be selected by, and what it is made of.
+            let mut object = json!({"kind": resource.kind, "metadata": metadata});
+            let kind = resource.kind().expect("built in");
+            for path in kind.selectable.iter().flat_map(|path| looked_at(path)) {
+                let mut at = &mut object;
+                for name in path.split('.') {
+                    at = &mut at[name];
+                }
+                *at = format!("value of {path}").into();
+            }
+            for (object, is) in [
+                (object.clone(), "whole"),
+                (json!({"metadata": {}}), "empty"),
+                (json!({"metadata": {"resourceVersion": ""}}), "with none"),
+                (
+                    json!({"metadata": {"resourceVersion": "3", "name": "a"}}),
+                    "with a version",
+                ),
+                (
+                    json!({"metadata": 3, "spec": [1], "status": "a"}),
+                    "of wrong types",
+                ),
+                (json!([1]), "no object"),
+            ] {
+                let bytes = object.to_string();
+                let read =
+                    Entry::of_kept(Some(resource), "n/a", 7, bytes.as_bytes()).expect(&bytes);
+                let made = Entry::new(Some(resource), "n/a", 7, &mut object.clone());
+                assert_eq!(read.value(), made.value(), "{} {is}", resource.plural);
+                let known = |entry: Entry| {
+                    format!(
+                        "{:?}",
+                        Entry {
+                            bytes: Bytes::new(),
+                            ..entry
+                        }
+                    )
+                };
+                assert_eq!(known(read), known(made), "{} {is}", resource.plural);
+            }
+        }
+        assert!(Entry::of_kept(None, "a", 7, b"{").is_err());
     }
 }

@@ -150,21 +150,15 @@ impl Cache {
             },
             None => kv.value.clone(),
         };
-        let mut object = match serde_json::from_slice(&value) {
-            Ok(object) => object,
+        let catalog = self.served.now();
+        let resource = catalog.by_storage(storage).map(Arc::as_ref);
+        let entry = match Entry::of_kept(resource, path, kv.mod_revision, &value) {
+            Ok(entry) => entry,
             Err(error) => {
                 tracing::error!(key, %error, "an object is left out: it is no JSON");
                 return None;
             }
         };
-        let catalog = self.served.now();
-        let resource = catalog.by_storage(storage);
-        let entry = Entry::new(
-            resource.map(Arc::as_ref),
-            path,
-            kv.mod_revision,
-            &mut object,
-        );
         Some((storage.to_owned(), entry))
     }
 

@@ -21,13 +21,18 @@ const ENCODED: usize = 256;
 /// Changes that wait for one watcher. One that has not read for so long is cut, and lists again.
 const QUEUE: usize = 2048;
 
-/// Whom a change concerns at all. A watcher of one node's pods is not even woken for those of others.
+/// Scopes that somebody has watched, before those are looked for whom nobody watches any more.
+const SCOPES: usize = 64;
+
+/// Whom a change concerns at all. A watcher of one node's pods, or of one object, is not even woken for others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WatchScope {
     All,
     Namespace(String),
     /// `spec.nodeName` of pods.
     Node(String),
+    /// The one with this path: a kubelet watches each Secret and ConfigMap of its pods so.
+    Object(String),
 }
 
 #[derive(Debug)]
@@ -47,6 +52,8 @@ struct State {
     /// Of the last change.
     revision: Revision,
     watchers: HashMap<WatchScope, Vec<mpsc::Sender<Arc<Change>>>>,
+    /// So many scopes, and those that nobody watches are taken away.
+    sweep_at: usize,
 }
 
 /// What a new watcher starts with.
@@ -75,6 +82,7 @@ impl Shard {
                 since: loaded,
                 revision: loaded,
                 watchers: HashMap::new(),
+                sweep_at: SCOPES,
             }),
         }
     }
@@ -230,6 +238,13 @@ impl State {
     }
 
     fn add(&mut self, scope: WatchScope) -> mpsc::Receiver<Arc<Change>> {
+        if self.watchers.len() >= self.sweep_at {
+            self.watchers.retain(|_, watchers| {
+                watchers.retain(|watcher| !watcher.is_closed());
+                !watchers.is_empty()
+            });
+            self.sweep_at = SCOPES.max(2 * self.watchers.len());
+        }
         let (sender, queue) = mpsc::channel(QUEUE);
         let watchers = self.watchers.entry(scope).or_default();
         watchers.retain(|watcher| !watcher.is_closed());
@@ -271,6 +286,7 @@ impl State {
             for scope in [
                 (!namespace.is_empty()).then(|| WatchScope::Namespace(namespace.to_owned())),
                 (!node.is_empty()).then(|| WatchScope::Node(node.to_owned())),
+                Some(WatchScope::Object(entry.path.to_string())),
             ]
             .into_iter()
             .flatten()
@@ -296,4 +312,54 @@ impl State {
 /// Bytes that are there only for the window's sake.
 fn held(change: &Change) -> usize {
     change.old.as_ref().map_or(0, |old| old.bytes.len()) + 256
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shard() -> Shard {
+        Shard::new("configmaps", Arc::new(watch::Sender::new(1)))
+    }
+
+    fn put(shard: &Shard, path: &str, revision: Revision) {
+        let entry = Entry::new(None, path, revision, &mut json!({"metadata": {}}));
+        shard.apply(vec![(path.to_owned(), revision, Some(entry))]);
+    }
+
+    #[test]
+    fn a_watcher_of_one_object_is_not_woken_for_others() {
+        let shard = shard();
+        let mut of_one = shard.subscribe(WatchScope::Object("n/a".into()), "n/");
+        let mut of_all = shard.subscribe(WatchScope::Namespace("n".into()), "n/");
+        for (path, revision) in [("n/a", 2), ("n/b", 3), ("n/a", 4), ("m/a", 5)] {
+            put(&shard, path, revision);
+        }
+        shard.apply(vec![("n/a".to_owned(), 6, None)]);
+        let told = |watcher: &mut Subscription| {
+            let mut revisions = Vec::new();
+            while let Ok(change) = watcher.queue.try_recv() {
+                revisions.push(change.revision);
+            }
+            revisions
+        };
+        assert_eq!(told(&mut of_one), [2, 4, 6]);
+        assert_eq!(told(&mut of_all), [2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn what_nobody_watches_any_more_is_forgotten() {
+        let shard = shard();
+        let kept = shard.subscribe(WatchScope::Object("n/kept".into()), "n/");
+        for n in 0..100 * SCOPES {
+            drop(shard.subscribe(WatchScope::Object(format!("n/{n}")), "n/"));
+        }
+        let scopes = shard.state().watchers.len();
+        assert!(scopes <= SCOPES + 1, "{scopes}");
+        put(&shard, "n/kept", 2);
+        let mut queue = kept.queue;
+        assert!(queue.try_recv().is_ok());
+    }
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::PathElement;
 
@@ -90,6 +90,65 @@ impl FieldSet {
             }
         }
         union
+    }
+
+    /// With all that `other` has.
+    pub(crate) fn add(&mut self, other: Self) {
+        if self.nodes.is_empty() {
+            *self = other;
+            return;
+        }
+        for (element, node) in other.nodes {
+            match self.nodes.entry(element) {
+                Entry::Occupied(mine) => {
+                    let mine = mine.into_mut();
+                    mine.member |= node.member;
+                    mine.below.add(node.below);
+                }
+                Entry::Vacant(place) => {
+                    place.insert(node);
+                }
+            }
+        }
+    }
+
+    /// What is at `element`, which was not there; nothing is not kept.
+    pub(crate) fn put(&mut self, element: PathElement, member: bool, below: Self) {
+        let node = Node { member, below };
+        if !node.is_empty() {
+            self.nodes.insert(element, node);
+        }
+    }
+
+    /// [`Self::difference`], in place.
+    pub(crate) fn subtract(&mut self, other: &Self) {
+        self.reduce(other, |node, other| {
+            node.member &= !other.member;
+            node.below.subtract(&other.below);
+        });
+    }
+
+    /// [`Self::without`], in place.
+    pub(crate) fn cut(&mut self, other: &Self) {
+        self.reduce(other, |node, other| {
+            if other.member {
+                *node = Node::default();
+            } else {
+                node.below.cut(&other.below);
+            }
+        });
+    }
+
+    fn reduce(&mut self, other: &Self, reduce: impl Fn(&mut Node, &Node)) {
+        for (element, other) in &other.nodes {
+            let Some(node) = self.nodes.get_mut(element) else {
+                continue;
+            };
+            reduce(node, other);
+            if node.is_empty() {
+                self.nodes.remove(element);
+            }
+        }
     }
 
     pub fn intersection(&self, other: &Self) -> Self {

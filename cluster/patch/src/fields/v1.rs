@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::{FieldSet, PathElement, set::Node};
@@ -46,13 +48,12 @@ impl FieldSet {
 
 fn write(element: &PathElement) -> String {
     match element {
-        PathElement::Field(name) => format!("f:{name}"),
+        PathElement::Field(name) => ["f:", name].concat(),
         PathElement::Key(keys) => {
-            let keys: Map<String, Value> = keys
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.clone()))
-                .collect();
-            format!("k:{}", Value::Object(keys))
+            let keys: BTreeMap<&str, &Value> =
+                keys.iter().map(|(name, value)| (&**name, value)).collect();
+            let keys = serde_json::to_string(&keys).unwrap_or_default();
+            ["k:", &keys].concat()
         }
         PathElement::Value(value) => format!("v:{value}"),
         PathElement::Index(index) => format!("i:{index}"),
@@ -189,5 +190,30 @@ mod tests {
             other.union(&set(json!({"f:a": {"f:b": {}}, "f:c": {}}))),
             owned
         );
+        // And the same in place.
+        let sets = [
+            json!({}),
+            json!({"f:a": {}}),
+            json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}}),
+            json!({"f:a": {"f:b": {".": {}, "f:x": {}}}, "f:d": {}}),
+            json!({"f:a": {"f:b": {}, "f:c": {"f:y": {}}}, "f:c": {}}),
+        ];
+        for (one, other) in sets
+            .iter()
+            .flat_map(|one| sets.iter().map(move |other| (one, other)))
+        {
+            let (one, other) = (set(one.clone()), set(other.clone()));
+            let in_place = |change: &dyn Fn(&mut FieldSet)| {
+                let mut changed = one.clone();
+                change(&mut changed);
+                changed
+            };
+            assert_eq!(in_place(&|set| set.add(other.clone())), one.union(&other));
+            assert_eq!(
+                in_place(&|set| set.subtract(&other)),
+                one.difference(&other)
+            );
+            assert_eq!(in_place(&|set| set.cut(&other)), one.without(&other));
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What is left of the entries after a write: no field that is nobody's, and not too many managers.
 
+use std::sync::LazyLock;
+
 use crate::{
     fields::FieldSet,
     managed::{Manager, Managers, Operation},
@@ -11,12 +13,9 @@ pub(super) const MAX_UPDATE_MANAGERS: usize = 10;
 /// Who owns what more than [`MAX_UPDATE_MANAGERS`] wrote.
 pub(super) const ANCIENT: &str = "ancient-changes";
 
-/// Nobody owns what makes an object that object, nor what only the server sets.
-pub(super) fn strip_meta(managers: &mut Managers, manager: &Manager) {
-    let Some(owned) = managers.get_mut(manager) else {
-        return;
-    };
-    let stripped = FieldSet::of_fields(&[
+/// What makes an object that object, and what only the server sets.
+static NOBODYS: LazyLock<FieldSet> = LazyLock::new(|| {
+    FieldSet::of_fields(&[
         &["apiVersion"],
         &["kind"],
         &["metadata"],
@@ -29,8 +28,15 @@ pub(super) fn strip_meta(managers: &mut Managers, manager: &Manager) {
         &["metadata", "generation"],
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
-    ]);
-    owned.fields = owned.fields.difference(&stripped);
+    ])
+});
+
+/// Nobody owns [`NOBODYS`].
+pub(super) fn strip_meta(managers: &mut Managers, manager: &Manager) {
+    let Some(owned) = managers.get_mut(manager) else {
+        return;
+    };
+    owned.fields.subtract(&NOBODYS);
     if owned.fields.is_empty() {
         managers.remove(manager);
     }

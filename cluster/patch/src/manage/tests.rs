@@ -63,7 +63,11 @@ impl World {
     fn update(&mut self, manager: &str, change: impl FnOnce(&mut Value)) {
         let mut object = self.live.clone().unwrap_or_else(|| self.object(&json!({})));
         change(&mut object);
-        track_update(&self.write(manager), self.live.as_ref(), &mut object);
+        track_update(
+            &self.write(manager),
+            self.live.clone().as_mut(),
+            &mut object,
+        );
         self.live = Some(object);
     }
 

@@ -123,12 +123,11 @@ impl<'a> Write<'a> {
     }
 
     /// What the request says of `managedFields` counts where it can be read and is not of a subresource: clients that don't know them don't lose them.
-    pub(super) fn decode_of(&self, live: Option<&Value>, new: &Value) -> Managers {
-        let of_live = || managed::decode(live.and_then(managed::entries)).unwrap_or_default();
+    pub(super) fn decode_of(&self, live: Option<&Value>, sent: Option<&Value>) -> Managers {
+        let of_live = || managed::decode(live).unwrap_or_default();
         if !self.subresource.is_empty() {
             return of_live();
         }
-        let sent = managed::entries(new);
         if managed::asks_for_reset(sent) {
             return Managers::new();
         }
@@ -163,10 +162,10 @@ impl<'a> Write<'a> {
                 &self.api_version(),
                 self.subresource,
             );
-            let fields = match managers.remove(&manager) {
-                Some(before) => changed.fields.union(&before.fields),
-                None => changed.fields,
-            };
+            let mut fields = changed.fields;
+            if let Some(before) = managers.remove(&manager) {
+                fields.add(before.fields);
+            }
             let owned = Owned {
                 fields,
                 api_version: changed.api_version,

@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
-use super::{ListAtom, MapAtom, Relation, Scalar, Shape, TypeRef};
+use super::{ListAtom, MapAtom, Relation, Scalar, Shape, TypeRef, at::At};
 use crate::{
     fields::{PathElement, show_path},
     print,
@@ -58,10 +58,9 @@ pub(crate) fn validate(
 ) -> Result<(), TypeErrors> {
     let mut walk = Walk {
         duplicates,
-        path: Vec::new(),
         errors: TypeErrors::default(),
     };
-    walk.value(value, ty);
+    walk.value(value, ty, &At::Root);
     if walk.errors.0.is_empty() {
         Ok(())
     } else {
@@ -71,70 +70,74 @@ pub(crate) fn validate(
 
 struct Walk {
     duplicates: Duplicates,
-    path: Vec<PathElement>,
     errors: TypeErrors,
 }
 
 impl Walk {
-    fn error(&mut self, message: impl Into<String>) {
-        self.errors.push(&self.path, message);
+    fn error(&mut self, at: &At<'_>, message: impl Into<String>) {
+        self.errors.push(&at.path(), message);
     }
 
-    fn value(&mut self, value: &Value, ty: TypeRef<'_>) {
+    fn value(&mut self, value: &Value, ty: TypeRef<'_>, at: &At<'_>) {
         match ty.resolve().of_value(Some(value)).shape() {
-            None => self.error("schema error: invalid atom: inlined"),
+            None => self.error(at, "schema error: invalid atom: inlined"),
             Some(Shape::Scalar(scalar)) => {
                 if let Some(wrong) = wrong_scalar(scalar, value) {
-                    self.error(wrong);
+                    self.error(at, wrong);
                 }
             }
             Some(Shape::List(list)) => match value {
                 Value::Null => {}
-                Value::Array(elements) => self.list(list, elements),
-                value => self.error(format!("expected list, got &{{{}}}", print::plain(value))),
+                Value::Array(elements) => self.list(list, elements, at),
+                value => self.error(
+                    at,
+                    format!("expected list, got &{{{}}}", print::plain(value)),
+                ),
             },
             Some(Shape::Map(map)) => match value {
                 Value::Null => {}
-                Value::Object(fields) => self.map(map, fields),
-                value => self.error(format!("expected map, got &{{{}}}", print::plain(value))),
+                Value::Object(fields) => self.map(map, fields, at),
+                value => self.error(
+                    at,
+                    format!("expected map, got &{{{}}}", print::plain(value)),
+                ),
             },
         }
     }
 
-    fn list(&mut self, list: ListAtom<'_>, elements: &[Value]) {
+    fn list(&mut self, list: ListAtom<'_>, elements: &[Value], at: &At<'_>) {
         let mut seen = BTreeSet::new();
-        for (at, element) in elements.iter().enumerate() {
+        for (number, element) in elements.iter().enumerate() {
+            if self.duplicates == Duplicates::Allowed && list.can_name(element) {
+                self.value(element, list.element, &At::Unnamed(at, list, element));
+                continue;
+            }
             let name = match list.relation {
-                Relation::Atomic => PathElement::Index(i64::try_from(at).unwrap_or(i64::MAX)),
+                Relation::Atomic => PathElement::Index(i64::try_from(number).unwrap_or(i64::MAX)),
                 _ => match list.name(element) {
                     Ok(name) => name,
                     // What lies below it can't even be named.
-                    Err(message) => return self.error(format!("element {at}: {message}")),
+                    Err(message) => return self.error(at, format!("element {number}: {message}")),
                 },
             };
-            if list.is_associative() {
-                if self.duplicates == Duplicates::Refused && seen.contains(&name) {
-                    self.error(format!("duplicate entries for key {name}"));
+            if list.is_associative() && self.duplicates == Duplicates::Refused {
+                if seen.contains(&name) {
+                    self.error(at, format!("duplicate entries for key {name}"));
                 }
                 seen.insert(name.clone());
             }
-            self.path.push(name);
-            self.value(element, list.element);
-            self.path.pop();
+            self.value(element, list.element, &At::Element(at, &name));
         }
     }
 
-    fn map(&mut self, map: MapAtom<'_>, fields: &serde_json::Map<String, Value>) {
+    fn map(&mut self, map: MapAtom<'_>, fields: &serde_json::Map<String, Value>, at: &At<'_>) {
         for (name, value) in fields {
             let ty = map.child(name);
-            self.path.push(PathElement::field(name));
+            let at = At::Field(at, name);
             if matches!(ty, TypeRef::Undeclared) {
-                self.error("field not declared in schema");
-                self.path.pop();
-                return;
+                return self.error(&at, "field not declared in schema");
             }
-            self.value(value, ty);
-            self.path.pop();
+            self.value(value, ty, &at);
         }
     }
 }

@@ -220,7 +220,7 @@ impl Writer {
             }
         }
         let newest = changes.last().map(|change| change.at.revision);
-        self.core.publish(changes);
+        self.core.publish(changes, &self.disk);
         if synced {
             self.unsynced = None;
             if let Some(newest) = newest {

@@ -315,7 +315,7 @@ pub async fn every_kind_of_compare_decides(store: Any) {
             compares: vec![compare.clone()],
             then: vec![],
             otherwise: vec![Op::Range(all())],
-            durability: Durability::Synced,
+            ..Txn::default()
         };
         let answer = store.txn(txn).await.unwrap();
         assert_eq!(answer.succeeded, holds, "{compare:?}");
@@ -482,6 +482,42 @@ pub async fn a_watch_from_the_past_is_gap_free_into_the_present(store: Any) {
     let tail: Vec<_> = seen.into_iter().filter(|event| event.3 >= from).collect();
     assert_eq!(told(&mut late, tail.len()).await, tail);
     writing.await.unwrap();
+}
+
+pub async fn a_blind_put_is_not_told_what_it_replaces_and_watches_are(store: Any) {
+    let blind = |value| Txn {
+        blind: true,
+        ..then([put("/a", value)])
+    };
+    write(&store, [put("/a", "1")]).await;
+    let mut watch = store
+        .watch(WatchRequest {
+            keys: Keys::prefix("/"),
+            from: 0,
+            previous: true,
+        })
+        .await
+        .unwrap();
+    for value in ["2", "3"] {
+        let answer = store.txn(blind(value)).await.unwrap();
+        assert_eq!(answer.answers, [OpAnswer::Put(None)]);
+    }
+    let mut before = Vec::new();
+    while before.len() < 2 {
+        let batch = next(&mut watch).await.unwrap().unwrap();
+        before.extend(batch.events.into_iter().map(|event| event.previous));
+    }
+    let before: Vec<_> = before
+        .into_iter()
+        .flatten()
+        .map(|kv| (kv.value, kv.version))
+        .collect();
+    assert_eq!(before, [(bytes("1"), 1), (bytes("2"), 2)]);
+    let seeing = write(&store, [put("/a", "4")]).await;
+    let [OpAnswer::Put(Some(was))] = &seeing.answers[..] else {
+        panic!("{:?}", seeing.answers);
+    };
+    assert_eq!((was.value.clone(), was.version), (bytes("3"), 3));
 }
 
 pub async fn a_watch_says_what_was_there_before(store: Any) {
