@@ -147,6 +147,7 @@ spec:
             "web   | once\n",
             "berth: web: Ended (3)",
             "web   | again\n",
+            "The pod is up",
         ])?;
         let (out, err) = (run.out(), run.err());
         ensure!(!out.contains("berth: "), "only the containers' own: {out}");
@@ -196,7 +197,7 @@ fn at_ctrl_c_a_pod_that_is_to_be_removed_ends_within_its_grace_and_says_its_last
             ),
         );
         let run = Attached::start(node, &manifest, &["--rm"])?;
-        run.wait_for(&["up\n"])?;
+        run.wait_for(&["up\n", "The pod is up"])?;
         run.interrupt()?;
         let answer = run.end()?;
         // one container alone has no name in front

@@ -130,6 +130,8 @@ impl Run {
         });
 
         let up = tokio::select! {
+            // who was told that it is up interrupts a pod that is
+            biased;
             up = keeper.up() => up,
             () = signals.next() => Err(Error::Interrupted),
         };

@@ -63,8 +63,13 @@ impl Teller {
 
     /// What is new in this status.
     fn changes(&mut self, status: &PodStatus) -> Vec<String> {
-        self.has_run |= !matches!(status.phase.as_deref(), None | Some("Pending"));
         let mut lines = Vec::new();
+        if !self.has_run && !matches!(status.phase.as_deref(), None | Some("Pending")) {
+            self.has_run = true;
+            if status.phase.as_deref() == Some("Running") {
+                lines.push("The pod is up".to_owned());
+            }
+        }
         let mut ended = BTreeSet::new();
         let lists = [&status.init_container_statuses, &status.container_statuses];
         for one in lists.into_iter().flatten().flatten() {
@@ -173,7 +178,7 @@ mod tests {
                 &["a: Creating"],
             ),
             ("Pending", waiting("ContainerCreating"), json!({}), &[]),
-            ("Running", running.clone(), json!({}), &[]),
+            ("Running", running.clone(), json!({}), &["The pod is up"]),
             // started again before anybody looked
             (
                 "Running",
