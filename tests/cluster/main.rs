@@ -7,6 +7,7 @@ mod commands;
 mod definitions;
 mod etcdctl;
 mod hostile;
+mod kube_rs;
 mod kubelets;
 mod manifests;
 mod restarts;
