@@ -62,9 +62,9 @@ pub(crate) fn exec(request: &ExecRequest, stdio: Stdio, init: &OwnedFd) -> Resul
 }
 
 fn not_running(request: &ExecRequest) -> Error {
-    Error::Command {
-        exit_code: 128,
-        message: format!("exec in container {}: it is not running", request.id),
+    Error::Unfit {
+        step: format!("exec in container {}", request.id),
+        reason: "it is not running".into(),
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) fn start_scope(
     let mut units = connect(cgroup)?;
     match units.start(unit, &properties).map_err(refused(cgroup))? {
         Started::Started => {}
+        // By this very worker: a restore makes an init first to compare with (`restore.rs`).
+        Started::Exists if cgroup.procs()?.contains(&(std::process::id() as i32)) => {}
         // Ids are never used twice: it was left by somebody who was killed in the middle.
         Started::Exists => {
             units.stop(unit).map_err(refused(cgroup))?;
