@@ -22,9 +22,7 @@ fn log() {
 /// To stderr, as BERTH_LOG says, or else from `level` on.
 fn log_from(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| {
-            tracing_subscriber::EnvFilter::new(format!("{level},kube_client=off"))
-        });
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{level},kube_client=off")));
     // a second one in a process is not wanted, and not an error
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

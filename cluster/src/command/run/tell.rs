@@ -210,6 +210,8 @@ mod tests {
             level,
             reason,
             pod: "default/w".into(),
+            uid: "1".into(),
+            field: "spec.containers{a}".into(),
             container: "a".into(),
             message: message.into(),
         };
