@@ -6,6 +6,7 @@
 
 mod disk;
 mod mark;
+mod versions;
 mod writer;
 
 use std::{

@@ -440,6 +440,38 @@ fn a_flipped_byte_is_found_and_never_served() {
 }
 
 #[test]
+fn what_says_which_tables_there_are_is_believed_only_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    sample(&path, false);
+    let mut all = Vec::new();
+    files(&path, &mut all);
+    all.retain(|file| file.file_name().unwrap() == "current");
+    for current in all.clone() {
+        let number = fs::read(&current).unwrap()[..8].try_into().unwrap();
+        let number = u64::from_le_bytes(number);
+        all.push(current.with_file_name(format!("v{number}")));
+    }
+    assert!(all.len() >= 6, "{all:?}");
+    for file in all {
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 2;
+            fs::write(&file, bytes).unwrap();
+            let opened = Embedded::open(&path);
+            assert!(
+                matches!(opened, Err(Error::Corrupt { .. })),
+                "byte {at} of {}: {opened:?}",
+                file.display()
+            );
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    Embedded::open(&path).unwrap();
+}
+
+#[test]
 fn a_log_without_its_acknowledged_end_is_refused() {
     for relaxed in [false, true] {
         let directory = tempfile::tempdir().unwrap();

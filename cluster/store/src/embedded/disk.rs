@@ -14,7 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
 
-use super::broken;
+use super::{broken, versions};
 use crate::{
     Error, LeaseId, Revision,
     core::{Backing, Change, Values},
@@ -58,6 +58,7 @@ impl Disk {
                 why: e.to_string(),
             },
         };
+        versions::check(&path)?;
         let database = Database::builder(&path)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(LOGS_BYTES)
