@@ -1,9 +1,9 @@
 //! Manifests as people write them, applied twice: the second time changes nothing (AS-04).
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
-use berth_tests::cluster::Server;
+use berth_tests::{cluster::Server, process};
 use serde_json::Value;
 
 /// Of the crate that has the rules of the kinds, and tries them with these.
@@ -11,6 +11,8 @@ const MANIFESTS: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../cluster/kinds/tests/manifests"
 );
+
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// Every object that is there, by what it is called.
 fn objects(server: &Server, directory: &str) -> Result<Vec<(String, Value)>> {
@@ -34,8 +36,15 @@ fn twice(server: &Server, apply: &[&str]) -> Result<()> {
         let said = server.kubectl(&arguments)?;
         ensure!(!said.is_empty());
     }
-    // What is put together once only (a status, a controller's field) settles.
-    let before = objects(server, MANIFESTS)?;
+    // What a controller writes once, a quota's figures, is there first.
+    let mut before = objects(server, MANIFESTS)?;
+    let settled = process::eventually(WITHIN, || {
+        let read = objects(server, MANIFESTS);
+        before = read.unwrap_or_default();
+        let mut quotas = before.iter().filter(|(name, _)| name.contains("Quota"));
+        !before.is_empty() && quotas.all(|(_, quota)| quota["status"]["used"].is_object())
+    });
+    ensure!(settled, "a quota has no figures: {before:#?}");
     ensure!(before.len() >= 50, "{} objects", before.len());
     server.kubectl(&arguments)?;
     let after = objects(server, MANIFESTS)?;
