@@ -157,7 +157,7 @@ fn a_pod_of_the_api_runs_is_told_of_and_goes_po_12_kl_02_kl_04() -> Result<()> {
         // what is not built is answered by name
         server.kubectl_with(
             &["apply", "-f", "-"],
-            &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: odd}}\nspec: {{nodeName: {NODE}, hostUsers: false, containers: [{{name: a, image: busybox}}]}}"),
+            &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: odd}}\nspec: {{nodeName: {NODE}, containers: [{{name: a, image: busybox}}], volumes: [{{name: v, nfs: {{server: localhost, path: /}}}}]}}"),
         )?;
         let odd = member
             .wait("pod", "odd", "refused", |it| {
@@ -167,7 +167,7 @@ fn a_pod_of_the_api_runs_is_told_of_and_goes_po_12_kl_02_kl_04() -> Result<()> {
         ensure!(
             odd["status"]["message"]
                 .as_str()
-                .is_some_and(|it| it.contains("spec.hostUsers")),
+                .is_some_and(|it| it.contains("spec.volumes[0].nfs")),
             "{odd:#}"
         );
 
