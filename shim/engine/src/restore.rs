@@ -95,7 +95,7 @@ pub(crate) fn restore(
     if linux.namespaces().iter().flatten().any(in_user_namespace) {
         return Err(refuse("a user namespace can't be".into()));
     }
-    let outside = Outside::of(request)?;
+    let mut outside = Outside::of(request)?;
     let user = process.user();
     let streams = streams(stdio, user.uid(), user.gid())?;
     let names = descriptors(&from.images).map_err(&refuse)?;
@@ -183,6 +183,7 @@ pub(crate) fn restore(
     if linux.namespaces().iter().flatten().any(own_cgroup) {
         unshare(CloneFlags::CLONE_NEWCGROUP)
             .map_err(|e| Error::io("make a cgroup namespace")(e.into()))?;
+        outside.as_seen_from(cgroup.path());
     }
     let run = checkpoint::Run {
         id: &request.id,
@@ -388,6 +389,19 @@ impl Outside {
                 .map_err(|e| Error::io("go back to our own namespaces")(e.into()))?;
         }
         seen
+    }
+}
+
+impl Outside {
+    /// The roots of cgroup mounts are told from the root of the reader's cgroup namespace (cgroup_namespaces(7)): that was the node's, and is
+    /// `cgroup` from here on.
+    fn as_seen_from(&mut self, cgroup: &str) {
+        let of_cgroups = |mount: &&mut checkpoint::Mounted| mount.kind.starts_with("cgroup");
+        for mount in self.mounts.iter_mut().filter(of_cgroups) {
+            if let Ok(below) = mount.root.strip_prefix(cgroup) {
+                mount.root = Path::new("/").join(below);
+            }
+        }
     }
 }
 
