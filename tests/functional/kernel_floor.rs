@@ -13,7 +13,7 @@ async fn status(node: &Node) -> Result<cri::StatusResponse> {
 }
 
 /// `6.1.0-40-amd64`: 6, 1.
-fn version(text: &str) -> Option<(u32, u32)> {
+pub fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
