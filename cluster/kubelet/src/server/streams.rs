@@ -57,11 +57,12 @@ async fn tunnel(
     let Some(asks) = asks else {
         return Err((StatusCode::BAD_REQUEST, "Upgrade request required".into()));
     };
-    let url = url(node, request.uri()).await?;
+    // Before the runtime is asked: it keeps each URL for a while.
     let Ok(place) = tunnels.try_acquire_owned() else {
         let why = "too many streams are open on this node";
         return Err((StatusCode::SERVICE_UNAVAILABLE, why.into()));
     };
+    let url = url(node, request.uri()).await?;
     let broken = |why: String| {
         let why = format!("the runtime's stream: {why}");
         (StatusCode::INTERNAL_SERVER_ERROR, why)
