@@ -9,10 +9,56 @@ pub mod logs;
 pub mod pod;
 pub mod progress;
 pub mod run;
+pub mod scheduler;
 pub mod shell;
 pub mod shim;
 pub mod up;
 pub mod version;
+
+use std::{path::Path, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+
+/// An API server must take a connection within it.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// By a kubeconfig's current context. Asks the server nothing yet.
+async fn client(kubeconfig: &Path) -> Result<Client, Error> {
+    let failed = |why: String| Error::Invalid {
+        what: format!("cannot use the kubeconfig {}", kubeconfig.display()),
+        why,
+    };
+    let read = Kubeconfig::read_from(kubeconfig).map_err(|error| failed(error.to_string()))?;
+    let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|error| failed(error.to_string()))
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn ended() -> Result<CancellationToken, Error> {
+    let ends = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signal = signal(kind).map_err(|source| Error::Invalid {
+            what: "cannot wait for signals".into(),
+            why: source.to_string(),
+        })?;
+        let ends = ends.clone();
+        tokio::spawn(async move {
+            signal.recv().await;
+            ends.cancel();
+        });
+    }
+    Ok(ends)
+}
 
 /// To stderr, as BERTH_LOG says (info by default).
 fn log() {

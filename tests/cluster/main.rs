@@ -11,6 +11,7 @@ mod kube_rs;
 mod kubelets;
 mod manifests;
 mod restarts;
+mod scheduler;
 mod transcripts;
 mod watches;
 mod webhooks;

@@ -13,11 +13,7 @@ use berth_kubelet::{
     Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
 };
 use clap::Args;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, node::Address};
@@ -114,7 +110,7 @@ impl Kubelet {
         super::log();
         let config = self.config();
         let runtime = Runtime::new(&address.to_string())?;
-        let ends = ended()?;
+        let ends = super::ended()?;
         let mut tasks = JoinSet::new();
         let served = tokio::select! {
             served = self.serve(config, runtime, ends.clone(), &mut tasks) => served,
@@ -252,21 +248,4 @@ fn told(statuses: Arc<Statuses>, recorder: Recorder) -> Told {
             statuses.tell(pod, told);
         }),
     }
-}
-
-/// Cancelled by SIGTERM or SIGINT.
-fn ended() -> Result<CancellationToken, Error> {
-    let ends = CancellationToken::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signal = signal(kind).map_err(|source| Error::Invalid {
-            what: "cannot wait for signals".into(),
-            why: source.to_string(),
-        })?;
-        let ends = ends.clone();
-        tokio::spawn(async move {
-            signal.recv().await;
-            ends.cancel();
-        });
-    }
-    Ok(ends)
 }

@@ -1,0 +1,349 @@
+//! `berth scheduler` at our API server, by real kubectl: pods are bound, told why they are not, and make room. Its nodes are objects only: nobody runs the pods.
+
+use std::{
+    fs::File,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use berth_tests::{cluster::Server, daemon::bin_dir};
+use serde_json::{Value, json};
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+struct Scheduler(Child);
+
+impl Scheduler {
+    fn start(server: &Server, arguments: &[&str]) -> Result<Self> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(server.dir().join("scheduler.log"))?;
+        let child = Command::new(bin_dir()?.join("berth"))
+            .args(["scheduler", "--kubeconfig"])
+            .arg(server.kubeconfig())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn apply(server: &Server, object: Value) -> Result<()> {
+    server
+        .kubectl_with(&["apply", "-f", "-"], &object.to_string())
+        .map(drop)
+}
+
+fn node(server: &Server, name: &str, cpu: &str) -> Result<()> {
+    apply(
+        server,
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        }),
+    )?;
+    let status = json!({"status": {
+        "allocatable": {"cpu": cpu, "memory": "4Gi", "pods": "10"}, "capacity": {"cpu": cpu, "memory": "4Gi", "pods": "10"},
+        "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+    }});
+    server
+        .kubectl(&[
+            "patch",
+            "node",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status.to_string(),
+        ])
+        .map(drop)
+}
+
+fn pod(name: &str, more: &Value) -> Value {
+    let mut spec = json!({
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "c", "image": "example/c:1", "resources": {"requests": {"cpu": "1"}}}],
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec})
+}
+
+fn eventually<T>(what: &str, mut try_it: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let until = Instant::now() + WITHIN;
+    loop {
+        if let Some(found) = try_it()? {
+            return Ok(found);
+        }
+        if Instant::now() > until {
+            bail!("not within {} s: {what}", WITHIN.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn node_of(server: &Server, name: &str) -> Result<String> {
+    eventually(&format!("{name} has a node"), || {
+        let pod = server.json(&["get", "pod", name])?;
+        Ok(pod["spec"]["nodeName"].as_str().map(str::to_owned))
+    })
+}
+
+/// What its condition PodScheduled says.
+fn why(server: &Server, name: &str) -> Result<String> {
+    eventually(&format!("{name} is told why it waits"), || {
+        let pod = server.json(&["get", "pod", name])?;
+        let conditions = pod["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let mut waits = conditions
+            .iter()
+            .filter(|one| one["type"] == "PodScheduled" && one["status"] == "False");
+        Ok(waits
+            .next()
+            .and_then(|one| Some(one["message"].as_str()?.to_owned())))
+    })
+}
+
+fn server() -> Result<Server> {
+    Server::start("memory")
+}
+
+#[test]
+fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()> {
+    let server = server()?;
+    node(&server, "n1", "2")?;
+    node(&server, "n2", "2")?;
+    server.kubectl(&["label", "node", "n2", "env_role=prod"])?;
+    let _scheduler = Scheduler::start(&server, &[])?;
+
+    // PO-15, PO-16: selectors and affinity
+    apply(
+        &server,
+        pod("selects", &json!({"nodeSelector": {"env_role": "prod"}})),
+    )?;
+    ensure!(node_of(&server, "selects")? == "n2");
+    let events = eventually("it is told", || {
+        let events = server.kubectl(&["describe", "pod", "selects"])?;
+        Ok(events
+            .contains("Successfully assigned default/selects to n2")
+            .then_some(events))
+    })?;
+    ensure!(
+        events.contains("default-scheduler") && events.contains("Scheduled"),
+        "{events}"
+    );
+    let term = json!({"matchExpressions": [{"key": "env_role", "operator": "DoesNotExist"}]});
+    let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
+    apply(&server, pod("avoids", &json!({"affinity": affinity})))?;
+    ensure!(node_of(&server, "avoids")? == "n1");
+
+    // a taint, and a pod that tolerates it
+    server.kubectl(&["taint", "node", "n1", "env_role=yes:NoSchedule"])?;
+    apply(&server, pod("last", &json!({})))?;
+    ensure!(node_of(&server, "last")? == "n2");
+    apply(&server, pod("waits", &json!({})))?;
+    let told = why(&server, "waits")?;
+    ensure!(
+        told.starts_with("0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {env_role: yes}. preemption: 0/2 nodes are available: ")
+            && told.contains("By node: n1: node(s) had untolerated taint {env_role: yes}; n2: Insufficient cpu."),
+        "{told}"
+    );
+    eventually("an event says it, too", || {
+        let events = server.kubectl(&[
+            "get",
+            "events",
+            "--field-selector",
+            "reason=FailedScheduling,involvedObject.name=waits",
+        ])?;
+        Ok(events.contains("1 Insufficient cpu").then_some(()))
+    })?;
+    // TT-05: what stood in its way goes, and it is not forgotten
+    server.kubectl(&["taint", "node", "n1", "env_role:NoSchedule-"])?;
+    ensure!(node_of(&server, "waits")? == "n1");
+
+    // room that a pod leaves
+    apply(&server, pod("next", &json!({})))?;
+    ensure!(why(&server, "next")?.contains("2 Insufficient cpu"));
+    server.kubectl(&["delete", "pod", "selects", "--now"])?;
+    ensure!(node_of(&server, "next")? == "n2");
+
+    // others' pods, and those with gates, are let alone until they are gone
+    server.kubectl(&["delete", "pod", "--all", "--now"])?;
+    apply(&server, pod("other", &json!({"schedulerName": "other"})))?;
+    apply(
+        &server,
+        pod(
+            "gated",
+            &json!({"schedulingGates": [{"name": "example.com/wait"}]}),
+        ),
+    )?;
+    apply(&server, pod("after", &json!({})))?;
+    node_of(&server, "after")?;
+    for name in ["other", "gated"] {
+        let pod = server.json(&["get", "pod", name])?;
+        ensure!(pod["spec"]["nodeName"].is_null(), "{name}: {pod}");
+    }
+    server.kubectl(&[
+        "patch",
+        "pod",
+        "gated",
+        "--type=json",
+        "-p",
+        r#"[{"op": "remove", "path": "/spec/schedulingGates/0"}]"#,
+    ])?;
+    node_of(&server, "gated").map(drop)
+}
+
+#[test]
+fn the_more_important_pod_has_room_made_for_it_within_budgets() -> Result<()> {
+    let server = server()?;
+    node(&server, "n1", "1")?;
+    node(&server, "n2", "1")?;
+    let scheduler = Scheduler::start(&server, &[])?;
+    for (name, value) in [("low", 1), ("high", 1000)] {
+        apply(
+            &server,
+            json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value}),
+        )?;
+    }
+    apply(&server, pod("kept", &json!({"priorityClassName": "low"})))?;
+    apply(&server, pod("ended", &json!({"priorityClassName": "low"})))?;
+    let (kept, ended) = (node_of(&server, "kept")?, node_of(&server, "ended")?);
+    ensure!(kept != ended);
+    for name in ["kept", "ended"] {
+        let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+        server.kubectl(&[
+            "patch",
+            "pod",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status.to_string(),
+        ])?;
+    }
+    apply(
+        &server,
+        json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "keep"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}},
+        }),
+    )?;
+    // no less important one is there to be ended for it
+    apply(&server, pod("equal", &json!({"priorityClassName": "low"})))?;
+    ensure!(why(&server, "equal")?.contains("No preemption victims found for incoming pod"));
+    apply(
+        &server,
+        pod(
+            "polite",
+            &json!({"priorityClassName": "high", "preemptionPolicy": "Never"}),
+        ),
+    )?;
+    ensure!(why(&server, "polite")?.contains("not eligible due to preemptionPolicy=Never."));
+    server.kubectl(&["delete", "pod", "polite", "equal", "--now"])?;
+
+    apply(
+        &server,
+        pod("important", &json!({"priorityClassName": "high"})),
+    )?;
+    ensure!(node_of(&server, "important")? == ended);
+    ensure!(server.json(&["get", "pod", "kept"])?["metadata"]["deletionTimestamp"].is_null());
+    ensure!(
+        server
+            .refused(&["get", "pod", "ended"], "")?
+            .contains("not found")
+    );
+    let events = server.kubectl(&["get", "events", "--field-selector", "reason=Preempted"])?;
+    ensure!(
+        events.contains("pod/ended") && events.contains("Preempted by pod"),
+        "{events}"
+    );
+
+    // another scheduler knows all that the one before it did
+    drop(scheduler);
+    apply(&server, pod("later", &json!({"priorityClassName": "high"})))?;
+    let _scheduler = Scheduler::start(&server, &[])?;
+    ensure!(node_of(&server, "later")? == kept);
+    Ok(())
+}
+
+/// BO-09, PO-18, and as many at once as a Deployment would have.
+#[test]
+fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
+    let server = server()?;
+    for at in 0..5 {
+        node(&server, &format!("n{at}"), "8")?;
+    }
+    let mut scheduler = Scheduler::start(&server, &[])?;
+    let mut list = Vec::new();
+    for at in 0..45 {
+        let mut one = pod(&format!("p{at}"), &json!({}));
+        one["metadata"]["labels"] = json!({"app": "many"});
+        list.push(one);
+    }
+    server.kubectl_with(
+        &["create", "-f", "-"],
+        &json!({"apiVersion": "v1", "kind": "List", "items": list}).to_string(),
+    )?;
+    // killed in the middle of it, and begun again
+    std::thread::sleep(Duration::from_millis(300));
+    scheduler.0.kill()?;
+    scheduler.0.wait()?;
+    let _scheduler = Scheduler::start(&server, &[])?;
+    let counts = eventually("forty have a node", || {
+        let pods = server.json(&["get", "pods"])?;
+        let pods = pods["items"].as_array().context("items")?.clone();
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        for node in pods
+            .iter()
+            .filter_map(|pod| pod["spec"]["nodeName"].as_str())
+        {
+            *counts.entry(node.to_owned()).or_default() += 1;
+        }
+        Ok((counts.values().sum::<usize>() >= 40).then_some(counts))
+    })?;
+    ensure!(
+        counts.len() == 5 && counts.values().all(|count| *count == 8),
+        "{counts:?}"
+    );
+    let alone = json!({
+        "containers": [{"name": "c", "image": "example/c:1"}],
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"alone": "yes"}}, "topologyKey": "kubernetes.io/hostname"},
+        ]}},
+    });
+    for at in 0..6 {
+        let mut one = pod(&format!("alone{at}"), &alone);
+        one["metadata"]["labels"] = json!({"alone": "yes"});
+        apply(&server, one)?;
+    }
+    let waits = eventually("five are apart, and one waits", || {
+        let pods = server.json(&["get", "pods", "-l", "alone=yes"])?;
+        let pods = pods["items"].as_array().context("items")?.clone();
+        let nodes: std::collections::BTreeSet<&str> = pods
+            .iter()
+            .filter_map(|pod| pod["spec"]["nodeName"].as_str())
+            .collect();
+        let mut waits = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_null());
+        let first = waits
+            .next()
+            .and_then(|pod| pod["metadata"]["name"].as_str())
+            .map(str::to_owned);
+        Ok(first.filter(|_| nodes.len() == 5 && waits.next().is_none()))
+    })?;
+    ensure!(why(&server, &waits)?.contains("5 node(s) didn't match pod anti-affinity rules"));
+    Ok(())
+}
