@@ -11,6 +11,8 @@ use berth_tests::{cluster::Server, daemon::bin_dir};
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(30);
+/// It need not wait for one that was killed.
+const ALONE: &[&str] = &["--leader-elect=false"];
 
 struct Scheduler(Child);
 
@@ -127,7 +129,7 @@ fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()>
     node(&server, "n1", "2")?;
     node(&server, "n2", "2")?;
     server.kubectl(&["label", "node", "n2", "env_role=prod"])?;
-    let _scheduler = Scheduler::start(&server, &[])?;
+    let _scheduler = Scheduler::start(&server, ALONE)?;
 
     // PO-15, PO-16: selectors and affinity
     apply(
@@ -212,7 +214,7 @@ fn the_more_important_pod_has_room_made_for_it_within_budgets() -> Result<()> {
     let server = server()?;
     node(&server, "n1", "1")?;
     node(&server, "n2", "1")?;
-    let scheduler = Scheduler::start(&server, &[])?;
+    let scheduler = Scheduler::start(&server, ALONE)?;
     for (name, value) in [("low", 1), ("high", 1000)] {
         apply(
             &server,
@@ -275,7 +277,7 @@ fn the_more_important_pod_has_room_made_for_it_within_budgets() -> Result<()> {
     // another scheduler knows all that the one before it did
     drop(scheduler);
     apply(&server, pod("later", &json!({"priorityClassName": "high"})))?;
-    let _scheduler = Scheduler::start(&server, &[])?;
+    let _scheduler = Scheduler::start(&server, ALONE)?;
     ensure!(node_of(&server, "later")? == kept);
     Ok(())
 }
@@ -287,7 +289,7 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
     for at in 0..5 {
         node(&server, &format!("n{at}"), "8")?;
     }
-    let mut scheduler = Scheduler::start(&server, &[])?;
+    let mut scheduler = Scheduler::start(&server, ALONE)?;
     let mut list = Vec::new();
     for at in 0..45 {
         let mut one = pod(&format!("p{at}"), &json!({}));
@@ -302,7 +304,7 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     scheduler.0.kill()?;
     scheduler.0.wait()?;
-    let _scheduler = Scheduler::start(&server, &[])?;
+    let _scheduler = Scheduler::start(&server, ALONE)?;
     let counts = eventually("forty have a node", || {
         let pods = server.json(&["get", "pods"])?;
         let pods = pods["items"].as_array().context("items")?.clone();
@@ -345,5 +347,50 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
         Ok(first.filter(|_| nodes.len() == 5 && waits.next().is_none()))
     })?;
     ensure!(why(&server, &waits)?.contains("5 node(s) didn't match pod anti-affinity rules"));
+    Ok(())
+}
+
+/// CP-02's kind of trouble: two are started, one leads; when it ends the other goes on at once, and what is killed is waited for no longer than its lease says.
+#[test]
+fn one_of_two_schedulers_leads_and_the_other_stands_by() -> Result<()> {
+    let server = server()?;
+    node(&server, "n1", "8")?;
+    let mut first = Scheduler::start(&server, &[])?;
+    let holder = |not: &str| {
+        eventually("somebody leads", || {
+            let lease = server.json(&[
+                "get",
+                "lease",
+                "kube-scheduler",
+                "-n",
+                "kube-system",
+                "--ignore-not-found",
+            ]);
+            let holder = lease
+                .ok()
+                .and_then(|lease| lease["spec"]["holderIdentity"].as_str().map(str::to_owned));
+            Ok(holder.filter(|holder| !holder.is_empty() && holder != not))
+        })
+    };
+    let leads = holder("")?;
+    let mut second = Scheduler::start(&server, &[])?;
+    apply(&server, pod("one", &json!({})))?;
+    node_of(&server, "one")?;
+    ensure!(holder("")? == leads);
+    // asked to end, it gives the lease back
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(first.0.id().cast_signed()),
+        nix::sys::signal::SIGTERM,
+    )?;
+    ensure!(first.0.wait()?.success());
+    let next = holder(&leads)?;
+    apply(&server, pod("two", &json!({})))?;
+    node_of(&server, "two")?;
+    // killed, it does not: the third takes it when it is late
+    second.0.kill()?;
+    let _third = Scheduler::start(&server, &[])?;
+    apply(&server, pod("three", &json!({})))?;
+    node_of(&server, "three")?;
+    ensure!(holder(&next)? != leads);
     Ok(())
 }

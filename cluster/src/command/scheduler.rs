@@ -2,10 +2,14 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use berth_leader::Seat;
 use berth_scheduler::{Fit, Scheduler as Inner, Settings};
 use clap::Args;
 
 use crate::error::Error;
+
+/// Upstream's: a stock scheduler and this one never lead at once.
+const LEASE: &str = "kube-scheduler";
 
 /// Find each pod a node
 ///
@@ -28,6 +32,9 @@ pub struct Scheduler {
     /// Pods that ask for this one are scheduled
     #[arg(long, value_name = "NAME", default_value = "default-scheduler")]
     scheduler_name: String,
+    /// Stand by while another one leads (the Lease kube-scheduler in kube-system); end if the lead is lost
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    leader_elect: bool,
 }
 
 impl Scheduler {
@@ -44,11 +51,24 @@ impl Scheduler {
             .unwrap_or_default()
             .subsec_nanos();
         let inner = Inner::new(&self.scheduler_name, settings, seed.into());
-        let served = berth_scheduler::run(client, inner, &self.scheduler_name, ends).await;
-        served.map_err(|error| Error::Invalid {
+        let failed = |why: String| Error::Invalid {
             what: "scheduling has stopped".into(),
-            why: error.to_string(),
-        })?;
+            why,
+        };
+        let name = self.scheduler_name;
+        let schedules = |ends| berth_scheduler::run(client.clone(), inner, &name, ends);
+        if !self.leader_elect {
+            let served = schedules(ends).await;
+            return served
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(|error| failed(error.to_string()));
+        }
+        let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
+        match berth_leader::lead(client.clone(), seat, ends, schedules).await {
+            Ok(Some(Err(error))) => return Err(failed(error.to_string())),
+            Err(error) => return Err(failed(error.to_string())),
+            Ok(_) => {}
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
