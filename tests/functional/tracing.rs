@@ -334,7 +334,13 @@ fn a_collector_that_is_down_or_hangs_delays_nobody() -> Result<()> {
             ensure!(Instant::now() < deadline, "nobody complained");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        ensure!(complaints()? <= 2, "{} complaints", complaints()?);
+        // Once a minute, and a slow machine takes several.
+        let minutes = usize::try_from(began.elapsed().as_secs() / 60)?;
+        ensure!(
+            complaints()? <= 1 + minutes,
+            "{} complaints in {minutes} minutes",
+            complaints()?
+        );
         // And its end waits for no collector.
         let began = Instant::now();
         node.daemon.terminate()?;
