@@ -179,11 +179,11 @@ fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()>
     // room that a pod leaves
     apply(&server, pod("next", &json!({})))?;
     ensure!(why(&server, "next")?.contains("2 Insufficient cpu"));
-    server.kubectl(&["delete", "pod", "selects", "--now"])?;
+    server.kubectl(&["delete", "pod", "selects", "--grace-period=0", "--force"])?;
     ensure!(node_of(&server, "next")? == "n2");
 
     // others' pods, and those with gates, are let alone until they are gone
-    server.kubectl(&["delete", "pod", "--all", "--now"])?;
+    server.kubectl(&["delete", "pod", "--all", "--grace-period=0", "--force"])?;
     apply(&server, pod("other", &json!({"schedulerName": "other"})))?;
     apply(
         &server,
