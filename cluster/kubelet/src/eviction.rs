@@ -35,6 +35,17 @@ impl Default for Thresholds {
     }
 }
 
+impl Thresholds {
+    /// Bytes that pods can't have, of so many.
+    pub(crate) fn memory_reserved(&self, _capacity: u64) -> u64 {
+        self.memory_bytes
+    }
+
+    pub(crate) fn storage_reserved(&self, capacity: u64) -> u64 {
+        u64::try_from(u128::from(capacity) * u128::from(self.fs_percent) / 100).unwrap_or(u64::MAX)
+    }
+}
+
 impl FromStr for Thresholds {
     type Err = String;
 

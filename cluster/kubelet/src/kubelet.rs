@@ -16,9 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, Thresholds,
+    cgroup::{self, Cgroups},
+    division::Amounts,
     events,
     eviction::{self, Evicted},
     images, keys,
+    machine::Machine,
     node::{Inner, Node},
     pod::is_path_component,
     rotation,
@@ -111,7 +114,7 @@ impl Kubelet {
     /// Waits until the runtime answers.
     ///
     /// # Errors
-    /// The directory can't be made, or is another kubelet's.
+    /// The directory can't be made, or is another kubelet's; or there can be no cgroups as it is told to have them.
     pub async fn start(
         config: Config,
         runtime: Runtime,
@@ -120,14 +123,28 @@ impl Kubelet {
     ) -> Result<Self, Error> {
         let lock = Lock::take(&config.kubelet_dir)?;
         store::make_dir(&config.kubelet_dir.join("pods"))?;
-        let runtime_name = loop {
-            match runtime.name().await {
-                Ok(name) => break name,
+        let (runtime_name, driver) = loop {
+            match tokio::try_join!(runtime.name(), runtime.cgroup_driver()) {
+                Ok(told) => break told,
                 Err(error) => tracing::warn!(%error, "waiting for the runtime"),
             }
             tokio::time::sleep(AGAIN).await;
         };
+        let cgroups = match &config.cgroup_root {
+            Some(root) => {
+                let driver = driver.unwrap_or(config.cgroup_driver);
+                let machine = Machine::now(&config.kubelet_dir);
+                let capacity = Amounts::capacity(&machine, &config.node, config.max_pods);
+                let sizes = machine.huge_pages.iter().map(|(size, _)| *size).collect();
+                let division = &config.division;
+                let all = division.limits(&capacity);
+                let cgroups = Cgroups::new(driver, root, all, division.pod_max_pids, sizes)?;
+                Some(Arc::new(cgroups))
+            }
+            None => None,
+        };
         let node = Arc::new(Inner {
+            cgroups,
             config,
             runtime,
             objects,
@@ -159,10 +176,16 @@ impl Kubelet {
     }
 
     /// When pods are evicted, instead of by default.
-    #[must_use]
-    pub fn evicting(mut self, thresholds: Thresholds) -> Self {
+    ///
+    /// # Errors
+    /// Less is left for pods than nothing.
+    pub fn evicting(mut self, thresholds: Thresholds) -> Result<Self, Error> {
+        let config = &self.node.config;
+        let machine = Machine::now(&config.kubelet_dir);
+        let capacity = Amounts::capacity(&machine, &config.node, config.max_pods);
+        config.division.check(&capacity, &thresholds)?;
         self.thresholds = thresholds;
-        self
+        Ok(self)
     }
 
     pub(crate) fn node(&self) -> Node {
@@ -180,6 +203,7 @@ impl Kubelet {
         let mut beside = JoinSet::new();
         beside.spawn(events::watch(self.node.runtime.clone(), changes));
         beside.spawn(rotation::keep(self.node.clone()));
+        beside.spawn(cgroup::keep(self.node.clone()));
         let (evicts, mut evicted) = mpsc::channel(1);
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {

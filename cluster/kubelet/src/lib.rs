@@ -11,8 +11,11 @@
 //! Invariant: what a pod's worker does next hangs on what it was asked for and what the runtime says is there, not on what it remembers:
 //! so a kubelet that was killed goes on where it was, and restarts nothing. What it does remember (back-off, probes) may be lost.
 
+mod amounts;
 mod api;
 mod backoff;
+mod cgroup;
+mod division;
 mod error;
 mod events;
 mod eviction;
@@ -49,6 +52,8 @@ mod volume;
 mod worker;
 
 pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
+pub use cgroup::CgroupDriver;
+pub use division::{Division, Enforced, Reserved};
 pub use error::Error;
 pub use eviction::Thresholds;
 pub use happening::{Happening, Level};

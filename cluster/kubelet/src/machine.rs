@@ -105,6 +105,16 @@ fn huge_pages() -> Vec<(u64, u64)> {
     all
 }
 
+/// As people write it: `2Mi`, `1Gi`, `0`.
+pub(crate) fn binary(bytes: u64) -> String {
+    for (unit, shift) in [("Gi", 30), ("Mi", 20), ("Ki", 10)] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
 /// Who the machine is, in files that most systems have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Identity {

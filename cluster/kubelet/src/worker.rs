@@ -248,6 +248,7 @@ impl Worker {
             self.is_empty = true;
             return Ok(Some(LOOK_AGAIN));
         }
+        self.keep_cgroup(&observed, &plan).await;
         if plan.steps.is_empty() {
             execute::tidy(&self.node, &self.pod, &observed).await?;
             return Ok(Some(self.wait(&plan, now)));
@@ -356,6 +357,18 @@ impl Worker {
         Ok(observed)
     }
 
+    /// Of a pod that goes on, its limits as they are now; of one that is over, gone. What can't be done now is done later, by who looks after all.
+    async fn keep_cgroup(&self, observed: &Observed, plan: &Plan) {
+        let done = match (&plan.over, observed.ready_sandbox()) {
+            (None, Some(_)) => self.node.ensure_cgroup(&self.pod, false).await,
+            (Some(_), None) if plan.steps.is_empty() => self.node.remove_cgroup(&self.pod).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(pod = %self.pod.full_name(), %error, "the pod's cgroup is not as it should be");
+        }
+    }
+
     /// The last that is told. It is not kept: the same pod may come again before it has gone.
     fn tell_the_end(&self, observed: &Observed) {
         let last = self.status(observed, &BTreeMap::new(), Some(&Over::Ended));
@@ -437,15 +450,19 @@ impl Worker {
                         self.backoffs.forget(SANDBOX);
                     }
                     Err(error) => {
-                        let message = format!("Failed to create pod sandbox: {error}");
-                        self.node.tell(
-                            Level::Warning,
-                            &self.pod,
-                            "",
-                            "FailedCreatePodSandBox",
-                            &message,
-                        );
-                        self.failed(SANDBOX, "FailedCreatePodSandBox", message, None);
+                        let (reason, message) = match error {
+                            Error::Cgroup { .. } => (
+                                "FailedCreatePodContainer",
+                                format!("unable to ensure pod container exists: {error}"),
+                            ),
+                            _ => (
+                                "FailedCreatePodSandBox",
+                                format!("Failed to create pod sandbox: {error}"),
+                            ),
+                        };
+                        self.node
+                            .tell(Level::Warning, &self.pod, "", reason, &message);
+                        self.failed(SANDBOX, reason, message, None);
                     }
                 }
                 // its containers are another look's

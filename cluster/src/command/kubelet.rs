@@ -9,8 +9,9 @@ use std::{
 };
 
 use berth_kubelet::{
-    Certificate, Cluster, Config, Directory, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
-    Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
+    Certificate, CgroupDriver, Cluster, Config, Directory, Division, Enforced, Kubelet as Inner,
+    Listen, Mirrors, NodeFacts, Objects, Recorder, Register, Reserved, Runtime, Server, Source,
+    Statuses, Taint, Thresholds, Told, join,
 };
 use clap::Args;
 use tokio::{
@@ -81,9 +82,29 @@ pub struct Kubelet {
     /// By which CA clients of the server are known (PEM); by default the API server's
     #[arg(long, value_name = "FILE")]
     client_ca_file: Option<PathBuf>,
-    /// Below which cgroup pods are, by their class of service; by default where the runtime puts them
-    #[arg(long, value_name = "CGROUP", default_value = "")]
+    /// Below which cgroup `kubepods` is, with all pods by their class of service
+    #[arg(long, value_name = "CGROUP", default_value = "/")]
     cgroup_root: String,
+    /// cgroupfs or systemd, where the runtime does not tell which it has
+    #[arg(long, value_name = "DRIVER", default_value = "cgroupfs")]
+    cgroup_driver: CgroupDriver,
+    /// What of the node the system keeps from pods: NAME=AMOUNT of cpu, memory, ephemeral-storage, pid
+    #[arg(long, value_name = "LIST", default_value = "")]
+    system_reserved: Reserved,
+    /// … and what the kubelet and the runtime keep
+    #[arg(long, value_name = "LIST", default_value = "")]
+    kube_reserved: Reserved,
+    /// pods: all of them together can't have what is reserved; none: they can
+    #[arg(long, value_name = "WHOM", default_value = "pods")]
+    enforce_node_allocatable: Enforced,
+    /// At most so many processes in a pod; -1: as many as all pods together may have
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = -1,
+        allow_negative_numbers = true
+    )]
+    pod_max_pids: i64,
     /// An address of the cluster's DNS (may be given several times); without one pods have the node's
     #[arg(long = "cluster-dns", value_name = "ADDRESS")]
     cluster_dns: Vec<String>,
@@ -137,7 +158,17 @@ impl Kubelet {
         Config {
             kubelet_dir: self.kubelet_dir.clone(),
             logs_dir: self.logs_dir.clone(),
-            cgroup_root: self.cgroup_root.clone(),
+            cgroup_root: Some(self.cgroup_root.clone()),
+            cgroup_driver: self.cgroup_driver,
+            division: Division {
+                system_reserved: self.system_reserved.clone(),
+                kube_reserved: self.kube_reserved.clone(),
+                enforced: self.enforce_node_allocatable,
+                // 0 is no limit, as upstream
+                pod_max_pids: u64::try_from(self.pod_max_pids)
+                    .ok()
+                    .filter(|most| *most > 0),
+            },
             source: "file",
             max_pods: self.max_pods,
             cluster_dns: self.cluster_dns.clone(),
@@ -166,6 +197,7 @@ impl Kubelet {
         let Some(kubeconfig) = &self.kubeconfig else {
             let objects = Objects::default();
             let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
+            let kubelet = kubelet.evicting(self.eviction_hard)?;
             drop(to_files);
             kubelet.run(files, ends).await;
             return Ok(());
@@ -176,6 +208,7 @@ impl Kubelet {
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
         let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
+        let kubelet = kubelet.evicting(self.eviction_hard)?;
 
         let listen = Listen {
             address: self.listen,
@@ -217,11 +250,7 @@ impl Kubelet {
         tasks.spawn(mirrors.run());
         tasks.spawn(join(files, known.clone(), to_desired));
         tasks.spawn(statuses.clone().run());
-        kubelet
-            .in_cluster(statuses, known)
-            .evicting(self.eviction_hard)
-            .run(desired, ends)
-            .await;
+        kubelet.in_cluster(statuses, known).run(desired, ends).await;
         drop(to_files);
         Ok(())
     }

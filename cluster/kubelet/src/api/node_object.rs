@@ -13,9 +13,10 @@ use k8s_openapi::{
 };
 
 use crate::{
-    NodeFacts,
+    Division, NodeFacts,
+    division::Amounts,
     eviction::Thresholds,
-    machine::{Identity, Machine, architecture},
+    machine::{Identity, Machine, architecture, binary},
 };
 
 /// The version of Kubernetes whose kubelet this one does the work of.
@@ -32,6 +33,7 @@ pub(crate) struct Looked<'a> {
     pub machine: &'a Machine,
     pub identity: &'a Identity,
     pub max_pods: usize,
+    pub division: &'a Division,
     pub thresholds: &'a Thresholds,
     /// 0: nothing is served.
     pub port: u16,
@@ -109,42 +111,36 @@ fn handler(handler: &cri::RuntimeHandler) -> NodeRuntimeHandler {
 
 type Resources = BTreeMap<String, Quantity>;
 
-/// What there is, and what is left of it for pods: less than what eviction begins at.
+/// What there is, and what of it pods may ask for.
 fn resources(looked: &Looked<'_>) -> (Resources, Resources) {
-    let machine = looked.machine;
-    let mut capacity = Resources::new();
-    let mut put = |name: &str, text: String| {
-        capacity.insert(name.to_owned(), Quantity(text));
-    };
-    put("cpu", looked.facts.cpus.to_string());
-    put("memory", format!("{}Ki", machine.memory / 1024));
-    put("pods", looked.max_pods.to_string());
-    put(
-        "ephemeral-storage",
-        format!("{}Ki", machine.fs.bytes / 1024),
-    );
-    for (size, all) in &machine.huge_pages {
-        put(&format!("hugepages-{}", binary(*size)), binary(*all));
-    }
-    let mut allocatable = capacity.clone();
-    let pages: u64 = machine.huge_pages.iter().map(|(_, all)| all).sum();
-    let memory = machine
-        .memory
-        .saturating_sub(looked.thresholds.memory_bytes + pages);
-    allocatable.insert("memory".into(), Quantity(format!("{}Ki", memory / 1024)));
-    let storage = machine.fs.bytes / 10 * 9;
-    allocatable.insert("ephemeral-storage".into(), Quantity(storage.to_string()));
-    (capacity, allocatable)
+    let capacity = Amounts::capacity(looked.machine, looked.facts, looked.max_pods);
+    let allocatable = looked.division.allocatable(&capacity, looked.thresholds);
+    (
+        written(&capacity, |bytes| format!("{}Ki", bytes / 1024)),
+        written(&allocatable, |bytes| bytes.to_string()),
+    )
 }
 
-/// As people write it: `2Mi`, `1Gi`, `0`.
-fn binary(bytes: u64) -> String {
-    for (unit, shift) in [("Gi", 30), ("Mi", 20), ("Ki", 10)] {
-        if bytes != 0 && bytes.trailing_zeros() >= shift {
-            return format!("{}{unit}", bytes >> shift);
-        }
+fn written(amounts: &Amounts, storage: impl Fn(u64) -> String) -> Resources {
+    let mut all = Resources::new();
+    let mut put = |name: &str, text: String| {
+        all.insert(name.to_owned(), Quantity(text));
+    };
+    let cpu = amounts.cpu_milli;
+    put(
+        "cpu",
+        match cpu % 1000 {
+            0 => (cpu / 1000).to_string(),
+            _ => format!("{cpu}m"),
+        },
+    );
+    put("memory", format!("{}Ki", amounts.memory / 1024));
+    put("pods", amounts.pods.to_string());
+    put("ephemeral-storage", storage(amounts.storage));
+    for (size, bytes) in &amounts.huge_pages {
+        put(&format!("hugepages-{}", binary(*size)), binary(*bytes));
     }
-    bytes.to_string()
+    all
 }
 
 fn images(all: &[cri::Image]) -> Vec<ContainerImage> {
@@ -338,6 +334,7 @@ mod tests {
                 machine,
                 identity: &Identity::default(),
                 max_pods: 110,
+                division: &Division::default(),
                 thresholds: &Thresholds::default(),
                 port: 10250,
                 runtime_version: "berth://0.1.0",

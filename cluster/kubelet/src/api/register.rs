@@ -168,6 +168,7 @@ impl Register {
             machine: &machine.unwrap_or_default(),
             identity,
             max_pods: self.config.max_pods,
+            division: &self.config.division,
             thresholds: &self.thresholds,
             port: self.port,
             runtime_version: &version,
