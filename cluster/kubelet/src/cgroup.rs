@@ -35,6 +35,7 @@ use crate::{
     pod::Desired,
     qos::{Class, rounded},
     store,
+    thresholds::Left,
 };
 use hierarchy::Hierarchies;
 pub(crate) use limits::{Bound, Limits};
@@ -178,6 +179,30 @@ impl Cgroups {
             }
         }
         first
+    }
+
+    /// What all pods together may still take; none: they have no limit of their own.
+    pub fn memory_left(&self) -> Option<Left> {
+        let v2 = self.hierarchies.is_v2();
+        let (limit, usage, cached) = match v2 {
+            true => ("memory.max", "memory.current", "inactive_file "),
+            false => (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file ",
+            ),
+        };
+        let read = |file| self.hierarchies.read("memory", self.names.all(), file);
+        let number = |file| read(file)?.trim().parse::<u64>().ok();
+        let capacity = number(limit).filter(|it| *it < limits::NO_LIMIT)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let mut lines = stat.lines();
+        let cached = lines.find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
+        let working_set = number(usage)?.saturating_sub(cached.unwrap_or(0));
+        Some(Left {
+            available: capacity.saturating_sub(working_set),
+            capacity,
+        })
     }
 
     fn work(&self) -> MutexGuard<'_, ()> {

@@ -155,7 +155,7 @@ impl Amounts {
 
 impl Division {
     /// What pods may use.
-    pub fn for_pods(&self, capacity: &Amounts) -> Amounts {
+    pub(crate) fn for_pods(&self, capacity: &Amounts) -> Amounts {
         let mut left = capacity.clone();
         for reserved in [&self.system_reserved, &self.kube_reserved] {
             left.cpu_milli = left.cpu_milli.saturating_sub(reserved.cpu_milli);
@@ -167,7 +167,7 @@ impl Division {
     }
 
     /// What they may ask for.
-    pub fn allocatable(&self, capacity: &Amounts, thresholds: &Thresholds) -> Amounts {
+    pub(crate) fn allocatable(&self, capacity: &Amounts, thresholds: &Thresholds) -> Amounts {
         let mut left = self.for_pods(capacity);
         let pages: u64 = capacity.huge_pages.values().sum();
         let memory = thresholds.memory_reserved(capacity.memory);

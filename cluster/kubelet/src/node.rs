@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 
 use crate::{
     CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
-    cgroup::Cgroups, view::View,
+    admission::Pressed, cgroup::Cgroups, images::Uses, view::View,
 };
 
 /// How this node is set up.
@@ -86,6 +86,10 @@ pub(crate) struct Inner {
     pub view: View,
     /// None: they are the runtime's alone.
     pub cgroups: Option<Arc<Cgroups>>,
+    /// What it runs short of.
+    pub pressed: Pressed,
+    /// Since when each image was not used.
+    pub images: tokio::sync::Mutex<Uses>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -211,6 +215,8 @@ pub(crate) mod tests {
             runtime_name: "berth".into(),
             view: View::default(),
             cgroups: Some(Arc::new(cgroups)),
+            pressed: Pressed::default(),
+            images: Default::default(),
         })
     }
 }

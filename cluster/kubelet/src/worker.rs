@@ -31,6 +31,8 @@ use crate::{
 };
 use probing::{Probing, Scene};
 
+pub(crate) use crate::plan::Why;
+
 const SECOND: i64 = 1_000_000_000;
 /// Between two looks where nothing is heard, should a change ever be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -54,7 +56,7 @@ pub(crate) enum Order {
     /// End it at once, and tell why; it stays, as one that has failed.
     Evict {
         pod: Arc<Desired>,
-        message: String,
+        why: Why,
     },
     /// End it and take it away; within its own grace period, where no other is named.
     End {
@@ -79,7 +81,7 @@ pub(crate) struct Worker {
     /// What this kubelet has told, a server may not have heard of the last one.
     is_told: bool,
     /// Why it may not go on.
-    evicted: Option<String>,
+    evicted: Option<Why>,
     /// It was evicted, and nothing is left of it but what is told.
     is_empty: bool,
     volumes_made: Option<Instant>,
@@ -115,9 +117,9 @@ pub(crate) async fn run(
         let order = orders.borrow_and_update().clone();
         match order {
             Order::Keep(pod) => worker.keep(pod),
-            Order::Evict { pod, message } => {
+            Order::Evict { pod, why } => {
                 worker.keep(pod);
-                worker.evicted.get_or_insert(message);
+                worker.evicted.get_or_insert(why);
             }
             Order::End { grace, pod } => {
                 worker.keep(pod);
@@ -433,10 +435,8 @@ impl Worker {
     async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
         match step {
             Step::End => {
-                let grace = match self.evicted {
-                    Some(_) => Duration::ZERO,
-                    None => self.pod.grace(),
-                };
+                let most = self.evicted.as_ref().and_then(|why| why.grace);
+                let grace = most.map_or(self.pod.grace(), |most| most.min(self.pod.grace()));
                 execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
             }
             Step::MakeSandbox { attempt } => {

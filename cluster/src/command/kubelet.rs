@@ -6,12 +6,13 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use berth_kubelet::{
-    Certificate, CgroupDriver, Cluster, Config, Directory, Division, Enforced, Kubelet as Inner,
-    Listen, Mirrors, NodeFacts, Objects, Recorder, Register, Reserved, Runtime, Server, Source,
-    Statuses, Taint, Thresholds, Told, join,
+    Certificate, CgroupDriver, Cluster, Config, Directory, Division, Enforced, Graces,
+    Kubelet as Inner, Levels, Listen, Mirrors, NodeFacts, Objects, OwnNode, Reclaims, Recorder,
+    Register, Reserved, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, duration, join,
 };
 use clap::Args;
 use tokio::{
@@ -111,13 +112,29 @@ pub struct Kubelet {
     /// The cluster's domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// When pods are evicted: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, pid.available; the others as by default
+    /// When pods are evicted at once: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree,
+    /// pid.available; the others as by default
     #[arg(
         long,
         value_name = "LIST",
-        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<2%"
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<2%"
     )]
-    eviction_hard: Thresholds,
+    eviction_hard: Levels,
+    /// When pods are evicted where it lasts
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_soft: Levels,
+    /// How long each of these has to last: SIGNAL=TIME, as memory.available=1m30s
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_soft_grace_period: Graces,
+    /// How many seconds a pod has to end then, at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    eviction_max_pod_grace_period: u32,
+    /// How much more than its threshold is to be free once pods are evicted: SIGNAL=VALUE
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_minimum_reclaim: Reclaims,
+    /// How long the node says that it runs short after it did last
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    eviction_pressure_transition_period: Duration,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
@@ -184,6 +201,7 @@ impl Kubelet {
         ends: CancellationToken,
         tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
+        let thresholds = self.thresholds()?;
         let (to_files, files) = watch::channel(None);
         match &self.manifests {
             Some(dir) => {
@@ -197,7 +215,7 @@ impl Kubelet {
         let Some(kubeconfig) = &self.kubeconfig else {
             let objects = Objects::default();
             let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
-            let kubelet = kubelet.evicting(self.eviction_hard)?;
+            let kubelet = kubelet.evicting(thresholds)?;
             drop(to_files);
             kubelet.run(files, ends).await;
             return Ok(());
@@ -208,7 +226,7 @@ impl Kubelet {
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
         let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
-        let kubelet = kubelet.evicting(self.eviction_hard)?;
+        let kubelet = kubelet.evicting(thresholds.clone())?;
 
         let listen = Listen {
             address: self.listen,
@@ -218,13 +236,16 @@ impl Kubelet {
         let server = Server::bind(&kubelet, cluster.clone(), listen).await?;
         tracing::info!(address = %server.address(), "logs, exec and figures are served");
         let (uid, node_uid) = watch::channel(None);
+        let labels = BTreeMap::from_iter(self.node_labels);
+        let (own, follow) = OwnNode::of(cluster.clone(), &labels);
         let register = Register {
             cluster: cluster.clone(),
             runtime,
             config: config.clone(),
-            labels: BTreeMap::from_iter(self.node_labels),
+            labels,
             taints: self.register_with_taints,
-            thresholds: self.eviction_hard,
+            thresholds,
+            pressed: kubelet.pressed(),
             port: server.address().port(),
             uid,
         };
@@ -245,14 +266,34 @@ impl Kubelet {
         let (to_desired, desired) = watch::channel(None);
         tasks.spawn(recording);
         tasks.spawn(register.run());
+        tasks.spawn(follow);
         tasks.spawn(server.run());
         tasks.spawn(source.run(to_known));
         tasks.spawn(mirrors.run());
         tasks.spawn(join(files, known.clone(), to_desired));
         tasks.spawn(statuses.clone().run());
-        kubelet.in_cluster(statuses, known).run(desired, ends).await;
+        kubelet
+            .in_cluster(statuses, known, own)
+            .run(desired, ends)
+            .await;
         drop(to_files);
         Ok(())
+    }
+
+    fn thresholds(&self) -> Result<Thresholds, Error> {
+        let (hard, soft) = (&self.eviction_hard, &self.eviction_soft);
+        let (graces, reclaims) = (
+            &self.eviction_soft_grace_period,
+            &self.eviction_minimum_reclaim,
+        );
+        let mut thresholds =
+            Thresholds::new(hard, soft, graces, reclaims).map_err(|why| Error::Invalid {
+                what: "cannot use --eviction-soft".into(),
+                why,
+            })?;
+        thresholds.max_pod_grace = Duration::from_secs(self.eviction_max_pod_grace_period.into());
+        thresholds.transition = self.eviction_pressure_transition_period;
+        Ok(thresholds)
     }
 
     fn certificate(&self) -> Certificate {

@@ -13,9 +13,9 @@ use k8s_openapi::{
 };
 
 use crate::{
-    Division, NodeFacts,
+    Division, NodeFacts, Thresholds,
+    admission::Pressure,
     division::Amounts,
-    eviction::Thresholds,
     machine::{Identity, Machine, architecture, binary},
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Looked<'a> {
     pub max_pods: usize,
     pub division: &'a Division,
     pub thresholds: &'a Thresholds,
+    /// What it runs short of.
+    pub pressure: Pressure,
     /// 0: nothing is served.
     pub port: u16,
     /// `berth://0.1.0`.
@@ -164,7 +166,7 @@ fn images(all: &[cri::Image]) -> Vec<ContainerImage> {
 }
 
 fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeCondition> {
-    let machine = looked.machine;
+    let short = looked.pressure;
     let pressure = |is: bool, kind, has: &'static str, lacks: &'static str, what: &str| {
         let (reason, text) = match is {
             true => (has, format!("kubelet has {what}")),
@@ -178,7 +180,7 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
     let ready = readiness(looked.runtime);
     vec![
         pressure(
-            machine.is_short_of_memory(looked.thresholds),
+            short.memory,
             "MemoryPressure",
             "KubeletHasInsufficientMemory",
             "KubeletHasSufficientMemory",
@@ -188,20 +190,20 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
             looked.now,
             before,
             "DiskPressure",
-            machine.fs.is_short(looked.thresholds),
-            if machine.fs.is_short(looked.thresholds) {
+            short.disk,
+            if short.disk {
                 "KubeletHasDiskPressure"
             } else {
                 "KubeletHasNoDiskPressure"
             },
-            if machine.fs.is_short(looked.thresholds) {
+            if short.disk {
                 "kubelet has disk pressure".into()
             } else {
                 "kubelet has no disk pressure".into()
             },
         ),
         pressure(
-            machine.is_short_of_pids(looked.thresholds),
+            short.pids,
             "PIDPressure",
             "KubeletHasInsufficientPID",
             "KubeletHasSufficientPID",
@@ -317,7 +319,7 @@ mod tests {
     }
 
     fn of(
-        machine: &Machine,
+        pressure: Pressure,
         runtime: Result<&cri::StatusResponse, &str>,
         before: &[NodeCondition],
         now: i64,
@@ -331,11 +333,12 @@ mod tests {
         status(
             &Looked {
                 facts: &facts,
-                machine,
+                machine: &machine(),
                 identity: &Identity::default(),
                 max_pods: 110,
                 division: &Division::default(),
                 thresholds: &Thresholds::default(),
+                pressure,
                 port: 10250,
                 runtime_version: "berth://0.1.0",
                 runtime,
@@ -378,7 +381,7 @@ mod tests {
     #[test]
     fn a_node_tells_what_it_has_and_how_it_does_kl_04() {
         let good = runtime(true);
-        let first = of(&machine(), Ok(&good), &[], 100);
+        let first = of(Pressure::default(), Ok(&good), &[], 100);
         let quantity = |all: &Option<Resources>, name: &str| all.as_ref().unwrap()[name].0.clone();
         assert_eq!(quantity(&first.capacity, "memory"), "8388608Ki");
         assert_eq!(quantity(&first.capacity, "hugepages-1Gi"), "1Gi");
@@ -395,17 +398,13 @@ mod tests {
         );
 
         let before = first.conditions.clone().unwrap();
-        let short = Machine {
-            memory_available: 50 << 20,
-            pids_used: 32700,
-            fs: Fs {
-                available: 1 << 30,
-                ..machine().fs
-            },
-            ..machine()
+        let short = Pressure {
+            memory: true,
+            disk: true,
+            pids: true,
         };
         let bad = runtime(false);
-        let second = of(&short, Ok(&bad), &before, 200);
+        let second = of(short, Ok(&bad), &before, 200);
         assert_eq!(is(&second, "Ready"), "False KubeletNotReady 200");
         assert_eq!(
             is(&second, "MemoryPressure"),
@@ -419,14 +418,14 @@ mod tests {
             is(&second, "PIDPressure"),
             "True KubeletHasInsufficientPID 200"
         );
-        let third = of(&machine(), Err("gone"), &before, 300);
+        let third = of(Pressure::default(), Err("gone"), &before, 300);
         assert_eq!(
             is(&third, "MemoryPressure"),
             "False KubeletHasSufficientMemory 100"
         );
         assert_eq!(is(&third, "Ready"), "False KubeletNotReady 300");
         // only the heartbeat: nothing to tell
-        let later = of(&machine(), Ok(&good), &before, 400);
+        let later = of(Pressure::default(), Ok(&good), &before, 400);
         assert_ne!(later, first);
         assert_eq!(without_heartbeat(&later), without_heartbeat(&first));
     }

@@ -157,6 +157,12 @@ impl Hierarchies {
         Ok(unmet)
     }
 
+    /// A file of it, where there is one.
+    pub fn read(&self, controller: &str, path: &str, file: &str) -> Option<String> {
+        let directory = self.controller(controller)?.directory(path);
+        fs::read_to_string(directory.join(file)).ok()
+    }
+
     /// The names of the cgroups right below, in any hierarchy.
     pub fn children(&self, path: &str) -> Vec<String> {
         let mut names: Vec<String> = self

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// The kernel's default for CPU bandwidth, and upstream's.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// From here on a number of v1 stands for "no limit": it has none of its own, and rounds the largest down to pages.
-const NO_LIMIT: u64 = 1 << 62;
+pub(super) const NO_LIMIT: u64 = 1 << 62;
 /// Memory is counted in pages, rounded down: Linux has none larger.
 const MAX_PAGE: u64 = 64 << 10;
 
