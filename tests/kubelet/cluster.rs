@@ -736,9 +736,12 @@ fn a_node_that_runs_short_evicts_who_uses_more_than_it_asked_for() -> Result<()>
         }
         // more than any machine has
         member.kubelet.kill_9();
-        member
-            .kubelet
-            .with_flag("--eviction-hard=memory.available<1Pi");
+        for flag in [
+            "--eviction-soft=memory.available<1Pi",
+            "--eviction-soft-grace-period=memory.available=0s",
+        ] {
+            member.kubelet.with_flag(flag);
+        }
         member.kubelet.spawn()?;
         let first = member
             .wait("pod", "greedy", "evicted", |it| {

@@ -12,8 +12,7 @@ fn a_static_pod_comes_in_order_and_goes_in_order_whatever_lies_beside_it_kl_02_r
 {
     Node::test(async |node| {
         let order = node.volume("order")?;
-        let root = node.own_cgroup_parent("kubepods");
-        let kubelet = Kubelet::start_with(node, &["--cgroup-root", &root])?;
+        let kubelet = Kubelet::start(node)?;
         // What is wrong with these stops nobody else.
         kubelet.put("broken.yaml", "kind: [Pod")?;
         kubelet.put(

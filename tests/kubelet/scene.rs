@@ -20,6 +20,8 @@ pub struct Kubelet {
     child: Option<Child>,
     command: Vec<String>,
     dir: PathBuf,
+    /// Of all its pods.
+    cgroup: String,
 }
 
 impl Kubelet {
@@ -45,12 +47,15 @@ impl Kubelet {
             at("logs"),
             "--node-name".into(),
             NODE.into(),
+            "--cgroup-root".into(),
+            node.cgroup_parent.clone(),
         ];
         let flags = flags.iter().map(ToString::to_string);
         let mut kubelet = Self {
             child: None,
             command: command.into_iter().chain(flags).collect(),
             dir,
+            cgroup: node.own_cgroup_parent("kubepods"),
         };
         kubelet.spawn()?;
         Ok(kubelet)
@@ -180,6 +185,8 @@ impl Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         self.kill_9();
+        // It keeps them for the next one. Those with processes are a failed test's.
+        let _ = berth_tests::cgroup::remove(&self.cgroup);
     }
 }
 

@@ -15,6 +15,7 @@
 pub(crate) mod fetch;
 mod mirrors;
 mod node_object;
+mod own;
 mod recorder;
 mod register;
 pub(crate) mod services;
@@ -32,6 +33,8 @@ use kube::{
 use crate::Error;
 
 pub use mirrors::Mirrors;
+pub use own::OwnNode;
+pub(crate) use own::Seen;
 pub use recorder::Recorder;
 pub use register::{Register, Taint};
 pub use source::{Known, Source};

@@ -38,6 +38,12 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("cannot {what} cgroup {path}: {why}")]
+    Cgroup {
+        what: &'static str,
+        path: String,
+        why: String,
+    },
     #[error("volume {name:?}: {why}")]
     Volume { name: String, why: String },
     #[error(

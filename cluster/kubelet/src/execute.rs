@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -47,9 +48,10 @@ impl Grace {
 /// Makes the sandbox, with its directories.
 pub(crate) async fn make_sandbox(
     node: &Inner,
-    pod: &Desired,
+    pod: &Arc<Desired>,
     attempt: u32,
 ) -> Result<String, Error> {
+    node.ensure_cgroup(pod, true).await?;
     // held until the sandbox has them, or has come to nothing
     let reserved = user_namespace::reserve(&node.runtime, pod).await?;
     let ids = reserved.as_ref().map(|it| it.0);
@@ -285,13 +287,18 @@ pub(crate) async fn end(
 }
 
 /// Removes all that there is of a pod that has ended: containers, sandboxes, volumes, logs.
-pub(crate) async fn remove(node: &Inner, pod: &Desired, observed: &Observed) -> Result<(), Error> {
+pub(crate) async fn remove(
+    node: &Inner,
+    pod: &Arc<Desired>,
+    observed: &Observed,
+) -> Result<(), Error> {
     for seen in &observed.containers {
         node.runtime.remove_container(&seen.id).await?;
     }
     for sandbox in &observed.sandboxes {
         node.runtime.remove_sandbox(&sandbox.id).await?;
     }
+    node.remove_cgroup(pod).await?;
     store::remove_tree(&node.log_dir(pod))?;
     // The last, since the pod is kept in it: a kubelet that is killed before finds what there is still to do.
     volume::tear_down(node, &pod.uid)

@@ -18,26 +18,40 @@ const YOUNGEST: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// When each image was first seen and last used, by its id.
-type Uses = BTreeMap<String, Use>;
+pub(crate) type Uses = BTreeMap<String, Use>;
 
 #[derive(Debug, Clone, Copy)]
-struct Use {
+pub(crate) struct Use {
     came: Instant,
     last: Instant,
 }
 
 /// Looks after the images until it is dropped.
 pub(crate) async fn keep(node: Node) {
-    let mut uses = Uses::new();
     loop {
-        if let Err(error) = look(&node, &mut uses).await {
+        if let Err(error) = look(&node, Wanted::Room).await {
             tracing::warn!(%error, "images are not looked after");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn look(node: &Node, uses: &mut Uses) -> Result<(), crate::Error> {
+/// Removes all that nobody uses, and that have not just come: the node runs short of disk.
+pub(crate) async fn remove_unused(node: &Node) -> Result<(), crate::Error> {
+    look(node, Wanted::All).await
+}
+
+/// How many are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// As many as there has to be room.
+    Room,
+    All,
+}
+
+async fn look(node: &Node, wanted: Wanted) -> Result<(), crate::Error> {
+    let mut uses = node.images.lock().await;
+    let uses = &mut *uses;
     let images = node.runtime.all_images().await?;
     let used: BTreeSet<String> = node
         .runtime
@@ -56,7 +70,10 @@ async fn look(node: &Node, uses: &mut Uses) -> Result<(), crate::Error> {
     let Some(dir) = node.runtime.image_fs().await? else {
         return Ok(());
     };
-    let mut excess = Fs::of(Path::new(&dir)).map_or(0, |fs| excess(&fs));
+    let mut excess = match wanted {
+        Wanted::Room => Fs::of(Path::new(&dir)).map_or(0, |fs| excess(&fs)),
+        Wanted::All => u64::MAX,
+    };
     for image in unused(uses, &images, &used, now) {
         if excess == 0 {
             break;
@@ -70,7 +87,7 @@ async fn look(node: &Node, uses: &mut Uses) -> Result<(), crate::Error> {
         uses.remove(&image.id);
         excess = excess.saturating_sub(image.size);
     }
-    if excess > 0 {
+    if excess > 0 && wanted == Wanted::Room {
         tracing::warn!(
             bytes = excess,
             "the disk of images fills up, and all that are left are used or new"

@@ -1,7 +1,7 @@
 //! The kubelet itself: pods as they should be on one side, their workers on the other.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     sync::Arc,
     time::Duration,
@@ -15,16 +15,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    API, Config, Desired, Error, Happening, Known, Level, Objects, Runtime, Statuses, Thresholds,
+    API, Config, Desired, Error, Happening, Known, Level, Objects, OwnNode, RUN, Runtime, Statuses,
+    Thresholds,
+    admission::{self, Around, Load, Pressed, Refused},
+    api::Seen,
+    cgroup::{self, Cgroups},
+    division::Amounts,
     events,
     eviction::{self, Evicted},
     images, keys,
+    machine::Machine,
     node::{Inner, Node},
     pod::is_path_component,
     rotation,
     store::{self, Lock},
     view::View,
-    worker::{self, Order},
+    worker::{self, Order, Why},
 };
 
 /// Changes in the runtime that wait to be passed on.
@@ -81,8 +87,10 @@ pub struct Kubelet {
     node: Node,
     workers: HashMap<String, Handle>,
     tasks: JoinSet<String>,
-    /// Refused for want of room, so that it is told of once.
-    no_room: HashSet<String>,
+    /// That may not begin here, as was told: until nobody wants them any more.
+    refused: HashMap<String, Arc<Desired>>,
+    own: OwnNode,
+    allocatable: Amounts,
     /// Deleted from the API and gone from here: until the API knows it, too.
     ended: HashSet<String>,
     cluster: Option<OfCluster>,
@@ -105,13 +113,22 @@ struct Handle {
     is_ending: bool,
     /// Of an end that was ordered: how long it may take.
     grace: Option<Duration>,
+    /// It makes room for another.
+    is_preempted: bool,
+}
+
+enum Admitted {
+    Now,
+    /// Once others have gone.
+    Later,
+    No(Refused),
 }
 
 impl Kubelet {
     /// Waits until the runtime answers.
     ///
     /// # Errors
-    /// The directory can't be made, or is another kubelet's.
+    /// The directory can't be made, or is another kubelet's; or there can be no cgroups as it is told to have them.
     pub async fn start(
         config: Config,
         runtime: Runtime,
@@ -120,14 +137,34 @@ impl Kubelet {
     ) -> Result<Self, Error> {
         let lock = Lock::take(&config.kubelet_dir)?;
         store::make_dir(&config.kubelet_dir.join("pods"))?;
-        let runtime_name = loop {
-            match runtime.name().await {
-                Ok(name) => break name,
+        let (runtime_name, driver) = loop {
+            match tokio::try_join!(runtime.name(), runtime.cgroup_driver()) {
+                Ok(told) => break told,
                 Err(error) => tracing::warn!(%error, "waiting for the runtime"),
             }
             tokio::time::sleep(AGAIN).await;
         };
+        let machine = Machine::now(&config.kubelet_dir);
+        let capacity = Amounts::capacity(&machine, &config.node, config.max_pods);
+        let allocatable = config
+            .division
+            .allocatable(&capacity, &Thresholds::default());
+        let cgroups = match &config.cgroup_root {
+            Some(root) => {
+                let driver = driver.unwrap_or(config.cgroup_driver);
+                let sizes = machine.huge_pages.iter().map(|(size, _)| *size).collect();
+                let division = &config.division;
+                let all = division.limits(&capacity);
+                let cgroups = Cgroups::new(driver, root, all, division.pod_max_pids, sizes)?;
+                Some(Arc::new(cgroups))
+            }
+            None => None,
+        };
+        let own = OwnNode::alone(&config.node.name, &BTreeMap::new());
         let node = Arc::new(Inner {
+            cgroups,
+            pressed: Pressed::default(),
+            images: Default::default(),
             config,
             runtime,
             objects,
@@ -139,7 +176,9 @@ impl Kubelet {
             node,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
-            no_room: HashSet::new(),
+            refused: HashMap::new(),
+            own,
+            allocatable,
             ended: HashSet::new(),
             cluster: None,
             thresholds: Thresholds::default(),
@@ -147,22 +186,37 @@ impl Kubelet {
         })
     }
 
-    /// Has `statuses` told of pods that end, and ends what nobody wants only once a server has said what is wanted.
+    /// Has `statuses` told of pods that end, and ends what nobody wants only once a server has said what is wanted. Pods are admitted by what others
+    /// say of the node.
     #[must_use]
     pub fn in_cluster(
         mut self,
         statuses: Arc<Statuses>,
         known: watch::Receiver<Option<Known>>,
+        own: OwnNode,
     ) -> Self {
+        self.own = own;
         self.cluster = Some(OfCluster { statuses, known });
         self
     }
 
     /// When pods are evicted, instead of by default.
-    #[must_use]
-    pub fn evicting(mut self, thresholds: Thresholds) -> Self {
+    ///
+    /// # Errors
+    /// Less is left for pods than nothing.
+    pub fn evicting(mut self, thresholds: Thresholds) -> Result<Self, Error> {
+        let config = &self.node.config;
+        let machine = Machine::now(&config.kubelet_dir);
+        let capacity = Amounts::capacity(&machine, &config.node, config.max_pods);
+        config.division.check(&capacity, &thresholds)?;
+        self.allocatable = config.division.allocatable(&capacity, &thresholds);
         self.thresholds = thresholds;
-        self
+        Ok(self)
+    }
+
+    /// What the node runs short of, as far as this kubelet has found.
+    pub fn pressed(&self) -> Pressed {
+        self.node.pressed.clone()
     }
 
     pub(crate) fn node(&self) -> Node {
@@ -180,18 +234,19 @@ impl Kubelet {
         let mut beside = JoinSet::new();
         beside.spawn(events::watch(self.node.runtime.clone(), changes));
         beside.spawn(rotation::keep(self.node.clone()));
+        beside.spawn(cgroup::keep(self.node.clone()));
         let (evicts, mut evicted) = mpsc::channel(1);
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {
             beside.spawn(images::keep(self.node.clone()));
-            let watches = eviction::watch(self.node.clone(), self.thresholds, evicts);
+            let watches = eviction::watch(self.node.clone(), self.thresholds.clone(), evicts);
             beside.spawn(watches);
         }
         let mut wanted = desired.borrow_and_update().clone();
-        let (mut is_open, mut is_adopted) = (true, false);
+        let (mut is_open, mut is_adopted, mut is_waiting) = (true, false, false);
         loop {
             if let Some(wanted) = &wanted {
-                self.reconcile(wanted);
+                is_waiting = self.reconcile(wanted).await;
                 if !is_adopted && self.is_certain() {
                     is_adopted = self.end_orphans(wanted).await;
                 }
@@ -212,7 +267,7 @@ impl Kubelet {
                 }
                 Some(evicted) = evicted.recv() => self.evict(evicted),
                 Some(done) = self.tasks.join_next() => self.done(done),
-                () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
+                () = tokio::time::sleep(AGAIN), if (is_waiting || !is_adopted) && wanted.is_some() => {}
             }
         }
         beside.shutdown().await;
@@ -223,10 +278,10 @@ impl Kubelet {
         let Some(handle) = self.workers.get(&evicted.uid).filter(|it| !it.is_ending) else {
             return;
         };
-        let (pod, message) = (handle.pod.clone(), evicted.message);
+        let (pod, why) = (handle.pod.clone(), evicted.why);
         self.node
-            .tell(Level::Warning, &pod, "", "Evicted", message.clone());
-        let _ = handle.orders.send(Order::Evict { pod, message });
+            .tell(Level::Warning, &pod, "", why.reason, why.message.clone());
+        let _ = handle.orders.send(Order::Evict { pod, why });
     }
 
     /// Whether all that is wanted is known: what was only remembered, while a server is away, is no reason to end anything.
@@ -260,10 +315,20 @@ impl Kubelet {
         }
     }
 
-    /// Gives each worker its order, and a worker to each pod that has none.
-    fn reconcile(&mut self, wanted: &[Arc<Desired>]) {
+    /// Gives each worker its order, and a worker to each pod that has none and may begin. Whether one waits until others have made room for it.
+    async fn reconcile(&mut self, wanted: &[Arc<Desired>]) -> bool {
         let uids: BTreeSet<&str> = wanted.iter().map(|pod| pod.uid.as_str()).collect();
         self.ended.retain(|uid| uids.contains(uid.as_str()));
+        let cluster = self.cluster.as_ref();
+        self.refused.retain(|uid, pod| {
+            let is_wanted = uids.contains(uid.as_str());
+            // of others the end is told once they have been ended
+            if let Some(cluster) = cluster.filter(|_| !is_wanted && pod.source != API) {
+                cluster.statuses.gone(pod);
+            }
+            is_wanted
+        });
+        let mut new = Vec::new();
         for (uid, handle) in &mut self.workers {
             if !uids.contains(uid.as_str()) && !handle.is_ending {
                 handle.end(handle.pod.clone(), None);
@@ -301,10 +366,19 @@ impl Kubelet {
                 self.spawn(pod.clone(), order);
                 continue;
             }
+            // It was here before, and whoever was is not asked again.
+            let was_here = store::is_kept(&self.node, &pod.uid);
             // It was over before it came here, or all that there was of it is gone: it is not begun anew.
-            if is_over(pod) && store::kept_pod(&self.node, &pod.uid).is_none() {
+            if (is_over(pod) && !was_here) || self.refused.contains_key(&pod.uid) {
                 continue;
             }
+            new.push((!was_here, created(pod), pod.clone()));
+        }
+        // who was here, and then who was there first
+        new.sort_by_key(|(is_new, created, pod)| (*is_new, *created, pod.uid.clone()));
+        let mut load = None;
+        let mut is_waiting = false;
+        for (is_new, _, pod) in new {
             // Two with one name are one after the other.
             if self
                 .workers
@@ -313,22 +387,121 @@ impl Kubelet {
             {
                 continue;
             }
-            if self.workers.len() >= self.node.config.max_pods {
-                if self.no_room.insert(pod.uid.clone()) {
-                    let message = format!(
-                        "the node has room for {} pods, and has them",
-                        self.node.config.max_pods
-                    );
-                    self.node
-                        .tell(Level::Warning, pod, "", "OutOfpods", &message);
-                    if let Some(cluster) = self.cluster.as_ref().filter(|_| pod.source == API) {
-                        cluster.statuses.refused(pod, "OutOfpods", message);
+            // Somebody runs it by hand, and it is the only one.
+            if is_new && pod.source != RUN {
+                let load = load.get_or_insert_with(|| self.load());
+                match self.admit(&pod, load).await {
+                    Admitted::Now => load.add(&pod),
+                    Admitted::Later => {
+                        is_waiting = true;
+                        continue;
+                    }
+                    Admitted::No(refused) => {
+                        self.refuse(&pod, &refused);
+                        continue;
                     }
                 }
-                continue;
             }
-            self.no_room.remove(&pod.uid);
-            self.spawn(pod.clone(), Order::Keep(pod.clone()));
+            self.spawn(pod.clone(), Order::Keep(pod));
+        }
+        is_waiting
+    }
+
+    /// What the pods that are here ask for: all that are not over, also those that end.
+    fn load(&self) -> Load {
+        let handles = self.workers.values();
+        let here = handles.filter(|handle| !self.node.view.is_over(&handle.pod.uid));
+        Load::of(here.map(|handle| handle.pod.as_ref()))
+    }
+
+    async fn admit(&mut self, pod: &Arc<Desired>, load: &Load) -> Admitted {
+        let pressure = self.node.pressed.now();
+        let ask = |seen: &Seen| {
+            admission::admit(
+                pod,
+                &Around {
+                    node: &self.node.config.node.name,
+                    labels: &seen.labels,
+                    taints: &seen.taints,
+                    allocatable: &self.allocatable,
+                    load,
+                    pressure,
+                },
+            )
+        };
+        let refused = match ask(&self.own.seen()) {
+            Ok(()) => return Admitted::Now,
+            Err(refused) if refused.reason == admission::NODE_AFFINITY => {
+                match ask(&self.own.look().await) {
+                    Ok(()) => return Admitted::Now,
+                    Err(refused) => refused,
+                }
+            }
+            Err(refused) => refused,
+        };
+        if refused.lacks.is_empty() || !admission::is_critical(pod) {
+            return Admitted::No(refused);
+        }
+        self.make_room(pod, refused)
+    }
+
+    /// For what the node can't be without others go.
+    fn make_room(&mut self, pod: &Desired, refused: Refused) -> Admitted {
+        let handles = || {
+            let handles = self.workers.values();
+            handles.filter(|handle| !self.node.view.is_over(&handle.pod.uid))
+        };
+        // who goes already has not gone yet
+        if handles().any(|handle| handle.is_preempted) {
+            return Admitted::Later;
+        }
+        let others: Vec<&Desired> = handles()
+            .filter(|handle| !handle.is_ending)
+            .map(|handle| handle.pod.as_ref())
+            .collect();
+        let Some(gone) = admission::preempted(pod, &others, &refused.lacks) else {
+            let message = format!(
+                "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: no set of \
+                 running pods found to reclaim resources: {}",
+                refused.message
+            );
+            return Admitted::No(Refused {
+                reason: "UnexpectedAdmissionError".into(),
+                message,
+                lacks: Vec::new(),
+            });
+        };
+        let gone: Vec<String> = gone.iter().map(|pod| pod.uid.clone()).collect();
+        for uid in gone {
+            if let Some(handle) = self.workers.get_mut(&uid) {
+                handle.is_preempted = true;
+            }
+            let why = Why {
+                reason: "Preempting",
+                message: "Preempted in order to admit critical pod".into(),
+                disrupts: Some(
+                    "Pod was preempted by Kubelet to accommodate a critical pod.".into(),
+                ),
+                grace: None,
+            };
+            self.evict(Evicted { uid, why });
+        }
+        Admitted::Later
+    }
+
+    /// It won't begin here; that is told once.
+    fn refuse(&mut self, pod: &Arc<Desired>, refused: &Refused) {
+        self.refused.insert(pod.uid.clone(), pod.clone());
+        self.node.tell(
+            Level::Warning,
+            pod,
+            "",
+            admission::event(&refused.reason),
+            &refused.message,
+        );
+        if let Some(cluster) = &self.cluster {
+            let message = format!("Pod was rejected: {}", refused.message);
+            cluster.statuses.refused(pod, &refused.reason, message);
         }
     }
 
@@ -352,6 +525,7 @@ impl Kubelet {
             wake,
             is_ending,
             grace,
+            is_preempted: false,
         };
         self.workers.insert(handle.pod.uid.clone(), handle);
     }
@@ -411,6 +585,12 @@ impl Handle {
         self.pod = pod.clone();
         let _ = self.orders.send(Order::End { grace, pod });
     }
+}
+
+/// Seconds since the epoch.
+fn created(pod: &Desired) -> i64 {
+    let time = pod.pod.metadata.creation_timestamp.as_ref();
+    time.map_or(0, |time| time.0.as_second())
 }
 
 /// By what a server has been told of it.

@@ -11,8 +11,12 @@
 //! Invariant: what a pod's worker does next hangs on what it was asked for and what the runtime says is there, not on what it remembers:
 //! so a kubelet that was killed goes on where it was, and restarts nothing. What it does remember (back-off, probes) may be lost.
 
+mod admission;
+mod amounts;
 mod api;
 mod backoff;
+mod cgroup;
+mod division;
 mod error;
 mod events;
 mod eviction;
@@ -39,8 +43,10 @@ mod runtime;
 mod server;
 mod source;
 mod status;
+mod storage;
 mod store;
 mod terminate;
+mod thresholds;
 mod translate;
 mod unbuilt;
 mod user_namespace;
@@ -48,9 +54,11 @@ mod view;
 mod volume;
 mod worker;
 
-pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
+pub use admission::Pressed;
+pub use api::{API, Cluster, Known, Mirrors, OwnNode, Recorder, Register, Source, Statuses, Taint};
+pub use cgroup::CgroupDriver;
+pub use division::{Division, Enforced, Reserved};
 pub use error::Error;
-pub use eviction::Thresholds;
 pub use happening::{Happening, Level};
 pub use kubelet::{Kubelet, Told};
 pub use node::{Config, NodeFacts};
@@ -60,4 +68,5 @@ pub use problem::Problem;
 pub use runtime::{Puller, Runtime};
 pub use server::{Certificate, Listen, Server};
 pub use source::{Directory, join};
+pub use thresholds::{Graces, Levels, Reclaims, Thresholds, duration};
 pub use volume::remove_kubelet_dir;

@@ -2,8 +2,6 @@
 
 use std::{fs, path::Path};
 
-use crate::eviction::Thresholds;
-
 /// Bytes, where not told otherwise; 0: not known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Machine {
@@ -38,10 +36,10 @@ impl Fs {
         })
     }
 
-    pub fn is_short(&self, thresholds: &Thresholds) -> bool {
-        let short = |left: u64, all: u64, percent: u64| all > 0 && left * 100 < all * percent;
-        short(self.available, self.bytes, thresholds.fs_percent)
-            || short(self.inodes_free, self.inodes, thresholds.inodes_percent)
+    /// Whether two directories lie on different ones.
+    pub fn is_another(one: &Path, other: &Path) -> bool {
+        let device = |path| rustix::fs::stat(path).ok().map(|it| it.st_dev);
+        matches!((device(one), device(other)), (Some(one), Some(other)) if one != other)
     }
 }
 
@@ -73,15 +71,6 @@ impl Machine {
             huge_pages: huge_pages(),
         }
     }
-
-    pub fn is_short_of_memory(&self, thresholds: &Thresholds) -> bool {
-        self.memory > 0 && self.memory_available < thresholds.memory_bytes
-    }
-
-    pub fn is_short_of_pids(&self, thresholds: &Thresholds) -> bool {
-        let left = self.pids.saturating_sub(self.pids_used);
-        self.pids > 0 && left * 100 < self.pids * thresholds.pids_percent
-    }
 }
 
 fn huge_pages() -> Vec<(u64, u64)> {
@@ -103,6 +92,16 @@ fn huge_pages() -> Vec<(u64, u64)> {
         .collect();
     all.sort_unstable();
     all
+}
+
+/// As people write it: `2Mi`, `1Gi`, `0`.
+pub(crate) fn binary(bytes: u64) -> String {
+    for (unit, shift) in [("Gi", 30), ("Mi", 20), ("Ki", 10)] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
 }
 
 /// Who the machine is, in files that most systems have.
@@ -167,34 +166,5 @@ mod tests {
         assert!(machine.pids_used > 0);
         let identity = Identity::of_this_machine();
         assert!(!identity.boot_id.is_empty() && !identity.kernel.is_empty());
-    }
-
-    #[test]
-    fn a_file_system_is_short_of_bytes_or_of_inodes() {
-        let fs = |available, inodes_free| Fs {
-            bytes: 1000,
-            available,
-            inodes: 1000,
-            inodes_free,
-        };
-        for (available, inodes, short) in [
-            (500, 500, false),
-            (100, 50, false),
-            (99, 500, true),
-            (500, 49, true),
-        ] {
-            assert_eq!(
-                fs(available, inodes).is_short(&Thresholds::default()),
-                short,
-                "{available} {inodes}"
-            );
-        }
-        // some have no inodes to count
-        let btrfs = Fs {
-            inodes: 0,
-            inodes_free: 0,
-            ..fs(500, 0)
-        };
-        assert!(!btrfs.is_short(&Thresholds::default()));
     }
 }

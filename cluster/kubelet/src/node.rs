@@ -7,7 +7,10 @@ use std::{
 
 use k8s_openapi::api::core::v1::PodStatus;
 
-use crate::{Desired, Happening, Level, Objects, Role, Runtime, Told, view::View};
+use crate::{
+    CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
+    admission::Pressed, cgroup::Cgroups, images::Uses, view::View,
+};
 
 /// How this node is set up.
 #[derive(Debug, Clone)]
@@ -16,8 +19,12 @@ pub struct Config {
     pub kubelet_dir: PathBuf,
     /// Upstream's `/var/log/pods`.
     pub logs_dir: PathBuf,
-    /// Below which pods' cgroups are, by their class; empty: where the runtime puts them.
-    pub cgroup_root: String,
+    /// Below which pods' cgroups are, by their class (`/`: the root of the hierarchies); none: the runtime puts them where it likes, without limits of
+    /// the node.
+    pub cgroup_root: Option<String>,
+    /// Where the runtime does not tell which it has.
+    pub cgroup_driver: CgroupDriver,
+    pub division: Division,
     /// Pods of other kubelets in the same runtime are let be; those of a source that no longer names them are ended, if this kubelet is what
     /// keeps the source.
     pub source: &'static str,
@@ -77,6 +84,12 @@ pub(crate) struct Inner {
     /// `berth`, `containerd`: in front of containers' ids.
     pub runtime_name: String,
     pub view: View,
+    /// None: they are the runtime's alone.
+    pub cgroups: Option<Arc<Cgroups>>,
+    /// What it runs short of.
+    pub pressed: Pressed,
+    /// Since when each image was not used.
+    pub images: tokio::sync::Mutex<Uses>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -102,6 +115,31 @@ impl Inner {
 
     pub fn kubelet_dir(&self) -> &Path {
         &self.config.kubelet_dir
+    }
+
+    /// The pod's cgroup is there, with the pod's limits. `anew`: somebody may have removed it, also where the pod is as it was.
+    pub async fn ensure_cgroup(&self, pod: &Arc<Desired>, anew: bool) -> Result<(), Error> {
+        let Some(cgroups) = self.cgroups.clone().filter(|it| anew || !it.knows(pod)) else {
+            return Ok(());
+        };
+        let pod = pod.clone();
+        let path = cgroups.parent_of(&pod);
+        match tokio::task::spawn_blocking(move || cgroups.ensure(&pod)).await {
+            Ok(done) => done,
+            Err(error) => Err(broken("make", path, &error)),
+        }
+    }
+
+    pub async fn remove_cgroup(&self, pod: &Arc<Desired>) -> Result<(), Error> {
+        let Some(cgroups) = self.cgroups.clone() else {
+            return Ok(());
+        };
+        let pod = pod.clone();
+        let path = cgroups.parent_of(&pod);
+        match tokio::task::spawn_blocking(move || cgroups.remove(&pod)).await {
+            Ok(done) => done,
+            Err(error) => Err(broken("remove", path, &error)),
+        }
     }
 
     /// What is new of a pod.
@@ -136,6 +174,14 @@ impl Inner {
     }
 }
 
+fn broken(what: &'static str, path: String, error: &tokio::task::JoinError) -> Error {
+    Error::Cgroup {
+        what,
+        path,
+        why: error.to_string(),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -148,11 +194,15 @@ pub(crate) mod tests {
             .build()
             .unwrap();
         let _entered = runtime.enter();
+        let limits = Default::default();
+        let cgroups = Cgroups::new(CgroupDriver::Cgroupfs, "/", limits, None, Vec::new()).unwrap();
         Arc::new(Inner {
             config: Config {
                 kubelet_dir: dir.into(),
                 logs_dir: "/logs".into(),
-                cgroup_root: "/kubepods".into(),
+                cgroup_root: None,
+                cgroup_driver: CgroupDriver::Cgroupfs,
+                division: Division::default(),
                 source: "run",
                 max_pods: 10,
                 cluster_dns: Vec::new(),
@@ -164,6 +214,9 @@ pub(crate) mod tests {
             told: Told::default(),
             runtime_name: "berth".into(),
             view: View::default(),
+            cgroups: Some(Arc::new(cgroups)),
+            pressed: Pressed::default(),
+            images: Default::default(),
         })
     }
 }

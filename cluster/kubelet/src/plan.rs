@@ -6,7 +6,7 @@
 //!      └───────────────── the sandbox has died ───────────────────────────┘
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::PodStatus;
 
@@ -15,6 +15,7 @@ use crate::{
     observed::{Observed, Sandbox, Seen, State},
     pod::{ContainerSpec, Desired, RUN, RestartPolicy, Role},
     probe::Health,
+    status::DISRUPTION,
 };
 
 /// What the plan is made with beside the pod itself. Times are nanoseconds since the epoch.
@@ -70,7 +71,19 @@ pub(crate) enum Over {
     /// `activeDeadlineSeconds` have passed.
     Deadline,
     /// The node could not bear it any more, and why.
-    Evicted(String),
+    Evicted(Why),
+}
+
+/// Why the node ends a pod that might have gone on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Why {
+    /// `Evicted`, `Preempting`.
+    pub reason: &'static str,
+    pub message: String,
+    /// What whoever has made the pod is told of the disruption; none: it was the pod's own doing.
+    pub disrupts: Option<String>,
+    /// How long it has to end, at most; none: as long as it asks for.
+    pub grace: Option<Duration>,
 }
 
 /// Whether a container of the pod was there when this was told.
@@ -85,8 +98,21 @@ impl Over {
     pub fn told(status: &PodStatus) -> Option<Self> {
         match (status.phase.as_deref(), status.reason.as_deref()) {
             (Some("Failed"), Some("DeadlineExceeded")) => Some(Self::Deadline),
-            (Some("Failed"), Some("Evicted")) => {
-                Some(Self::Evicted(status.message.clone().unwrap_or_default()))
+            (Some("Failed"), Some(reason @ ("Evicted" | "Preempting"))) => {
+                let conditions = status.conditions.iter().flatten();
+                let mut disruption = conditions.filter(|one| one.type_ == DISRUPTION);
+                Some(Self::Evicted(Why {
+                    reason: if reason == "Evicted" {
+                        "Evicted"
+                    } else {
+                        "Preempting"
+                    },
+                    message: status.message.clone().unwrap_or_default(),
+                    disrupts: disruption
+                        .next()
+                        .map(|it| it.message.clone().unwrap_or_default()),
+                    grace: Some(Duration::ZERO),
+                }))
             }
             (Some("Failed" | "Succeeded"), _) => Some(Self::Ended),
             _ => None,

@@ -25,6 +25,8 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    pub const ALL: [Self; 3] = [Self::Guaranteed, Self::Burstable, Self::BestEffort];
+
     pub fn of(pod: &Desired) -> Self {
         let (mut any, mut guaranteed) = (false, true);
         // those for a look have no resources
@@ -61,16 +63,6 @@ impl Class {
             Self::Guaranteed => "Guaranteed",
             Self::Burstable => "Burstable",
             Self::BestEffort => "BestEffort",
-        }
-    }
-
-    /// Below `root`, as upstream with the cgroupfs driver.
-    pub fn cgroup_parent(self, root: &str, uid: &str) -> String {
-        let root = root.trim_end_matches('/');
-        match self {
-            Self::Guaranteed => format!("{root}/pod{uid}"),
-            Self::Burstable => format!("{root}/burstable/pod{uid}"),
-            Self::BestEffort => format!("{root}/besteffort/pod{uid}"),
         }
     }
 
@@ -137,45 +129,23 @@ mod tests {
     use crate::pod::tests::pod;
 
     #[test]
-    fn classes_and_their_scores_and_cgroups() {
+    fn classes_and_their_scores() {
         let memory = 10 << 30;
-        for (resources, class, score, cgroup) in [
-            ("{}", "BestEffort", 1000, "/k/besteffort/poduid-1"),
-            (
-                "{limits: {cpu: 1, memory: 1Gi}}",
-                "Guaranteed",
-                -997,
-                "/k/poduid-1",
-            ),
+        for (resources, class, score) in [
+            ("{}", "BestEffort", 1000),
+            ("{limits: {cpu: 1, memory: 1Gi}}", "Guaranteed", -997),
             (
                 "{requests: {cpu: 1, memory: 1Gi}, limits: {cpu: 1000m, memory: 1024Mi}}",
                 "Guaranteed",
                 -997,
-                "/k/poduid-1",
             ),
-            (
-                "{requests: {memory: 1Gi}}",
-                "Burstable",
-                900,
-                "/k/burstable/poduid-1",
-            ),
-            (
-                "{requests: {memory: 20Gi}}",
-                "Burstable",
-                3,
-                "/k/burstable/poduid-1",
-            ),
-            (
-                "{limits: {cpu: 500m}}",
-                "Burstable",
-                999,
-                "/k/burstable/poduid-1",
-            ),
+            ("{requests: {memory: 1Gi}}", "Burstable", 900),
+            ("{requests: {memory: 20Gi}}", "Burstable", 3),
+            ("{limits: {cpu: 500m}}", "Burstable", 999),
             (
                 "{limits: {cpu: 0, ephemeral-storage: 1Gi}}",
                 "BestEffort",
                 1000,
-                "/k/besteffort/poduid-1",
             ),
         ] {
             let pod = pod(&format!(
@@ -194,7 +164,6 @@ mod tests {
                 score,
                 "{resources}"
             );
-            assert_eq!(it.cgroup_parent("/k/", &pod.uid), cgroup);
         }
         let whole = pod(
             "  resources: {requests: {memory: 1Gi}, limits: {memory: 2Gi}}\n  containers: [{name: a, image: x, resources: {limits: {cpu: 1, memory: 1Gi}}}]",

@@ -1,12 +1,23 @@
-//! Logs of containers are bounded: one that has grown is put aside and the runtime writes a new one; the oldest go.
+//! Logs of containers are bounded: one that has grown is put aside and the runtime writes a new one; those that were put aside before are compressed, as
+//! upstream does, and the oldest go.
 //!
 //! All is done beneath the directory of logs, through no link: a pod may have that directory mounted (SEC-KUB-04).
 
-use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::{self, BufWriter, Read, Write},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::Path,
+    time::Duration,
+};
 
+use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, renameat, statat, unlinkat},
+    fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat,
+        unlinkat,
+    },
     io::Errno,
 };
 
@@ -16,6 +27,10 @@ use crate::node::Node;
 const MOST_BYTES: u64 = 10 << 20;
 const MOST_FILES: usize = 5;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What is longer stays as it is: it has grown while nobody looked, or was put there.
+const MOST_COMPRESSED: u64 = 1 << 30;
+const COMPRESSED: &str = ".gz";
+const UNFINISHED: &str = ".tmp";
 
 /// Looks after the logs of all containers that run, until it is dropped.
 pub(crate) async fn keep(node: Node) {
@@ -92,14 +107,24 @@ fn turn(root: &Path, dir: &Path, name: &str, most_bytes: u64) -> io::Result<Opti
             .strip_prefix(name)
             .is_some_and(|rest| rest.starts_with('.'))
         {
-            old.push(file);
+            match file.ends_with(UNFINISHED) {
+                true => unlinkat(&dir, file.as_str(), AtFlags::empty())?,
+                false => old.push(file),
+            }
         }
     }
     // By their names they are in the order of their time. The one that is written and the one that is put aside now count, too.
     old.sort();
     let keep = MOST_FILES - 2;
-    for file in &old[..old.len().saturating_sub(keep)] {
+    let (excess, kept) = old.split_at(old.len().saturating_sub(keep));
+    for file in excess {
         unlinkat(&dir, file.as_str(), AtFlags::empty())?;
+    }
+    for file in kept.iter().filter(|it| !it.ends_with(COMPRESSED)) {
+        // it is no less a log for not being smaller
+        if let Err(error) = compress(&dir, file) {
+            tracing::warn!(file, %error, "an old log is not compressed");
+        }
     }
     let now = Timestamp::now().strftime("%Y%m%d-%H%M%S%.6f").to_string();
     let aside = format!("{name}.{now}");
@@ -111,6 +136,35 @@ fn turn(root: &Path, dir: &Path, name: &str, most_bytes: u64) -> io::Result<Opti
     }))
 }
 
+/// Only a plain file with one name: what else has its name is somebody else's.
+fn compress(dir: &OwnedFd, name: &str) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let from = File::from(openat(dir, name, flags, Mode::empty())?);
+    let metadata = from.metadata()?;
+    if !metadata.is_file() || metadata.nlink() != 1 || metadata.len() > MOST_COMPRESSED {
+        return Ok(());
+    }
+    let unfinished = format!("{name}{UNFINISHED}");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(metadata.mode() & 0o777);
+    let to = File::from(openat(dir, unfinished.as_str(), flags, mode)?);
+    let done = write_compressed(from, to).and_then(|()| {
+        let finished = format!("{name}{COMPRESSED}");
+        renameat(dir, unfinished.as_str(), dir, finished.as_str())?;
+        Ok(unlinkat(dir, name, AtFlags::empty())?)
+    });
+    if done.is_err() {
+        let _ = unlinkat(dir, unfinished.as_str(), AtFlags::empty());
+    }
+    done
+}
+
+fn write_compressed(from: File, to: File) -> io::Result<()> {
+    let mut encoder = GzEncoder::new(BufWriter::new(to), Compression::default());
+    io::copy(&mut from.take(MOST_COMPRESSED), &mut encoder)?;
+    encoder.finish()?.flush()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -118,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_has_grown_is_put_aside_and_the_oldest_go() {
+    fn a_log_that_has_grown_is_put_aside_and_the_old_are_compressed_and_go() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("pod/c");
         fs::create_dir_all(&dir).unwrap();
@@ -142,10 +196,15 @@ mod tests {
         // with the one that is written next they are five
         let left = files();
         assert_eq!(left.len(), MOST_FILES - 1, "{left:?}");
-        assert_eq!(
-            fs::read_to_string(dir.join(&left[0])).unwrap(),
-            "long enough 4"
-        );
+        let (last, old) = left.split_last().unwrap();
+        assert_eq!(fs::read_to_string(dir.join(last)).unwrap(), "long enough 7");
+        for (file, round) in old.iter().zip(4..) {
+            assert!(file.ends_with(".gz"), "{left:?}");
+            let mut text = String::new();
+            let mut decoder = flate2::read::GzDecoder::new(fs::File::open(dir.join(file)).unwrap());
+            decoder.read_to_string(&mut text).unwrap();
+            assert_eq!(text, format!("long enough {round}"));
+        }
         fs::write(dir.join("0.log"), "long enough 8").unwrap();
         turn().unwrap().undo();
         assert_eq!(
@@ -169,5 +228,15 @@ mod tests {
                 .is_none()
         );
         assert!(away.path().join("0.log").exists());
+        let old = "1.log.20000101-000000.000000";
+        std::os::unix::fs::symlink(away.path().join("0.log"), root.path().join("c").join(old))
+            .unwrap();
+        fs::write(root.path().join("c/1.log"), "long enough").unwrap();
+        assert!(
+            turn(root.path(), Path::new("c"), "1.log", 10)
+                .unwrap()
+                .is_some()
+        );
+        assert!(!root.path().join("c").join(format!("{old}.gz")).exists());
     }
 }

@@ -14,7 +14,7 @@ use k8s_openapi::{
 use crate::{
     node::NodeFacts,
     observed::{Observed, Seen, State},
-    plan::Over,
+    plan::{Over, Why},
     pod::{ContainerSpec, Desired, RestartPolicy, Role},
     probe::Health,
     qos::Class,
@@ -28,6 +28,9 @@ pub(crate) const OWN_CONDITIONS: [&str; 5] = [
     "ContainersReady",
     "PodScheduled",
 ];
+
+/// That a pod was ended for others' sake. The kubelet tells its own, and so do others.
+pub(crate) const DISRUPTION: &str = "DisruptionTarget";
 
 /// What a status is made of.
 #[derive(Debug)]
@@ -103,7 +106,7 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
-        Some(Over::Evicted(message)) => (Some("Evicted".to_owned()), Some(message.clone())),
+        Some(Over::Evicted(why)) => (Some(why.reason.to_owned()), Some(why.message.clone())),
         Some(Over::Ended) | None => (None, None),
     };
     PodStatus {
@@ -328,6 +331,14 @@ fn conditions(parts: &Parts<'_>, phase: Phase) -> Vec<PodCondition> {
         condition(parts, "ContainersReady", containers_ready),
         condition(parts, "PodScheduled", (true, "", String::new())),
     ];
+    if let Some(Over::Evicted(Why {
+        disrupts: Some(message),
+        ..
+    })) = parts.over
+    {
+        let told = (true, "TerminationByKubelet", message.clone());
+        all.push(condition(parts, DISRUPTION, told));
+    }
     // Those of others (gates, the scheduler) are kept as they were.
     let ours: Vec<_> = all.iter().map(|one| one.type_.clone()).collect();
     let before = parts

@@ -65,6 +65,11 @@ pub(crate) fn kept_pod(node: &Inner, uid: &str) -> Option<Kept> {
     read(&node.pod_dir(uid).join(POD))
 }
 
+/// Whether the pod has begun here.
+pub(crate) fn is_kept(node: &Inner, uid: &str) -> bool {
+    node.pod_dir(uid).join(POD).exists()
+}
+
 pub(crate) fn keep_status(node: &Inner, uid: &str, status: &PodStatus) -> Result<(), Error> {
     write(&node.pod_dir(uid).join(STATUS), status)
 }

@@ -53,6 +53,18 @@ impl View {
             .cloned()
     }
 
+    /// Whether it was told that it has ended, and that nothing of it runs.
+    pub fn is_over(&self, uid: &str) -> bool {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(uid).is_some_and(|shown| {
+            let status = &shown.status;
+            let lists = [&status.container_statuses, &status.init_container_statuses];
+            let mut containers = lists.into_iter().flatten().flatten();
+            matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))
+                && !containers.any(|one| one.state.as_ref().is_some_and(|it| it.running.is_some()))
+        })
+    }
+
     pub fn all(&self) -> Vec<Shown> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.values().cloned().collect()

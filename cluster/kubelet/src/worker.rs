@@ -31,6 +31,8 @@ use crate::{
 };
 use probing::{Probing, Scene};
 
+pub(crate) use crate::plan::Why;
+
 const SECOND: i64 = 1_000_000_000;
 /// Between two looks where nothing is heard, should a change ever be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -54,7 +56,7 @@ pub(crate) enum Order {
     /// End it at once, and tell why; it stays, as one that has failed.
     Evict {
         pod: Arc<Desired>,
-        message: String,
+        why: Why,
     },
     /// End it and take it away; within its own grace period, where no other is named.
     End {
@@ -79,7 +81,7 @@ pub(crate) struct Worker {
     /// What this kubelet has told, a server may not have heard of the last one.
     is_told: bool,
     /// Why it may not go on.
-    evicted: Option<String>,
+    evicted: Option<Why>,
     /// It was evicted, and nothing is left of it but what is told.
     is_empty: bool,
     volumes_made: Option<Instant>,
@@ -115,9 +117,9 @@ pub(crate) async fn run(
         let order = orders.borrow_and_update().clone();
         match order {
             Order::Keep(pod) => worker.keep(pod),
-            Order::Evict { pod, message } => {
+            Order::Evict { pod, why } => {
                 worker.keep(pod);
-                worker.evicted.get_or_insert(message);
+                worker.evicted.get_or_insert(why);
             }
             Order::End { grace, pod } => {
                 worker.keep(pod);
@@ -248,6 +250,7 @@ impl Worker {
             self.is_empty = true;
             return Ok(Some(LOOK_AGAIN));
         }
+        self.keep_cgroup(&observed, &plan).await;
         if plan.steps.is_empty() {
             execute::tidy(&self.node, &self.pod, &observed).await?;
             return Ok(Some(self.wait(&plan, now)));
@@ -356,6 +359,18 @@ impl Worker {
         Ok(observed)
     }
 
+    /// Of a pod that goes on, its limits as they are now; of one that is over, gone. What can't be done now is done later, by who looks after all.
+    async fn keep_cgroup(&self, observed: &Observed, plan: &Plan) {
+        let done = match (&plan.over, observed.ready_sandbox()) {
+            (None, Some(_)) => self.node.ensure_cgroup(&self.pod, false).await,
+            (Some(_), None) if plan.steps.is_empty() => self.node.remove_cgroup(&self.pod).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(pod = %self.pod.full_name(), %error, "the pod's cgroup is not as it should be");
+        }
+    }
+
     /// The last that is told. It is not kept: the same pod may come again before it has gone.
     fn tell_the_end(&self, observed: &Observed) {
         let last = self.status(observed, &BTreeMap::new(), Some(&Over::Ended));
@@ -420,10 +435,8 @@ impl Worker {
     async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
         match step {
             Step::End => {
-                let grace = match self.evicted {
-                    Some(_) => Duration::ZERO,
-                    None => self.pod.grace(),
-                };
+                let most = self.evicted.as_ref().and_then(|why| why.grace);
+                let grace = most.map_or(self.pod.grace(), |most| most.min(self.pod.grace()));
                 execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
             }
             Step::MakeSandbox { attempt } => {
@@ -437,15 +450,19 @@ impl Worker {
                         self.backoffs.forget(SANDBOX);
                     }
                     Err(error) => {
-                        let message = format!("Failed to create pod sandbox: {error}");
-                        self.node.tell(
-                            Level::Warning,
-                            &self.pod,
-                            "",
-                            "FailedCreatePodSandBox",
-                            &message,
-                        );
-                        self.failed(SANDBOX, "FailedCreatePodSandBox", message, None);
+                        let (reason, message) = match error {
+                            Error::Cgroup { .. } => (
+                                "FailedCreatePodContainer",
+                                format!("unable to ensure pod container exists: {error}"),
+                            ),
+                            _ => (
+                                "FailedCreatePodSandBox",
+                                format!("Failed to create pod sandbox: {error}"),
+                            ),
+                        };
+                        self.node
+                            .tell(Level::Warning, &self.pod, "", reason, &message);
+                        self.failed(SANDBOX, reason, message, None);
                     }
                 }
                 // its containers are another look's

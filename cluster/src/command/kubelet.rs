@@ -6,11 +6,13 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use berth_kubelet::{
-    Certificate, Cluster, Config, Directory, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
-    Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
+    Certificate, CgroupDriver, Cluster, Config, Directory, Division, Enforced, Graces,
+    Kubelet as Inner, Levels, Listen, Mirrors, NodeFacts, Objects, OwnNode, Reclaims, Recorder,
+    Register, Reserved, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, duration, join,
 };
 use clap::Args;
 use tokio::{sync::watch, task::JoinSet};
@@ -77,22 +79,58 @@ pub struct Kubelet {
     /// By which CA clients of the server are known (PEM); by default the API server's
     #[arg(long, value_name = "FILE")]
     client_ca_file: Option<PathBuf>,
-    /// Below which cgroup pods are, by their class of service; by default where the runtime puts them
-    #[arg(long, value_name = "CGROUP", default_value = "")]
+    /// Below which cgroup `kubepods` is, with all pods by their class of service
+    #[arg(long, value_name = "CGROUP", default_value = "/")]
     cgroup_root: String,
+    /// cgroupfs or systemd, where the runtime does not tell which it has
+    #[arg(long, value_name = "DRIVER", default_value = "cgroupfs")]
+    cgroup_driver: CgroupDriver,
+    /// What of the node the system keeps from pods: NAME=AMOUNT of cpu, memory, ephemeral-storage, pid
+    #[arg(long, value_name = "LIST", default_value = "")]
+    system_reserved: Reserved,
+    /// … and what the kubelet and the runtime keep
+    #[arg(long, value_name = "LIST", default_value = "")]
+    kube_reserved: Reserved,
+    /// pods: all of them together can't have what is reserved; none: they can
+    #[arg(long, value_name = "WHOM", default_value = "pods")]
+    enforce_node_allocatable: Enforced,
+    /// At most so many processes in a pod; -1: as many as all pods together may have
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = -1,
+        allow_negative_numbers = true
+    )]
+    pod_max_pids: i64,
     /// An address of the cluster's DNS (may be given several times); without one pods have the node's
     #[arg(long = "cluster-dns", value_name = "ADDRESS")]
     cluster_dns: Vec<String>,
     /// The cluster's domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// When pods are evicted: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, pid.available; the others as by default
+    /// When pods are evicted at once: SIGNAL<VALUE, of memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree,
+    /// pid.available; the others as by default
     #[arg(
         long,
         value_name = "LIST",
-        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<2%"
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<2%"
     )]
-    eviction_hard: Thresholds,
+    eviction_hard: Levels,
+    /// When pods are evicted where it lasts
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_soft: Levels,
+    /// How long each of these has to last: SIGNAL=TIME, as memory.available=1m30s
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_soft_grace_period: Graces,
+    /// How many seconds a pod has to end then, at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    eviction_max_pod_grace_period: u32,
+    /// How much more than its threshold is to be free once pods are evicted: SIGNAL=VALUE
+    #[arg(long, value_name = "LIST", default_value = "")]
+    eviction_minimum_reclaim: Reclaims,
+    /// How long the node says that it runs short after it did last
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    eviction_pressure_transition_period: Duration,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
@@ -133,7 +171,17 @@ impl Kubelet {
         Config {
             kubelet_dir: self.kubelet_dir.clone(),
             logs_dir: self.logs_dir.clone(),
-            cgroup_root: self.cgroup_root.clone(),
+            cgroup_root: Some(self.cgroup_root.clone()),
+            cgroup_driver: self.cgroup_driver,
+            division: Division {
+                system_reserved: self.system_reserved.clone(),
+                kube_reserved: self.kube_reserved.clone(),
+                enforced: self.enforce_node_allocatable,
+                // 0 is no limit, as upstream
+                pod_max_pids: u64::try_from(self.pod_max_pids)
+                    .ok()
+                    .filter(|most| *most > 0),
+            },
             source: "file",
             max_pods: self.max_pods,
             cluster_dns: self.cluster_dns.clone(),
@@ -149,6 +197,7 @@ impl Kubelet {
         ends: CancellationToken,
         tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
+        let thresholds = self.thresholds()?;
         let (to_files, files) = watch::channel(None);
         match &self.manifests {
             Some(dir) => {
@@ -162,6 +211,7 @@ impl Kubelet {
         let Some(kubeconfig) = &self.kubeconfig else {
             let objects = Objects::default();
             let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
+            let kubelet = kubelet.evicting(thresholds)?;
             drop(to_files);
             kubelet.run(files, ends).await;
             return Ok(());
@@ -172,6 +222,7 @@ impl Kubelet {
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
         let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
+        let kubelet = kubelet.evicting(thresholds.clone())?;
 
         let listen = Listen {
             address: self.listen,
@@ -181,13 +232,16 @@ impl Kubelet {
         let server = Server::bind(&kubelet, cluster.clone(), listen).await?;
         tracing::info!(address = %server.address(), "logs, exec and figures are served");
         let (uid, node_uid) = watch::channel(None);
+        let labels = BTreeMap::from_iter(self.node_labels);
+        let (own, follow) = OwnNode::of(cluster.clone(), &labels);
         let register = Register {
             cluster: cluster.clone(),
             runtime,
             config: config.clone(),
-            labels: BTreeMap::from_iter(self.node_labels),
+            labels,
             taints: self.register_with_taints,
-            thresholds: self.eviction_hard,
+            thresholds,
+            pressed: kubelet.pressed(),
             port: server.address().port(),
             uid,
         };
@@ -208,18 +262,34 @@ impl Kubelet {
         let (to_desired, desired) = watch::channel(None);
         tasks.spawn(recording);
         tasks.spawn(register.run());
+        tasks.spawn(follow);
         tasks.spawn(server.run());
         tasks.spawn(source.run(to_known));
         tasks.spawn(mirrors.run());
         tasks.spawn(join(files, known.clone(), to_desired));
         tasks.spawn(statuses.clone().run());
         kubelet
-            .in_cluster(statuses, known)
-            .evicting(self.eviction_hard)
+            .in_cluster(statuses, known, own)
             .run(desired, ends)
             .await;
         drop(to_files);
         Ok(())
+    }
+
+    fn thresholds(&self) -> Result<Thresholds, Error> {
+        let (hard, soft) = (&self.eviction_hard, &self.eviction_soft);
+        let (graces, reclaims) = (
+            &self.eviction_soft_grace_period,
+            &self.eviction_minimum_reclaim,
+        );
+        let mut thresholds =
+            Thresholds::new(hard, soft, graces, reclaims).map_err(|why| Error::Invalid {
+                what: "cannot use --eviction-soft".into(),
+                why,
+            })?;
+        thresholds.max_pod_grace = Duration::from_secs(self.eviction_max_pod_grace_period.into());
+        thresholds.transition = self.eviction_pressure_transition_period;
+        Ok(thresholds)
     }
 
     fn certificate(&self) -> Certificate {

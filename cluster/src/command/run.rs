@@ -19,7 +19,8 @@ use std::{
 };
 
 use berth_kubelet::{
-    Config, Desired, NodeFacts, Objects, Problem, Puller, RUN, RestartPolicy, Runtime,
+    CgroupDriver, Config, Desired, Division, NodeFacts, Objects, Problem, Puller, RUN,
+    RestartPolicy, Runtime,
     manifest::{self, MAX_BYTES, Origin},
 };
 use clap::{Args, ValueEnum};
@@ -290,7 +291,9 @@ fn config(kubelet_dir: PathBuf) -> Config {
     Config {
         kubelet_dir,
         logs_dir: LOGS_DIR.into(),
-        cgroup_root: String::new(),
+        cgroup_root: None,
+        cgroup_driver: CgroupDriver::default(),
+        division: Division::default(),
         source: RUN,
         max_pods: 1,
         cluster_dns: Vec::new(),

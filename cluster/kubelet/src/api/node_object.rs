@@ -13,9 +13,10 @@ use k8s_openapi::{
 };
 
 use crate::{
-    NodeFacts,
-    eviction::Thresholds,
-    machine::{Identity, Machine, architecture},
+    Division, NodeFacts, Thresholds,
+    admission::Pressure,
+    division::Amounts,
+    machine::{Identity, Machine, architecture, binary},
 };
 
 /// The version of Kubernetes whose kubelet this one does the work of.
@@ -32,7 +33,10 @@ pub(crate) struct Looked<'a> {
     pub machine: &'a Machine,
     pub identity: &'a Identity,
     pub max_pods: usize,
+    pub division: &'a Division,
     pub thresholds: &'a Thresholds,
+    /// What it runs short of.
+    pub pressure: Pressure,
     /// 0: nothing is served.
     pub port: u16,
     /// `berth://0.1.0`.
@@ -109,42 +113,36 @@ fn handler(handler: &cri::RuntimeHandler) -> NodeRuntimeHandler {
 
 type Resources = BTreeMap<String, Quantity>;
 
-/// What there is, and what is left of it for pods: less than what eviction begins at.
+/// What there is, and what of it pods may ask for.
 fn resources(looked: &Looked<'_>) -> (Resources, Resources) {
-    let machine = looked.machine;
-    let mut capacity = Resources::new();
-    let mut put = |name: &str, text: String| {
-        capacity.insert(name.to_owned(), Quantity(text));
-    };
-    put("cpu", looked.facts.cpus.to_string());
-    put("memory", format!("{}Ki", machine.memory / 1024));
-    put("pods", looked.max_pods.to_string());
-    put(
-        "ephemeral-storage",
-        format!("{}Ki", machine.fs.bytes / 1024),
-    );
-    for (size, all) in &machine.huge_pages {
-        put(&format!("hugepages-{}", binary(*size)), binary(*all));
-    }
-    let mut allocatable = capacity.clone();
-    let pages: u64 = machine.huge_pages.iter().map(|(_, all)| all).sum();
-    let memory = machine
-        .memory
-        .saturating_sub(looked.thresholds.memory_bytes + pages);
-    allocatable.insert("memory".into(), Quantity(format!("{}Ki", memory / 1024)));
-    let storage = machine.fs.bytes / 10 * 9;
-    allocatable.insert("ephemeral-storage".into(), Quantity(storage.to_string()));
-    (capacity, allocatable)
+    let capacity = Amounts::capacity(looked.machine, looked.facts, looked.max_pods);
+    let allocatable = looked.division.allocatable(&capacity, looked.thresholds);
+    (
+        written(&capacity, |bytes| format!("{}Ki", bytes / 1024)),
+        written(&allocatable, |bytes| bytes.to_string()),
+    )
 }
 
-/// As people write it: `2Mi`, `1Gi`, `0`.
-fn binary(bytes: u64) -> String {
-    for (unit, shift) in [("Gi", 30), ("Mi", 20), ("Ki", 10)] {
-        if bytes != 0 && bytes.trailing_zeros() >= shift {
-            return format!("{}{unit}", bytes >> shift);
-        }
+fn written(amounts: &Amounts, storage: impl Fn(u64) -> String) -> Resources {
+    let mut all = Resources::new();
+    let mut put = |name: &str, text: String| {
+        all.insert(name.to_owned(), Quantity(text));
+    };
+    let cpu = amounts.cpu_milli;
+    put(
+        "cpu",
+        match cpu % 1000 {
+            0 => (cpu / 1000).to_string(),
+            _ => format!("{cpu}m"),
+        },
+    );
+    put("memory", format!("{}Ki", amounts.memory / 1024));
+    put("pods", amounts.pods.to_string());
+    put("ephemeral-storage", storage(amounts.storage));
+    for (size, bytes) in &amounts.huge_pages {
+        put(&format!("hugepages-{}", binary(*size)), binary(*bytes));
     }
-    bytes.to_string()
+    all
 }
 
 fn images(all: &[cri::Image]) -> Vec<ContainerImage> {
@@ -168,7 +166,7 @@ fn images(all: &[cri::Image]) -> Vec<ContainerImage> {
 }
 
 fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeCondition> {
-    let machine = looked.machine;
+    let short = looked.pressure;
     let pressure = |is: bool, kind, has: &'static str, lacks: &'static str, what: &str| {
         let (reason, text) = match is {
             true => (has, format!("kubelet has {what}")),
@@ -182,7 +180,7 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
     let ready = readiness(looked.runtime);
     vec![
         pressure(
-            machine.is_short_of_memory(looked.thresholds),
+            short.memory,
             "MemoryPressure",
             "KubeletHasInsufficientMemory",
             "KubeletHasSufficientMemory",
@@ -192,20 +190,20 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
             looked.now,
             before,
             "DiskPressure",
-            machine.fs.is_short(looked.thresholds),
-            if machine.fs.is_short(looked.thresholds) {
+            short.disk,
+            if short.disk {
                 "KubeletHasDiskPressure"
             } else {
                 "KubeletHasNoDiskPressure"
             },
-            if machine.fs.is_short(looked.thresholds) {
+            if short.disk {
                 "kubelet has disk pressure".into()
             } else {
                 "kubelet has no disk pressure".into()
             },
         ),
         pressure(
-            machine.is_short_of_pids(looked.thresholds),
+            short.pids,
             "PIDPressure",
             "KubeletHasInsufficientPID",
             "KubeletHasSufficientPID",
@@ -321,7 +319,7 @@ mod tests {
     }
 
     fn of(
-        machine: &Machine,
+        pressure: Pressure,
         runtime: Result<&cri::StatusResponse, &str>,
         before: &[NodeCondition],
         now: i64,
@@ -335,10 +333,12 @@ mod tests {
         status(
             &Looked {
                 facts: &facts,
-                machine,
+                machine: &machine(),
                 identity: &Identity::default(),
                 max_pods: 110,
+                division: &Division::default(),
                 thresholds: &Thresholds::default(),
+                pressure,
                 port: 10250,
                 runtime_version: "berth://0.1.0",
                 runtime,
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn a_node_tells_what_it_has_and_how_it_does_kl_04() {
         let good = runtime(true);
-        let first = of(&machine(), Ok(&good), &[], 100);
+        let first = of(Pressure::default(), Ok(&good), &[], 100);
         let quantity = |all: &Option<Resources>, name: &str| all.as_ref().unwrap()[name].0.clone();
         assert_eq!(quantity(&first.capacity, "memory"), "8388608Ki");
         assert_eq!(quantity(&first.capacity, "hugepages-1Gi"), "1Gi");
@@ -398,17 +398,13 @@ mod tests {
         );
 
         let before = first.conditions.clone().unwrap();
-        let short = Machine {
-            memory_available: 50 << 20,
-            pids_used: 32700,
-            fs: Fs {
-                available: 1 << 30,
-                ..machine().fs
-            },
-            ..machine()
+        let short = Pressure {
+            memory: true,
+            disk: true,
+            pids: true,
         };
         let bad = runtime(false);
-        let second = of(&short, Ok(&bad), &before, 200);
+        let second = of(short, Ok(&bad), &before, 200);
         assert_eq!(is(&second, "Ready"), "False KubeletNotReady 200");
         assert_eq!(
             is(&second, "MemoryPressure"),
@@ -422,14 +418,14 @@ mod tests {
             is(&second, "PIDPressure"),
             "True KubeletHasInsufficientPID 200"
         );
-        let third = of(&machine(), Err("gone"), &before, 300);
+        let third = of(Pressure::default(), Err("gone"), &before, 300);
         assert_eq!(
             is(&third, "MemoryPressure"),
             "False KubeletHasSufficientMemory 100"
         );
         assert_eq!(is(&third, "Ready"), "False KubeletNotReady 300");
         // only the heartbeat: nothing to tell
-        let later = of(&machine(), Ok(&good), &before, 400);
+        let later = of(Pressure::default(), Ok(&good), &before, 400);
         assert_ne!(later, first);
         assert_eq!(without_heartbeat(&later), without_heartbeat(&first));
     }

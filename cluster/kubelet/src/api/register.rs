@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Cluster, Failed, node_object, within};
 use crate::{
-    Config, Runtime, Thresholds,
+    Config, Pressed, Runtime, Thresholds,
     machine::{Identity, Machine},
 };
 
@@ -42,6 +42,8 @@ pub struct Register {
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub thresholds: Thresholds,
+    /// What the kubelet found that the node runs short of.
+    pub pressed: Pressed,
     /// Where the kubelet's server is; 0: nowhere.
     pub port: u16,
     /// Is told the uid of the node's object.
@@ -168,7 +170,9 @@ impl Register {
             machine: &machine.unwrap_or_default(),
             identity,
             max_pods: self.config.max_pods,
+            division: &self.config.division,
             thresholds: &self.thresholds,
+            pressure: self.pressed.now(),
             port: self.port,
             runtime_version: &version,
             runtime: match &why {

@@ -20,7 +20,11 @@ use serde_json::{Value, json};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{API, Cluster, Failed, within};
-use crate::{Desired, status::OWN_CONDITIONS};
+use crate::{
+    Desired,
+    qos::Class,
+    status::{DISRUPTION, OWN_CONDITIONS},
+};
 
 /// Written at once.
 const AT_ONCE: usize = 4;
@@ -132,6 +136,7 @@ impl Statuses {
         status.phase = Some("Failed".into());
         status.reason = Some(reason.to_owned());
         status.message = Some(message);
+        status.qos_class = Some(Class::of(pod).as_str().to_owned());
         status.start_time.get_or_insert_with(|| {
             let now = jiff::Timestamp::now().as_second();
             Time(jiff::Timestamp::from_second(now).unwrap_or_default())
@@ -367,7 +372,9 @@ fn patch(uid: &str, status: &PodStatus, generation: Option<i64>) -> Value {
         }
     }
     if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
-        conditions.retain(|one| OWN_CONDITIONS.iter().any(|own| one["type"] == *own));
+        let is_told =
+            |kind: &Value| *kind == DISRUPTION || OWN_CONDITIONS.iter().any(|own| *kind == *own);
+        conditions.retain(|one| is_told(&one["type"]));
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             for name in ["reason", "message"] {
                 condition.entry(name).or_insert(Value::Null);

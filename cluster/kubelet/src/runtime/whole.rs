@@ -3,7 +3,7 @@
 use berth_proto::cri;
 
 use super::{CALL, Runtime, within};
-use crate::Error;
+use crate::{CgroupDriver, Error};
 
 impl Runtime {
     /// Name and version, as `berth://0.1.0`.
@@ -21,6 +21,23 @@ impl Runtime {
             "{}://{}",
             answer.runtime_name, answer.runtime_version
         ))
+    }
+
+    /// Who makes its cgroups; `None` from a runtime that does not tell.
+    pub(crate) async fn cgroup_driver(&self) -> Result<Option<CgroupDriver>, Error> {
+        let ask = cri::RuntimeConfigRequest {};
+        let answer = self.runtime().runtime_config(within(CALL, ask)).await;
+        match answer {
+            Ok(answer) => Ok(answer
+                .into_inner()
+                .linux
+                .map(|it| match it.cgroup_driver() {
+                    cri::CgroupDriver::Systemd => CgroupDriver::Systemd,
+                    cri::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+                })),
+            Err(status) if status.code() == tonic::Code::Unimplemented => Ok(None),
+            Err(status) => Err(Error::rpc("tell its configuration")(status)),
+        }
     }
 
     pub(crate) async fn status(&self) -> Result<cri::StatusResponse, Error> {

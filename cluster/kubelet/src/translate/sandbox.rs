@@ -12,7 +12,6 @@ use crate::{
     node::Inner,
     pod::{Desired, Role, digest},
     problem::Problem,
-    qos::Class,
     user_namespace::Ids,
 };
 
@@ -50,7 +49,6 @@ pub(crate) fn sandbox(
             node.kubelet_dir().display().to_string(),
         ),
     ]);
-    let class = Class::of(pod);
     Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: pod.name.clone(),
@@ -70,10 +68,10 @@ pub(crate) fn sandbox(
         labels,
         annotations,
         linux: Some(LinuxPodSandboxConfig {
-            cgroup_parent: match config.cgroup_root.as_str() {
-                "" => String::new(),
-                root => class.cgroup_parent(root, &pod.uid),
-            },
+            cgroup_parent: node
+                .cgroups
+                .as_ref()
+                .map_or_else(String::new, |it| it.parent_of(pod)),
             security_context: Some(security::of_sandbox(pod, ids)?),
             sysctls: sysctls(pod),
             overhead: Some(resources::overhead(pod)),
