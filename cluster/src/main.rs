@@ -1,6 +1,7 @@
 //! `berth`: what a person types on a node.
 
 mod command;
+mod duration;
 mod error;
 mod node;
 mod output;

@@ -12,7 +12,9 @@
 //!
 //! Invariant: nothing here ends a pod for want of a server. What is not known is not gone.
 
+pub(crate) mod csr;
 pub(crate) mod fetch;
+mod join;
 mod mirrors;
 mod node_object;
 mod recorder;
@@ -31,6 +33,7 @@ use kube::{
 
 use crate::Error;
 
+pub use join::{Joining, Renewal};
 pub use mirrors::Mirrors;
 pub use recorder::Recorder;
 pub use register::{Register, Taint};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -20,8 +21,10 @@ use crate::{
     eviction::{self, Evicted},
     images, keys,
     node::{Inner, Node},
+    plan::Over,
     pod::is_path_component,
     rotation,
+    shutdown::{self, ShutdownNews, ShutdownPolicy},
     store::{self, Lock},
     view::View,
     worker::{self, Order},
@@ -87,6 +90,11 @@ pub struct Kubelet {
     ended: HashSet<String>,
     cluster: Option<OfCluster>,
     thresholds: Thresholds,
+    shutdown: Option<(ShutdownPolicy, mpsc::Receiver<ShutdownNews>)>,
+    /// The machine shuts down: whoever wants to know is told.
+    shuts_down: watch::Sender<bool>,
+    /// Refused for that, so that it is told of once.
+    too_late: HashSet<String>,
     _lock: Lock,
 }
 
@@ -100,6 +108,8 @@ struct OfCluster {
 #[derive(Debug)]
 struct Handle {
     pod: Arc<Desired>,
+    /// What the source told last of it, whether or not there was anything in it for the worker.
+    told: Arc<Desired>,
     orders: watch::Sender<Order>,
     wake: Arc<Notify>,
     is_ending: bool,
@@ -143,6 +153,9 @@ impl Kubelet {
             ended: HashSet::new(),
             cluster: None,
             thresholds: Thresholds::default(),
+            shutdown: None,
+            shuts_down: watch::Sender::new(false),
+            too_late: HashSet::new(),
             _lock: lock,
         })
     }
@@ -163,6 +176,22 @@ impl Kubelet {
     pub fn evicting(mut self, thresholds: Thresholds) -> Self {
         self.thresholds = thresholds;
         self
+    }
+
+    /// Ends pods by `policy` when the machine shuts down, of which `news` are told.
+    #[must_use]
+    pub fn ending_with_the_machine(
+        mut self,
+        policy: ShutdownPolicy,
+        news: mpsc::Receiver<ShutdownNews>,
+    ) -> Self {
+        self.shutdown = Some((policy, news));
+        self
+    }
+
+    /// Whether the machine shuts down.
+    pub fn shuts_down(&self) -> watch::Receiver<bool> {
+        self.shuts_down.subscribe()
     }
 
     pub(crate) fn node(&self) -> Node {
@@ -187,6 +216,11 @@ impl Kubelet {
             let watches = eviction::watch(self.node.clone(), self.thresholds, evicts);
             beside.spawn(watches);
         }
+        let shutdown = self.shutdown.take();
+        let (policy, mut news) = match shutdown {
+            Some((policy, news)) => (Some(policy), Some(news)),
+            None => (None, None),
+        };
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted) = (true, false);
         loop {
@@ -211,6 +245,15 @@ impl Kubelet {
                     }
                 }
                 Some(evicted) = evicted.recv() => self.evict(evicted),
+                Some(news) = next(&mut news) => match (news, &policy) {
+                    (ShutdownNews::Begins(lock), Some(policy)) => {
+                        self.shut_down(policy.clone(), lock, &mut beside);
+                    }
+                    _ => {
+                        tracing::info!("the machine does not shut down");
+                        self.shuts_down.send_replace(false);
+                    }
+                },
                 Some(done) = self.tasks.join_next() => self.done(done),
                 () = tokio::time::sleep(AGAIN), if !is_adopted && wanted.is_some() => {}
             }
@@ -226,7 +269,39 @@ impl Kubelet {
         let (pod, message) = (handle.pod.clone(), evicted.message);
         self.node
             .tell(Level::Warning, &pod, "", "Evicted", message.clone());
-        let _ = handle.orders.send(Order::Evict { pod, message });
+        let _ = handle.orders.send(Order::Fail {
+            pod,
+            over: Over::Evicted(message),
+            grace: Duration::ZERO,
+        });
+    }
+
+    fn shut_down(&self, policy: ShutdownPolicy, lock: OwnedFd, beside: &mut JoinSet<()>) {
+        tracing::warn!(
+            pods = self.workers.len(),
+            "the machine shuts down: pods end"
+        );
+        self.shuts_down.send_replace(true);
+        let all = self.workers.values().filter(|handle| !handle.is_ending);
+        let workers = all.map(|handle| (handle.pod.clone(), handle.orders.clone()));
+        let statuses = self.cluster.as_ref().map(|it| it.statuses.clone());
+        let ends = shutdown::end_pods(self.node.clone(), policy, workers.collect(), statuses, lock);
+        beside.spawn(ends);
+    }
+
+    /// A pod that comes while the machine shuts down.
+    fn refuse(&mut self, pod: &Desired) {
+        const MESSAGE: &str = "Pod was rejected as the node is shutting down.";
+        if !self.too_late.insert(pod.uid.clone()) {
+            return;
+        }
+        self.node
+            .tell(Level::Warning, pod, "", "NodeShutdown", MESSAGE);
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| pod.source == API) {
+            cluster
+                .statuses
+                .refused(pod, "NodeShutdown", MESSAGE.into());
+        }
     }
 
     /// Whether all that is wanted is known: what was only remembered, while a server is away, is no reason to end anything.
@@ -274,6 +349,11 @@ impl Kubelet {
                 continue;
             }
             if let Some(handle) = self.workers.get_mut(&pod.uid) {
+                // all others, each time that one of them changes
+                if Arc::ptr_eq(&handle.told, pod) {
+                    continue;
+                }
+                handle.told = pod.clone();
                 match pod.deletion() {
                     Some(grace) => {
                         // asked to be quicker than it was told to be
@@ -305,12 +385,16 @@ impl Kubelet {
             if is_over(pod) && store::kept_pod(&self.node, &pod.uid).is_none() {
                 continue;
             }
+            if *self.shuts_down.borrow() {
+                self.refuse(pod);
+                continue;
+            }
+            self.too_late.remove(&pod.uid);
             // Two with one name are one after the other.
-            if self
-                .workers
-                .values()
-                .any(|handle| handle.pod.full_name() == pod.full_name())
-            {
+            let has_its_name = |handle: &Handle| {
+                handle.pod.name == pod.name && handle.pod.namespace == pod.namespace
+            };
+            if self.workers.values().any(has_its_name) {
                 continue;
             }
             if self.workers.len() >= self.node.config.max_pods {
@@ -334,7 +418,7 @@ impl Kubelet {
 
     fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
         let (is_ending, grace) = match &order {
-            Order::Keep(_) | Order::Evict { .. } => (false, None),
+            Order::Keep(_) | Order::Fail { .. } => (false, None),
             Order::End { grace, .. } => (true, *grace),
         };
         self.node.view.put(pod.clone());
@@ -347,6 +431,7 @@ impl Kubelet {
             uid
         });
         let handle = Handle {
+            told: pod.clone(),
             pod,
             orders,
             wake,
@@ -410,6 +495,14 @@ impl Handle {
         self.grace = grace;
         self.pod = pod.clone();
         let _ = self.orders.send(Order::End { grace, pod });
+    }
+}
+
+/// Pending where nothing is ever told.
+async fn next(news: &mut Option<mpsc::Receiver<ShutdownNews>>) -> Option<ShutdownNews> {
+    match news {
+        Some(news) => news.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -34,9 +34,11 @@ mod pod;
 mod probe;
 mod problem;
 mod qos;
+mod resize;
 mod rotation;
 mod runtime;
 mod server;
+mod shutdown;
 mod source;
 mod status;
 mod store;
@@ -48,7 +50,9 @@ mod view;
 mod volume;
 mod worker;
 
-pub use api::{API, Cluster, Known, Mirrors, Recorder, Register, Source, Statuses, Taint};
+pub use api::{
+    API, Cluster, Joining, Known, Mirrors, Recorder, Register, Renewal, Source, Statuses, Taint,
+};
 pub use error::Error;
 pub use eviction::Thresholds;
 pub use happening::{Happening, Level};
@@ -59,5 +63,6 @@ pub use pod::{ContainerSpec, Desired, PullPolicy, RUN, RestartPolicy, Role, is_p
 pub use problem::Problem;
 pub use runtime::{Puller, Runtime};
 pub use server::{Certificate, Listen, Server};
-pub use source::{Directory, join};
+pub use shutdown::{ShutdownNews, ShutdownPolicy, listen_to_logind};
+pub use source::{Directory, UrlConfig, UrlHeader, UrlSource, both, join};
 pub use volume::remove_kubelet_dir;

@@ -15,6 +15,7 @@ use crate::{
     observed::{Observed, Sandbox, Seen, State},
     pod::{ContainerSpec, Desired, RUN, RestartPolicy, Role},
     probe::Health,
+    resize::{self, Change},
 };
 
 /// What the plan is made with beside the pod itself. Times are nanoseconds since the epoch.
@@ -56,6 +57,15 @@ pub(crate) enum Step {
         /// A probe of liveness may have a grace period of its own.
         grace_seconds: Option<i64>,
     },
+    /// End it, to be started with other resources.
+    Restart {
+        id: String,
+        name: String,
+    },
+    /// Give containers that run what they were allotted.
+    Resize {
+        ids: Vec<String>,
+    },
     Start {
         name: String,
         attempt: u32,
@@ -71,6 +81,8 @@ pub(crate) enum Over {
     Deadline,
     /// The node could not bear it any more, and why.
     Evicted(String),
+    /// The machine shuts down.
+    Shutdown,
 }
 
 /// Whether a container of the pod was there when this was told.
@@ -88,6 +100,7 @@ impl Over {
             (Some("Failed"), Some("Evicted")) => {
                 Some(Self::Evicted(status.message.clone().unwrap_or_default()))
             }
+            (Some("Failed"), Some("Terminated")) => Some(Self::Shutdown),
             (Some("Failed" | "Succeeded"), _) => Some(Self::Ended),
             _ => None,
         }
@@ -110,6 +123,8 @@ impl Plan {
     }
 }
 
+/// `RESIZE` stands for changes of resources in [`Around::failures`]: no container is called so.
+pub(crate) const RESIZE: &str = "/resize";
 /// `SANDBOX` stands for the sandbox in [`Around::failures`].
 pub(crate) const SANDBOX: &str = "";
 
@@ -146,6 +161,7 @@ pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> P
         around,
         sandbox,
         plan,
+        resized: Vec::new(),
     };
     for spec in pod.of_role(Role::Ephemeral) {
         if observed.newest(spec.name()).is_none() {
@@ -161,6 +177,7 @@ pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> P
             walk.waits(spec, "PodInitializing", "");
         }
     }
+    walk.resize();
     walk.plan
 }
 
@@ -188,6 +205,7 @@ fn is_over(pod: &Desired, observed: &Observed) -> bool {
             observed.newest(spec.name()).is_some_and(|seen| {
                 seen.state == State::Exited
                     && same(spec, seen)
+                    && !seen.restarting
                     && !spec.restarts(policy, seen.exit_code)
             })
         });
@@ -244,6 +262,8 @@ struct Walk<'a> {
     around: &'a Around<'a>,
     sandbox: &'a Sandbox,
     plan: Plan,
+    /// Containers that have not what they were allotted.
+    resized: Vec<String>,
 }
 
 impl Walk<'_> {
@@ -320,13 +340,22 @@ impl Walk<'_> {
             }
             State::Running => {
                 if let Some((why, grace_seconds)) = self.around.health.to_be_killed(&seen.id) {
-                    self.kill(&seen, why, grace_seconds);
+                    return self.kill(&seen, why, grace_seconds);
+                }
+                match resize::change(spec, seen.resources.as_ref()) {
+                    Change::None => {}
+                    Change::Update => self.resized.push(seen.id),
+                    Change::Restart => self.plan.steps.push(Step::Restart {
+                        id: seen.id,
+                        name: seen.name,
+                    }),
                 }
             }
             State::Created => self.start(spec, Some(&seen)),
             State::Unknown => self.kill(&seen, "its state is not known".into(), None),
             State::Exited => {
-                if !same(spec, &seen) || spec.restarts(self.pod.restart_policy(), seen.exit_code) {
+                let restarts = spec.restarts(self.pod.restart_policy(), seen.exit_code);
+                if restarts || seen.restarting || !same(spec, &seen) {
                     self.start(spec, Some(&seen));
                 }
             }
@@ -340,6 +369,22 @@ impl Walk<'_> {
             why,
             grace_seconds,
         });
+    }
+
+    /// All at once, since the pod's own limits are changed around them.
+    fn resize(&mut self) {
+        if self.resized.is_empty() {
+            return;
+        }
+        match self.around.failures.get(RESIZE) {
+            Some(failure) if failure.retry_at > self.around.now => {
+                self.plan.wait(failure.retry_at);
+            }
+            _ => {
+                let ids = std::mem::take(&mut self.resized);
+                self.plan.steps.push(Step::Resize { ids });
+            }
+        }
     }
 
     fn start(&mut self, spec: &ContainerSpec, last: Option<&Seen>) {

@@ -18,16 +18,21 @@ use crate::{
     pod::{ContainerSpec, Desired, RestartPolicy, Role},
     probe::Health,
     qos::Class,
+    resize::{Change, Progress, change},
 };
 
 /// Conditions that are the kubelet's to tell; all others are whoever's who set them.
-pub(crate) const OWN_CONDITIONS: [&str; 5] = [
+pub(crate) const OWN_CONDITIONS: [&str; 7] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    RESIZE_CONDITIONS[0],
+    RESIZE_CONDITIONS[1],
 ];
+/// … and not there at most times.
+pub(crate) const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// What a status is made of.
 #[derive(Debug)]
@@ -40,6 +45,7 @@ pub(crate) struct Parts<'a> {
     pub over: Option<&'a Over>,
     pub before: Option<&'a PodStatus>,
     pub node: &'a NodeFacts,
+    pub resize: &'a Progress,
     /// In front of ids: `berth`.
     pub runtime: &'a str,
     pub now: Timestamp,
@@ -104,6 +110,10 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
         Some(Over::Evicted(message)) => (Some("Evicted".to_owned()), Some(message.clone())),
+        Some(Over::Shutdown) => (
+            Some("Terminated".to_owned()),
+            Some("Pod was terminated in response to imminent node shutdown.".to_owned()),
+        ),
         Some(Over::Ended) | None => (None, None),
     };
     PodStatus {
@@ -134,7 +144,10 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
 /// As upstream's: what has not come about counts first, then what runs, then how all ended.
 pub(crate) fn phase(parts: &Parts<'_>) -> Phase {
     let Parts { pod, observed, .. } = parts;
-    if matches!(parts.over, Some(Over::Deadline | Over::Evicted(_))) {
+    if matches!(
+        parts.over,
+        Some(Over::Deadline | Over::Evicted(_) | Over::Shutdown)
+    ) {
         return Phase::Failed;
     }
     let policy = pod.restart_policy();
@@ -236,7 +249,15 @@ fn container(parts: &Parts<'_>, spec: &ContainerSpec) -> ContainerStatus {
         started: (spec.role != Role::Ephemeral).then_some(has_started),
         last_state: Some(last.map(ended).unwrap_or_default()),
         state: Some(state),
-        resources: spec.container.resources.clone(),
+        // what it has, where that is another thing than what it was given
+        resources: running
+            .and_then(|seen| seen.resources.clone())
+            .or_else(|| spec.container.resources.clone()),
+        allocated_resources: spec
+            .container
+            .resources
+            .as_ref()
+            .and_then(|given| given.requests.clone()),
         ..ContainerStatus::default()
     }
 }
@@ -328,13 +349,39 @@ fn conditions(parts: &Parts<'_>, phase: Phase) -> Vec<PodCondition> {
         condition(parts, "ContainersReady", containers_ready),
         condition(parts, "PodScheduled", (true, "", String::new())),
     ];
+    if !ended {
+        all.extend(resize_conditions(parts));
+    }
     // Those of others (gates, the scheduler) are kept as they were.
-    let ours: Vec<_> = all.iter().map(|one| one.type_.clone()).collect();
     let before = parts
         .before
         .and_then(|before| before.conditions.clone())
         .unwrap_or_default();
-    all.extend(before.into_iter().filter(|one| !ours.contains(&one.type_)));
+    let is_own = |one: &PodCondition| OWN_CONDITIONS.contains(&one.type_.as_str());
+    all.extend(before.into_iter().filter(|one| !is_own(one)));
+    all
+}
+
+/// What of its resources the pod waits for, and what is being done about them.
+fn resize_conditions(parts: &Parts<'_>) -> Vec<PodCondition> {
+    let mut all = Vec::new();
+    let progress = parts.resize;
+    if let Some(pending) = &progress.pending {
+        let told = (true, pending.reason(), pending.message().to_owned());
+        all.push(condition(parts, RESIZE_CONDITIONS[0], told));
+    }
+    let is_changed = |spec: &ContainerSpec| {
+        let seen = parts.observed.newest(spec.name());
+        let running = seen.filter(|seen| seen.state == State::Running);
+        running.is_some_and(|seen| change(spec, seen.resources.as_ref()) != Change::None)
+    };
+    if parts.pod.containers.iter().any(is_changed) {
+        let told = match &progress.error {
+            Some(why) => (true, "Error", why.clone()),
+            None => (true, "", String::new()),
+        };
+        all.push(condition(parts, RESIZE_CONDITIONS[1], told));
+    }
     all
 }
 
@@ -446,6 +493,7 @@ mod tests {
             ("CrashLoopBackOff".to_owned(), "back-off".to_owned()),
         )]);
         status(&Parts {
+            resize: &Progress::default(),
             pod: &pod(spec),
             observed: &observed(is),
             waiting: &waiting,

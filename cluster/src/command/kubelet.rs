@@ -1,5 +1,8 @@
 //! `berth kubelet`: the node's pods, kept as manifests of a directory and an API server say.
 
+mod ending;
+mod static_pods;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -9,7 +12,7 @@ use std::{
 };
 
 use berth_kubelet::{
-    Certificate, Cluster, Config, Directory, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
+    Certificate, Cluster, Config, Joining, Kubelet as Inner, Listen, Mirrors, NodeFacts, Objects,
     Recorder, Register, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, join,
 };
 use clap::Args;
@@ -20,6 +23,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use ending::Ending;
+use static_pods::StaticPods;
+
 use crate::{error::Error, node::Address};
 
 /// Keep pods running as an API server and manifests in a directory say
@@ -29,7 +35,7 @@ use crate::{error::Error, node::Address};
 /// begun.
 ///
 /// With --manifests each file of a directory has one Pod of the API v1 (YAML or JSON); the directory is watched. Such pods get the node's name behind
-/// their own, and are mirrored in the API.
+/// their own, and are mirrored in the API. --manifest-url has such pods, too: one, or a PodList; while it can't be had they go on.
 ///
 /// Pods are started again as their restartPolicy says, probed, and ended when they are deleted or their file goes. Ending this command ends no pod: the
 /// next one takes them over.
@@ -38,11 +44,17 @@ use crate::{error::Error, node::Address};
 #[derive(Debug, Args)]
 pub struct Kubelet {
     /// The API server, and who this node is to it (system:node:NAME of the group system:nodes)
-    #[arg(long, value_name = "FILE", required_unless_present = "manifests")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["manifests", "manifest_url"])]
     kubeconfig: Option<PathBuf>,
-    /// The directory of manifests
-    #[arg(long, value_name = "DIR")]
-    manifests: Option<PathBuf>,
+    /// By what the node asks for a certificate of its own, where it has none: a kubeconfig with a bootstrap token, say. --kubeconfig is written then, and
+    /// the certificate renewed in time
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where that certificate is kept; pki in --kubelet-dir by default
+    #[arg(long, value_name = "DIR", requires = "bootstrap_kubeconfig")]
+    cert_dir: Option<PathBuf>,
+    #[command(flatten)]
+    static_pods: StaticPods,
     /// Where volumes are made, and what is known of pods is kept; one kubelet a directory
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
@@ -97,6 +109,8 @@ pub struct Kubelet {
         default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<2%"
     )]
     eviction_hard: Thresholds,
+    #[command(flatten)]
+    ending: Ending,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
@@ -153,33 +167,41 @@ impl Kubelet {
         ends: CancellationToken,
         tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
-        let (to_files, files) = watch::channel(None);
-        match &self.manifests {
-            Some(dir) => {
-                let source = Directory::new(dir.clone(), config.node.name.clone());
-                tasks.spawn(source.run(to_files.clone()));
-            }
-            None => {
-                to_files.send_replace(Some(Vec::new()));
-            }
-        }
+        let certificate = self.certificate();
+        let (to_files, files) = self.static_pods.watch(&config, tasks)?;
         let Some(kubeconfig) = &self.kubeconfig else {
             let objects = Objects::default();
             let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
+            let kubelet = self.ending.apply(kubelet)?;
             drop(to_files);
             kubelet.run(files, ends).await;
             return Ok(());
         };
-        let cluster = Cluster::of_kubeconfig(kubeconfig, &config.node.name).await?;
+        let cluster = match &self.bootstrap_kubeconfig {
+            None => Cluster::of_kubeconfig(kubeconfig, &config.node.name).await?,
+            Some(bootstrap) => {
+                let cert_dir = self.cert_dir.clone();
+                let joining = Joining {
+                    bootstrap: bootstrap.clone(),
+                    kubeconfig: kubeconfig.clone(),
+                    cert_dir: cert_dir.unwrap_or_else(|| config.kubelet_dir.join("pki")),
+                    node: config.node.name.clone(),
+                };
+                let (cluster, renewal) = joining.join().await?;
+                tasks.spawn(renewal.run());
+                cluster
+            }
+        };
         let statuses = Statuses::new(cluster.clone());
         let (recorder, recording) = Recorder::new(cluster.clone());
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
         let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
+        let kubelet = self.ending.apply(kubelet)?;
 
         let listen = Listen {
             address: self.listen,
-            certificate: self.certificate(),
+            certificate,
             client_ca: self.client_ca_file.clone(),
         };
         let server = Server::bind(&kubelet, cluster.clone(), listen).await?;
@@ -193,6 +215,7 @@ impl Kubelet {
             taints: self.register_with_taints,
             thresholds: self.eviction_hard,
             port: server.address().port(),
+            shuts_down: kubelet.shuts_down(),
             uid,
         };
         let (to_known, known) = watch::channel(None);
