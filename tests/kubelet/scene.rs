@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Kubelet {
     child: Option<Child>,
     command: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     dir: PathBuf,
 }
 
@@ -30,12 +31,34 @@ impl Kubelet {
 
     /// … with more flags.
     pub fn start_with(node: &Node, flags: &[&str]) -> Result<Self> {
+        Self::start_at(node, &node.daemon.socket(), flags)
+    }
+
+    /// … for the runtime at `socket`.
+    pub fn start_at(node: &Node, socket: &Path, flags: &[&str]) -> Result<Self> {
+        Self::start_in(node, socket, flags, &[])
+    }
+
+    /// … with variables of its own.
+    pub fn start_in(
+        node: &Node,
+        socket: &Path,
+        flags: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Result<Self> {
+        let mut kubelet = Self::of(node, socket, flags)?;
+        kubelet.environment = environment.to_vec();
+        kubelet.spawn()?;
+        Ok(kubelet)
+    }
+
+    fn of(node: &Node, socket: &Path, flags: &[&str]) -> Result<Self> {
         let dir = node.dir.clone();
         let at = |name: &str| dir.join(name).display().to_string();
         fs::create_dir_all(at("manifests"))?;
         let command = [
             "--endpoint".into(),
-            format!("unix://{}", node.daemon.socket().display()),
+            format!("unix://{}", socket.display()),
             "kubelet".into(),
             "--manifests".into(),
             at("manifests"),
@@ -47,13 +70,12 @@ impl Kubelet {
             NODE.into(),
         ];
         let flags = flags.iter().map(ToString::to_string);
-        let mut kubelet = Self {
+        Ok(Self {
             child: None,
             command: command.into_iter().chain(flags).collect(),
+            environment: Vec::new(),
             dir,
-        };
-        kubelet.spawn()?;
-        Ok(kubelet)
+        })
     }
 
     pub fn spawn(&mut self) -> Result<()> {
@@ -76,8 +98,14 @@ impl Kubelet {
         let mut command = Command::new(bin_dir()?.join("berth"));
         command
             .args(&self.command)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .env("BERTH_LOG", "info,berth_kubelet=debug");
         Ok(command)
+    }
+
+    /// Starts with these variables from now on.
+    pub fn set_environment(&mut self, environment: &[(&'static str, String)]) {
+        self.environment = environment.to_vec();
     }
 
     /// Starts with one more flag from now on.
