@@ -16,6 +16,8 @@ pub const NODE: &str = "n1";
 pub const ADDRESS: &str = "10.211.0.1";
 const LINK: &str = "berth-t0";
 const PORT: u16 = 10250;
+/// How full the machine's disk is, is no test's affair.
+const ROOM: &str = "--eviction-hard=nodefs.available<0%,nodefs.inodesFree<0%";
 /// How long anything may take that is not told to take longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -56,7 +58,7 @@ impl Member {
         #[rustfmt::skip]
         let flags = [
             "--kubeconfig", &kubeconfig.display().to_string(), "--node-ip", ADDRESS, "--listen", &listen,
-            "--rotate-server-certificates", "--node-labels", "disk=fast",
+            "--rotate-server-certificates", "--node-labels", "disk=fast", ROOM,
         ];
         let flags = [&flags, more].concat();
         let kubelet = Kubelet::start_in(node, socket, &flags, environment)?;
@@ -81,7 +83,7 @@ impl Member {
         #[rustfmt::skip]
         let flags = [
             "--kubeconfig", &text(kubeconfig), "--bootstrap-kubeconfig", &text(&bootstrap), "--cert-dir", &text(certs),
-            "--node-ip", ADDRESS, "--listen", &format!("{ADDRESS}:{PORT}"),
+            "--node-ip", ADDRESS, "--listen", &format!("{ADDRESS}:{PORT}"), ROOM,
         ];
         let kubelet = Kubelet::start_with(node, &flags)?;
         let member = Self { server, kubelet };

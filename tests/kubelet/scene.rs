@@ -108,8 +108,12 @@ impl Kubelet {
         self.environment = environment.to_vec();
     }
 
-    /// Starts with one more flag from now on.
+    /// Starts with one more flag from now on, in place of what it had before it.
     pub fn with_flag(&mut self, flag: &str) {
+        if let Some((name, _)) = flag.split_once('=') {
+            let same = format!("{name}=");
+            self.command.retain(|other| !other.starts_with(&same));
+        }
         self.command.push(flag.to_owned());
     }
 

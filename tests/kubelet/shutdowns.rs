@@ -79,7 +79,14 @@ fn pods_end_in_order_when_the_machine_shuts_down_and_it_waits_for_them() -> Resu
             })
             .await?;
         ensure!(late["status"]["reason"] == "NodeShutdown", "{late:#}");
+        // they are over: their objects go at once, and what there was of them here soon
         member.server.kubectl(&["delete", "pods", "--all"])?;
+        let pods = member.kubelet.pods_dir();
+        member
+            .until("nothing of them is left", || {
+                Ok(fs::read_dir(&pods)?.next().is_none())
+            })
+            .await?;
         member.end()
     })
 }

@@ -79,6 +79,8 @@ struct Entry {
     due: Instant,
     /// Nothing of it that can't wait until then.
     held: Option<Instant>,
+    /// It was told of a resize at some time, by this kubelet or by one before it.
+    was_resized: bool,
 }
 
 impl Entry {
@@ -128,6 +130,7 @@ impl Statuses {
                 Some("Pending") => entry.held.or_else(|| Some(Instant::now() + PENDING)),
                 _ => None,
             };
+            entry.was_resized |= tells_of_a_resize(status);
             entry.status = Some(status.clone());
         });
     }
@@ -205,6 +208,7 @@ impl Statuses {
             wait: AGAIN,
             due: Instant::now(),
             held: None,
+            was_resized: pod.pod.status.as_ref().is_some_and(tells_of_a_resize),
         });
         change(entry);
         self.wake.notify_one();
@@ -275,7 +279,7 @@ impl Statuses {
             entry.held = None;
             let new = entry.status.take();
             let status = new.filter(|new| Some(new) != before).map(|new| {
-                let patch = patch(&uid, &new, entry.generation);
+                let patch = patch(&uid, &new, entry.generation, entry.was_resized);
                 (new, patch)
             });
             if status.is_none() && !entry.is_gone {
@@ -388,8 +392,13 @@ impl Statuses {
     }
 }
 
+fn tells_of_a_resize(status: &PodStatus) -> bool {
+    let mut all = status.conditions.iter().flatten();
+    all.any(|one| RESIZE_CONDITIONS.contains(&one.type_.as_str()))
+}
+
 /// A strategic merge patch of `pods/status` that leaves others' conditions alone, for the pod of this uid only.
-fn patch(uid: &str, status: &PodStatus, generation: Option<i64>) -> Value {
+fn patch(uid: &str, status: &PodStatus, generation: Option<i64>, was_resized: bool) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_default();
     let Some(fields) = value.as_object_mut() else {
         return Value::Null;
@@ -412,10 +421,9 @@ fn patch(uid: &str, status: &PodStatus, generation: Option<i64>) -> Value {
                 condition.insert("observedGeneration".into(), generation.into());
             }
         }
-        // Only a pod that was changed can have had them.
         for kind in RESIZE_CONDITIONS {
             let is_there = conditions.iter().any(|one| one["type"] == kind);
-            if !is_there && generation.is_some_and(|generation| generation > 1) {
+            if !is_there && was_resized {
                 conditions.push(json!({"$patch": "delete", "type": kind}));
             }
         }
@@ -446,7 +454,7 @@ mod tests {
             }]),
             ..PodStatus::default()
         };
-        let patch = patch("u", &status, Some(2));
+        let patch = patch("u", &status, Some(2), true);
         let conditions = &patch["status"]["conditions"];
         assert_eq!(conditions[0]["type"], "PodResizeInProgress");
         assert_eq!(
@@ -476,12 +484,12 @@ mod tests {
             }]),
             ..PodStatus::default()
         };
-        let patch = patch("u", &status, Some(1));
+        let patch = patch("u", &status, Some(3), false);
         assert_eq!(patch["metadata"], json!({"uid": "u"}));
         let status = &patch["status"];
         assert_eq!(
             status["conditions"],
-            json!([{"type": "Ready", "status": "True", "reason": null, "message": null, "observedGeneration": 1}])
+            json!([{"type": "Ready", "status": "True", "reason": null, "message": null, "observedGeneration": 3}])
         );
         assert_eq!(
             status["podIPs"],
@@ -493,6 +501,6 @@ mod tests {
                 "{gone}"
             );
         }
-        assert_eq!(status["observedGeneration"], 1);
+        assert_eq!(status["observedGeneration"], 3);
     }
 }
