@@ -107,6 +107,8 @@ fn a_stock_containerd_is_as_good_a_runtime_cri_04_bo_15() -> Result<()> {
         ensure!(cri.pods(None).await?.is_empty(), "pods are left");
         member.end()?;
         run("ip", &["link", "delete", "berth-t1"])?;
+        // the plugin has turned it on
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
         // FIXME: neither runc nor the kubelet takes away the cgroup of a pod; berthd does.
         let below = std::path::Path::new("/sys/fs/cgroup");
         let all = fs::read_dir(below)?.flatten().map(|entry| entry.path());
