@@ -87,7 +87,7 @@ impl Login {
     }
 
     /// Waits for the next word of logind: a shutdown begins (true), or does not take place (false).
-    pub fn next(&mut self) -> Result<bool, Error> {
+    pub fn wait(&mut self) -> Result<bool, Error> {
         self.began = Instant::now();
         self.bus.wait_until(self.began + FOR_EVER);
         let begins = |signal: &Received| signal.numbers.first().map(|it| *it != 0);
@@ -231,9 +231,9 @@ mod tests {
         assert_eq!(login.longest_delay().unwrap(), Duration::from_secs(5));
         assert!(login.is_shutting_down().unwrap());
         let lock = login.delay_shutdown("kubelet", "pods").unwrap();
-        assert!(login.next().unwrap());
+        assert!(login.wait().unwrap());
         drop(lock);
-        assert!(!login.next().unwrap());
+        assert!(!login.wait().unwrap());
         drop(login);
         serving.join().unwrap();
     }

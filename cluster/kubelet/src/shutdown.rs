@@ -142,14 +142,14 @@ fn follow(wanted: Duration, told: &mpsc::Sender<ShutdownNews>) -> Result<(), ber
         let lock = login.delay_shutdown("berth kubelet", "pods are to end in order")?;
         tracing::info!("a shutdown of the machine waits for pods to end");
         // a kubelet that was started in the midst of one
-        let begins = login.is_shutting_down()? || login.next()?;
+        let begins = login.is_shutting_down()? || login.wait()?;
         if !begins {
             continue;
         }
         if told.blocking_send(ShutdownNews::Begins(lock)).is_err() {
             return Ok(());
         }
-        while login.next()? {}
+        while login.wait()? {}
         if told.blocking_send(ShutdownNews::Cancelled).is_err() {
             return Ok(());
         }
