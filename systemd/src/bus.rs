@@ -1,13 +1,17 @@
 //! A connection to the system bus, for a call or two. Nothing of it waits longer than its deadline.
 
 use std::{
-    io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    io::{self, IoSliceMut, Write},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, recvmsg,
+};
 
 use crate::message::{self, FIXED, Kind, Method, Received, Writer};
 
@@ -21,6 +25,8 @@ const CONNECT_POLL: Duration = Duration::from_millis(10);
 const MAX_GREETING_BYTES: usize = 256;
 /// Signals that are kept until somebody waits for them. The match lets in those of one unit.
 const MAX_SIGNALS: usize = 64;
+/// Descriptors that are kept until somebody takes them; what comes beyond is closed.
+const MAX_DESCRIPTORS: usize = 4;
 
 const BUS: Method = Method {
     destination: "org.freedesktop.DBus",
@@ -49,28 +55,57 @@ pub(crate) struct Bus {
     until: Instant,
     serial: u32,
     signals: Vec<Received>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Bus {
     /// Connects, and is known to the bus afterwards.
     pub(crate) fn connect(until: Instant) -> Result<Bus, Failure> {
-        Bus::connect_to(&socket(std::env::var(ADDRESS).ok().as_deref()), until)
+        Bus::connect_to(&Bus::place(), until)
+    }
+
+    /// Where the bus listens.
+    pub(crate) fn place() -> PathBuf {
+        socket(std::env::var(ADDRESS).ok().as_deref())
     }
 
     pub(crate) fn connect_to(path: &Path, until: Instant) -> Result<Bus, Failure> {
+        Bus::connect_as(path, until, false)
+    }
+
+    /// … with answers that may have descriptors, where `descriptors`.
+    pub(crate) fn connect_as(
+        path: &Path,
+        until: Instant,
+        descriptors: bool,
+    ) -> Result<Bus, Failure> {
         let mut bus = Bus {
             stream: dial(path, until)?,
             until,
             serial: 0,
             signals: Vec::new(),
+            descriptors: Vec::new(),
         };
-        bus.authenticate()?;
+        bus.authenticate(descriptors)?;
         let hello = Method {
             member: "Hello",
             ..BUS
         };
         bus.call(&hello, "", Writer::default())?;
         Ok(bus)
+    }
+
+    /// What comes next may take until then.
+    pub(crate) fn wait_until(&mut self, until: Instant) {
+        self.until = until;
+    }
+
+    /// The first that came along and was not taken.
+    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        match self.descriptors.is_empty() {
+            true => None,
+            false => Some(self.descriptors.remove(0)),
+        }
     }
 
     /// From now on signals that match are kept for [`Bus::signal`].
@@ -139,25 +174,35 @@ impl Bus {
     }
 
     /// As whom we are told by the kernel (SO_PEERCRED): EXTERNAL, with the uid in hexadecimal digits of its decimal ones.
-    fn authenticate(&mut self) -> Result<(), Failure> {
+    fn authenticate(&mut self, descriptors: bool) -> Result<(), Failure> {
         let uid = rustix::process::geteuid().as_raw().to_string();
         let digits: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
         self.send(format!("\0AUTH EXTERNAL {digits}\r\n").as_bytes())?;
-        let mut greeting = Vec::new();
-        while !greeting.ends_with(b"\r\n") {
-            if greeting.len() == MAX_GREETING_BYTES {
-                return Err(Failure::Garbage("a greeting without an end"));
-            }
-            let mut byte = [0];
-            self.fill(&mut byte)?;
-            greeting.push(byte[0]);
-        }
-        if !greeting.starts_with(b"OK ") {
+        if !self.line()?.starts_with(b"OK ") {
             return Err(Failure::Garbage(
                 "it does not take us for whom the kernel says we are",
             ));
         }
+        if descriptors {
+            self.send(b"NEGOTIATE_UNIX_FD\r\n")?;
+            if !self.line()?.starts_with(b"AGREE_UNIX_FD") {
+                return Err(Failure::Garbage("it passes no descriptors"));
+            }
+        }
         self.send(b"BEGIN\r\n")
+    }
+
+    fn line(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            if line.len() == MAX_GREETING_BYTES {
+                return Err(Failure::Garbage("a greeting without an end"));
+            }
+            let mut byte = [0];
+            self.fill(&mut byte)?;
+            line.push(byte[0]);
+        }
+        Ok(line)
     }
 
     fn receive(&mut self) -> Result<Received, Failure> {
@@ -193,7 +238,7 @@ impl Bus {
             self.stream
                 .set_read_timeout(Some(left))
                 .map_err(Failure::Io)?;
-            match self.stream.read(&mut buffer[filled..]) {
+            match self.read(&mut buffer[filled..]) {
                 Ok(0) => return Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -201,6 +246,27 @@ impl Bus {
             }
         }
         Ok(())
+    }
+}
+
+impl Bus {
+    /// Bytes, and descriptors that come along with them.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut along = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(buffer)],
+            &mut along,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for message in along.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                let room = MAX_DESCRIPTORS - self.descriptors.len();
+                self.descriptors.extend(descriptors.take(room));
+            }
+        }
+        Ok(received.bytes)
     }
 }
 

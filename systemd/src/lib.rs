@@ -3,6 +3,7 @@
 //! - `name`: slices by name and by path, and what a scope of a container is called
 //! - `property`: what a unit is told of limits, from the files of cgroup v2
 //! - `units`: starting, changing and stopping them; each waits for systemd's answer, for a bounded time
+//! - `login`: a lock on the machine's shutdown, and the word that one is coming (logind)
 //! - `bus`: a connection to the system bus: authentication, calls and their answers
 //! - `message`: D-Bus messages as bytes
 //!
@@ -13,10 +14,12 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod login;
 mod message;
 pub mod name;
 pub mod property;
 mod units;
 
+pub use login::Login;
 pub use property::Property;
 pub use units::{Error, Started, Units, is_booted};

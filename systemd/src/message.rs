@@ -62,7 +62,7 @@ impl Writer {
         self.0.extend(value.to_ne_bytes());
     }
 
-    fn u64(&mut self, value: u64) {
+    pub(crate) fn u64(&mut self, value: u64) {
         self.align(8);
         self.0.extend(value.to_ne_bytes());
     }
@@ -77,7 +77,7 @@ impl Writer {
         self.0.push(0);
     }
 
-    fn signature(&mut self, value: &str) {
+    pub(crate) fn signature(&mut self, value: &str) {
         self.byte(value.len() as u8);
         self.0.extend(value.as_bytes());
         self.0.push(0);
@@ -173,6 +173,8 @@ pub(crate) struct Received {
     pub error_name: String,
     /// The strings and object paths among the arguments, in order; what follows an argument of another type than these and numbers is left out.
     pub strings: Vec<String>,
+    /// The numbers, also within a variant; true is 1.
+    pub numbers: Vec<u64>,
 }
 
 /// How long the whole message is that begins so; none: it is no message that we would read.
@@ -230,7 +232,14 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Received> {
     for kind in signature.chars() {
         match kind {
             's' | 'o' => received.strings.push(reader.string()?),
-            'u' | 'b' | 'i' => drop(reader.u32()?),
+            // a descriptor is told by its number among those that came along
+            'u' | 'b' | 'i' | 'h' => received.numbers.push(reader.u32()?.into()),
+            't' => received.numbers.push(reader.u64()?),
+            'v' => match reader.signature()?.as_str() {
+                "b" | "u" => received.numbers.push(reader.u32()?.into()),
+                "t" => received.numbers.push(reader.u64()?),
+                _ => break,
+            },
             _ => break,
         }
     }
@@ -263,6 +272,12 @@ impl Reader<'_> {
         self.align(4)?;
         let bytes = self.take(4)?.try_into().ok()?;
         Some(u32::from_ne_bytes(bytes))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.align(8)?;
+        let bytes = self.take(8)?.try_into().ok()?;
+        Some(u64::from_ne_bytes(bytes))
     }
 
     fn text(&mut self, length: usize) -> Option<String> {
@@ -301,6 +316,17 @@ pub(crate) mod tests {
     ) -> Vec<u8> {
         let mut body = Writer::default();
         arguments.iter().for_each(|argument| body.string(argument));
+        with_body(kind, reply_serial, name, &"s".repeat(arguments.len()), body)
+    }
+
+    /// … with arguments of this signature.
+    pub(crate) fn with_body(
+        kind: Kind,
+        reply_serial: u32,
+        name: &str,
+        signature: &str,
+        body: Writer,
+    ) -> Vec<u8> {
         let mut message = Writer::default();
         for byte in [ORDER, kind as u8, 0, VERSION] {
             message.byte(byte);
@@ -323,7 +349,7 @@ pub(crate) mod tests {
             fields.align(8);
             fields.byte(field::SIGNATURE);
             fields.signature("g");
-            fields.signature(&"s".repeat(arguments.len()));
+            fields.signature(signature);
         });
         message.align(8);
         message.0.extend(body.0);

@@ -30,7 +30,7 @@ const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "{step}: no D-Bus at {}: {source}; cgroups by systemd need its system bus (Debian's package dbus)", path.display()
+        "{step}: no D-Bus at {}: {source}; systemd is asked over its system bus (Debian's package dbus)", path.display()
     )]
     NoBus {
         step: String,
@@ -201,7 +201,7 @@ impl Units {
     }
 }
 
-fn error(step: &str, began: Instant, failure: Failure) -> Error {
+pub(crate) fn error(step: &str, began: Instant, failure: Failure) -> Error {
     let step = step.to_owned();
     match failure {
         Failure::Absent(path, source) => Error::NoBus { step, path, source },

@@ -424,7 +424,7 @@ fn nobody_is_answered_who_has_not_said_who_they_are_and_may_sec_kub_02_sec_kub_0
         }
         // a certificate that no CA of ours has signed does not come as far as HTTP
         let at = |name: &str| server.dir().join(name).display().to_string();
-        crate::member::run(
+        berth_tests::identity::run(
             "openssl",
             &[
                 "req",
@@ -685,7 +685,7 @@ fn after_a_reboot_without_a_server_the_last_known_pods_are_begun() -> Result<()>
         let mounted = Command::new("findmnt").args(["-rno", "TARGET"]).output()?;
         for target in String::from_utf8(mounted.stdout)?.lines() {
             if target.starts_with(&volumes.display().to_string()) {
-                crate::member::run("umount", &[target])?;
+                berth_tests::identity::run("umount", &[target])?;
             }
         }
         fs::remove_dir_all(&volumes)?;

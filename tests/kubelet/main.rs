@@ -1,10 +1,18 @@
 //! The kubelet over a real runtime: manifests go in, and what runs, what is told of it, and what is left is looked at.
 
 mod cluster;
+mod containerd;
+mod faults;
+mod joining;
 mod limits;
+mod line;
 mod lives;
+mod logind;
 mod member;
 mod probes;
+mod resizes;
 mod restarts;
 mod scene;
+mod shutdowns;
+mod sources;
 mod volumes;

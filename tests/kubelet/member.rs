@@ -1,14 +1,12 @@
 //! A node of a cluster: `berth up --server` and `berth kubelet --kubeconfig` beside a test's daemon, and a real kubectl that looks at them.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use berth_tests::{Node, cluster::Server, machine::patient};
+use anyhow::{Context, Result, bail};
+use berth_tests::{Node, cluster::Server, identity::run, machine::patient};
 use serde_json::{Value, json};
 
 use crate::scene::Kubelet;
@@ -18,6 +16,8 @@ pub const NODE: &str = "n1";
 pub const ADDRESS: &str = "10.211.0.1";
 const LINK: &str = "berth-t0";
 const PORT: u16 = 10250;
+/// How full the machine's disk is, is no test's affair.
+const ROOM: &str = "--eviction-hard=nodefs.available<0%,nodefs.inodesFree<0%";
 /// How long anything may take that is not told to take longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -29,28 +29,71 @@ pub struct Member {
 impl Member {
     /// A node that is ready, whose server's certificate was approved.
     pub async fn start(node: &Node) -> Result<Self> {
-        for line in [
-            format!("link add {LINK} type bridge"),
-            format!("address add {ADDRESS}/24 dev {LINK}"),
-            format!("link set {LINK} up"),
-        ] {
-            run("ip", &line.split(' ').collect::<Vec<_>>())?;
-        }
-        let server = Server::start("fjall")?;
-        let kubeconfig = kubeconfig(&server)?;
+        Self::start_as(node, &[], &[]).await
+    }
+
+    /// … with more flags, and variables.
+    pub async fn start_as(
+        node: &Node,
+        more: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Result<Self> {
+        Self::begin(node, &node.daemon.socket(), more, environment).await
+    }
+
+    /// … with the runtime at `socket`, and more flags.
+    pub async fn start_on(node: &Node, socket: &Path, more: &[&str]) -> Result<Self> {
+        Self::begin(node, socket, more, &[]).await
+    }
+
+    async fn begin(
+        node: &Node,
+        socket: &Path,
+        more: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Result<Self> {
+        let server = cluster()?;
+        let kubeconfig = server.node_kubeconfig(NODE)?;
         let listen = format!("{ADDRESS}:{PORT}");
         #[rustfmt::skip]
         let flags = [
             "--kubeconfig", &kubeconfig.display().to_string(), "--node-ip", ADDRESS, "--listen", &listen,
-            "--rotate-server-certificates", "--node-labels", "disk=fast",
+            "--rotate-server-certificates", "--node-labels", "disk=fast", ROOM,
+        ];
+        let flags = [&flags, more].concat();
+        let kubelet = Kubelet::start_in(node, socket, &flags, environment)?;
+        let member = Self { server, kubelet };
+        member.approve_serving().await?;
+        member.wait_node().await?;
+        Ok(member)
+    }
+
+    /// … that has nothing but a token at first; its kubeconfig will be at `kubeconfig`, its certificate in `certs`.
+    pub async fn start_by_token(node: &Node, kubeconfig: &Path, certs: &Path) -> Result<Self> {
+        let server = cluster()?;
+        #[rustfmt::skip]
+        server.kubectl(&[
+            "-n", "kube-system", "create", "secret", "generic", "bootstrap-token-abcdef", "--type", "bootstrap.kubernetes.io/token",
+            "--from-literal=token-id=abcdef", "--from-literal=token-secret=0123456789abcdef", "--from-literal=usage-bootstrap-authentication=true",
+            "--from-literal=auth-extra-groups=system:bootstrappers:kubeadm:default-node-token",
+        ])?;
+        let bootstrap = server.dir().join("bootstrap.kubeconfig");
+        server.write_kubeconfig(&bootstrap, &json!({"token": "abcdef.0123456789abcdef"}))?;
+        let text = |path: &Path| path.display().to_string();
+        #[rustfmt::skip]
+        let flags = [
+            "--kubeconfig", &text(kubeconfig), "--bootstrap-kubeconfig", &text(&bootstrap), "--cert-dir", &text(certs),
+            "--node-ip", ADDRESS, "--listen", &format!("{ADDRESS}:{PORT}"), ROOM,
         ];
         let kubelet = Kubelet::start_with(node, &flags)?;
         let member = Self { server, kubelet };
-        member.approve_serving().await?;
-        member
-            .wait("node", NODE, "ready", |it| condition(it, "Ready") == "True")
-            .await?;
+        member.wait_node().await?;
         Ok(member)
+    }
+
+    async fn wait_node(&self) -> Result<Value> {
+        self.wait("node", NODE, "ready", |it| condition(it, "Ready") == "True")
+            .await
     }
 
     /// Ends all; the test's network is as it was.
@@ -140,73 +183,19 @@ impl Member {
     }
 }
 
+/// An API server, and a network in which it finds the node.
+fn cluster() -> Result<Server> {
+    for line in [
+        format!("link add {LINK} type bridge"),
+        format!("address add {ADDRESS}/24 dev {LINK}"),
+        format!("link set {LINK} up"),
+    ] {
+        run("ip", &line.split(' ').collect::<Vec<_>>())?;
+    }
+    Server::start("fjall")
+}
+
 /// The status of a condition of an object.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
     crate::scene::condition(&object["status"], kind)
-}
-
-pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output()?;
-    ensure!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-/// The node's own kubeconfig, with a certificate that is asked for and signed as a joining node's is.
-fn kubeconfig(server: &Server) -> Result<PathBuf> {
-    let at = |end: &str| server.dir().join(format!("node.{end}"));
-    let (key, csr) = (at("key"), at("csr"));
-    #[rustfmt::skip]
-    run("openssl", &[
-        "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-        "-keyout", &key.to_string_lossy(), "-out", &csr.to_string_lossy(),
-        "-subj", &format!("/O=system:nodes/CN=system:node:{NODE}"),
-    ])?;
-    let request = json!({
-        "apiVersion": "certificates.k8s.io/v1",
-        "kind": "CertificateSigningRequest",
-        "metadata": {"name": "node"},
-        "spec": {
-            "request": base64(&csr)?,
-            "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
-            "usages": ["digital signature", "client auth"],
-        },
-    });
-    server.kubectl_with(&["create", "-f", "-"], &request.to_string())?;
-    server.kubectl(&["certificate", "approve", "node"])?;
-    let until = Instant::now() + LIMIT;
-    let certificate = loop {
-        let signed = server.json(&["get", "csr", "node"])?;
-        if let Some(certificate) = signed["status"]["certificate"].as_str() {
-            break certificate.to_owned();
-        }
-        ensure!(Instant::now() < until, "it was not signed: {signed}");
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    // JSON is YAML
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {
-            "server": format!("https://{}", server.address),
-            "certificate-authority-data": server.bundle()?,
-        }}],
-        "users": [{"name": "u", "user": {
-            "client-certificate-data": certificate,
-            "client-key-data": base64(&key)?,
-        }}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    });
-    fs::write(at("kubeconfig"), config.to_string())?;
-    Ok(at("kubeconfig"))
-}
-
-fn base64(path: &Path) -> Result<String> {
-    let output = Command::new("base64").arg("-w0").arg(path).output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(String::from_utf8(output.stdout)?)
 }

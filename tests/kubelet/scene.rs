@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Kubelet {
     child: Option<Child>,
     command: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     dir: PathBuf,
     /// Of all its pods.
     cgroup: String,
@@ -32,12 +33,34 @@ impl Kubelet {
 
     /// … with more flags.
     pub fn start_with(node: &Node, flags: &[&str]) -> Result<Self> {
+        Self::start_at(node, &node.daemon.socket(), flags)
+    }
+
+    /// … for the runtime at `socket`.
+    pub fn start_at(node: &Node, socket: &Path, flags: &[&str]) -> Result<Self> {
+        Self::start_in(node, socket, flags, &[])
+    }
+
+    /// … with variables of its own.
+    pub fn start_in(
+        node: &Node,
+        socket: &Path,
+        flags: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Result<Self> {
+        let mut kubelet = Self::of(node, socket, flags)?;
+        kubelet.environment = environment.to_vec();
+        kubelet.spawn()?;
+        Ok(kubelet)
+    }
+
+    fn of(node: &Node, socket: &Path, flags: &[&str]) -> Result<Self> {
         let dir = node.dir.clone();
         let at = |name: &str| dir.join(name).display().to_string();
         fs::create_dir_all(at("manifests"))?;
         let command = [
             "--endpoint".into(),
-            format!("unix://{}", node.daemon.socket().display()),
+            format!("unix://{}", socket.display()),
             "kubelet".into(),
             "--manifests".into(),
             at("manifests"),
@@ -51,14 +74,13 @@ impl Kubelet {
             node.cgroup_parent.clone(),
         ];
         let flags = flags.iter().map(ToString::to_string);
-        let mut kubelet = Self {
+        Ok(Self {
             child: None,
             command: command.into_iter().chain(flags).collect(),
+            environment: Vec::new(),
             dir,
             cgroup: node.own_cgroup_parent("kubepods"),
-        };
-        kubelet.spawn()?;
-        Ok(kubelet)
+        })
     }
 
     pub fn spawn(&mut self) -> Result<()> {
@@ -81,12 +103,22 @@ impl Kubelet {
         let mut command = Command::new(bin_dir()?.join("berth"));
         command
             .args(&self.command)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .env("BERTH_LOG", "info,berth_kubelet=debug");
         Ok(command)
     }
 
-    /// Starts with one more flag from now on.
+    /// Starts with these variables from now on.
+    pub fn set_environment(&mut self, environment: &[(&'static str, String)]) {
+        self.environment = environment.to_vec();
+    }
+
+    /// Starts with one more flag from now on, in place of what it had before it.
     pub fn with_flag(&mut self, flag: &str) {
+        if let Some((name, _)) = flag.split_once('=') {
+            let same = format!("{name}=");
+            self.command.retain(|other| !other.starts_with(&same));
+        }
         self.command.push(flag.to_owned());
     }
 

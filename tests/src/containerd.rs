@@ -51,7 +51,10 @@ restrict_oom_score_adj = true
 default_runtime_name = "berth"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.berth]
 runtime_type = "io.containerd.berth.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
 conf_dir = "{0}/cni"
 "#,
                 dir.display()

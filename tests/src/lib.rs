@@ -33,6 +33,7 @@ pub mod failpoint;
 pub mod figures;
 pub mod fuse;
 pub mod host;
+pub mod identity;
 pub mod image;
 pub mod invariant;
 pub mod kubelet;

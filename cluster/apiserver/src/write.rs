@@ -331,7 +331,10 @@ pub async fn modify(
             service_ip::keep(resource, &mut new, &old);
             resource.default(&mut new);
         }
-        if part == Part::Main || part == Part::Scale {
+        if matches!(
+            part,
+            Part::Main | Part::Scale | Part::Resize | Part::EphemeralContainers
+        ) {
             resource.prepare_update(&mut new, &old);
             custom::establish(api, resource, &mut new)?;
         }

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    extensions::ParsedExtension,
+    prelude::{FromDer, GeneralName, X509Certificate},
+};
 
 use crate::{AUTHENTICATED, CREDENTIAL_ID, Error, User};
 
@@ -38,6 +42,69 @@ pub fn user(certificate_der: &[u8]) -> Result<User, Error> {
     })
 }
 
+/// Subject alternative names of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    None,
+    /// DNS names and addresses.
+    OfServer,
+    Others,
+}
+
+/// What a certificate is asked for (PKCS#10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requested {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub names: Names,
+}
+
+impl Requested {
+    /// # Errors
+    /// It is no request (PEM), or its names are no text.
+    pub fn read(pem: &str) -> Result<Self, Error> {
+        let refused = |why: &str| Error::Certificate {
+            act: "read a request",
+            why: why.to_owned(),
+        };
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
+            .map_err(|error| refused(&error.to_string()))?;
+        let (_, request) = X509CertificationRequest::from_der(&pem.contents)
+            .map_err(|error| refused(&error.to_string()))?;
+        let subject = &request.certification_request_info.subject;
+        let mut common_names = subject.iter_common_name();
+        let common_name = match (common_names.next(), common_names.next()) {
+            (Some(name), None) => name.as_str().map_err(|_| refused("its CN is no text"))?,
+            _ => return Err(refused("it must have one CN")),
+        };
+        let organizations = subject
+            .iter_organization()
+            .map(|name| name.as_str().map(str::to_owned))
+            .collect::<Result<_, _>>()
+            .map_err(|_| refused("an O is no text"))?;
+        let mut names = Names::None;
+        for extension in request.requested_extensions().into_iter().flatten() {
+            let ParsedExtension::SubjectAlternativeName(found) = extension else {
+                continue;
+            };
+            for name in &found.general_names {
+                names = match (name, names) {
+                    (GeneralName::DNSName(_) | GeneralName::IPAddress(_), Names::None) => {
+                        Names::OfServer
+                    }
+                    (GeneralName::DNSName(_) | GeneralName::IPAddress(_), before) => before,
+                    _ => Names::Others,
+                };
+            }
+        }
+        Ok(Self {
+            common_name: common_name.to_owned(),
+            organizations,
+            names,
+        })
+    }
+}
+
 /// From when to when it holds: seconds since the epoch.
 pub fn validity(certificate_der: &[u8]) -> Option<(i64, i64)> {
     let (_, certificate) = X509Certificate::from_der(certificate_der).ok()?;
@@ -71,6 +138,37 @@ pub fn addresses(certificate_der: &[u8]) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_says_who_it_is_for_and_by_which_names() {
+        let request = |names: &[&str], email: bool| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let mut params = rcgen::CertificateParams::new(names).expect("names");
+            if email {
+                let name = "a@b.test".try_into().expect("a name");
+                params
+                    .subject_alt_names
+                    .push(rcgen::SanType::Rfc822Name(name));
+            }
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            for (part, value) in [
+                (rcgen::DnType::OrganizationName, "system:nodes"),
+                (rcgen::DnType::CommonName, "system:node:n1"),
+            ] {
+                params.distinguished_name.push(part, value);
+            }
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let request = params.serialize_request(&key).expect("a request");
+            Requested::read(&request.pem().expect("PEM")).expect("read")
+        };
+        let none = request(&[], false);
+        assert_eq!(none.common_name, "system:node:n1");
+        assert_eq!(none.organizations, ["system:nodes"]);
+        assert_eq!(none.names, Names::None);
+        assert_eq!(request(&["n1", "10.0.0.1"], false).names, Names::OfServer);
+        assert_eq!(request(&["n1"], true).names, Names::Others);
+        assert!(Requested::read("nonsense").is_err());
+    }
 
     #[test]
     fn a_certificate_says_for_which_addresses_and_how_long_it_holds() {

@@ -203,9 +203,18 @@ pub(crate) fn admit(pod: &Desired, around: &Around<'_>) -> Result<(), Refused> {
     }
 }
 
+/// Of any pod that comes while the machine shuts down.
+pub(crate) fn shuts_down() -> Refused {
+    Refused {
+        reason: "NodeShutdown".into(),
+        message: "the node is shutting down".into(),
+        lacks: Vec::new(),
+    }
+}
+
 /// The same as an event's reason, of which there is a bounded number.
 pub(crate) fn event(reason: &str) -> &'static str {
-    const ALL: [&str; 12] = [
+    const ALL: [&str; 13] = [
         "OutOfpods",
         "OutOfcpu",
         "OutOfmemory",
@@ -218,6 +227,7 @@ pub(crate) fn event(reason: &str) -> &'static str {
         "PodOSNotSupported",
         "UnexpectedAdmissionError",
         "Evicted",
+        "NodeShutdown",
     ];
     let found = ALL.into_iter().find(|one| *one == reason);
     found.unwrap_or("OutOfhugepages")

@@ -12,7 +12,9 @@
 //!
 //! Invariant: nothing here ends a pod for want of a server. What is not known is not gone.
 
+pub(crate) mod csr;
 pub(crate) mod fetch;
+mod join;
 mod mirrors;
 mod node_object;
 mod own;
@@ -32,6 +34,7 @@ use kube::{
 
 use crate::Error;
 
+pub use join::{Joining, Renewal};
 pub use mirrors::Mirrors;
 pub use own::OwnNode;
 pub(crate) use own::Seen;

@@ -64,6 +64,8 @@ pub enum Error {
     },
     #[error("cannot use the kubeconfig {}: {why}", path.display())]
     Kubeconfig { path: PathBuf, why: String },
+    #[error("cannot take manifests from {url:?}: {why}")]
+    ManifestUrl { url: String, why: String },
     #[error("cannot serve on {address}: {why}")]
     Serve { address: String, why: String },
     #[error("another kubelet has {}: end it first, or give this one another --kubelet-dir", .0.display())]

@@ -9,6 +9,7 @@ use std::{
 
 use berth_proto::cri::PodSandboxConfig;
 use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::{
     Error, Level, hook, image,
@@ -16,6 +17,8 @@ use crate::{
     observed::{Observed, Seen, State},
     pod::{ContainerSpec, Desired, Role},
     problem::Problem,
+    qos::units,
+    resize::{self, asked},
     store, terminate,
     translate::{self, Fields, Making, environment::variables},
     user_namespace,
@@ -226,6 +229,84 @@ fn not_pulled(error: Error) -> NotStarted {
         _ => "ErrImagePull",
     };
     NotStarted { reason, error }
+}
+
+/// Gives containers that run what the pod says now, each as (id, spec); those that are done are told to `done`. The pod's own limits are raised before
+/// theirs and lowered after them, and those of containers that have less to give first: at no time do they want more than the pod has.
+pub(crate) async fn resize(
+    node: &Inner,
+    pod: &Desired,
+    observed: &Observed,
+    ids: &[String],
+    mut done: impl FnMut(&str, ResourceRequirements),
+) -> Result<(), Error> {
+    let Some(sandbox) = observed.ready_sandbox() else {
+        return Ok(());
+    };
+    let mut changes = Vec::new();
+    for id in ids {
+        let seen = observed.containers.iter().find(|seen| seen.id == *id);
+        let Some((seen, spec)) = seen.and_then(|seen| Some((seen, pod.container(&seen.name)?)))
+        else {
+            continue;
+        };
+        let (has, given) = (seen.resources.clone().unwrap_or_default(), asked(spec));
+        let directions = ["cpu", "memory"].map(|name| resize::direction(&has, &given, name));
+        changes.push((seen, spec, given, directions));
+    }
+    for (seen, spec, given, [_, (_, is_lowered)]) in &changes {
+        let limit = units(&given.limits, "memory").and_then(|it| u64::try_from(it).ok());
+        let Some(limit) = limit.filter(|_| *is_lowered) else {
+            continue;
+        };
+        // the kernel would kill what is above it
+        let used = node.runtime.memory_usage(&seen.id).await?.unwrap_or(0);
+        if used > limit {
+            return Err(Problem::new(
+                format!("{}.resources.limits.memory", spec.path),
+                format!("attempting to set memory limit ({limit}) below current usage ({used})"),
+            )
+            .into());
+        }
+    }
+    let is_raised = |(_, _, _, all): &(_, _, _, [(bool, bool); 2])| all.iter().any(|it| it.0);
+    let is_lowered = |(_, _, _, all): &(_, _, _, [(bool, bool); 2])| all.iter().any(|it| it.1);
+    let (raises, lowers) = (
+        changes.iter().any(is_raised),
+        changes.iter().any(is_lowered),
+    );
+    let of_pod = translate::pod_resources(pod);
+    let overhead = translate::overhead(pod);
+    if raises {
+        let mut first = of_pod.clone();
+        if lowers {
+            // of the two limits the one that is lowered waits
+            let memory = changes.iter().any(|change| change.3[1].1);
+            let cpu = changes.iter().any(|change| change.3[0].1);
+            if memory {
+                first.memory_limit_in_bytes = 0;
+            }
+            if cpu {
+                (first.cpu_quota, first.cpu_period) = (0, 0);
+            }
+        }
+        node.runtime
+            .update_sandbox(&sandbox.id, first, overhead.clone())
+            .await?;
+    }
+    changes.sort_by_key(is_raised);
+    for (seen, spec, given, _) in changes {
+        let mut resources = translate::container_resources(pod, spec, &node.config.node)?;
+        // these are as they were
+        resources.oom_score_adj = 0;
+        resources.hugepage_limits.clear();
+        node.runtime.update_container(&seen.id, resources).await?;
+        done(&seen.id, given);
+    }
+    // shares, too, where no limit changes
+    node.runtime
+        .update_sandbox(&sandbox.id, of_pod, overhead)
+        .await
 }
 
 /// Runs a container's preStop, and stops it.

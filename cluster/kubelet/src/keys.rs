@@ -19,5 +19,8 @@ pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 
+/// What the container was made with, of cpu and memory (ResourceRequirements, JSON).
+pub const RESOURCES: &str = "berth/resources";
+
 /// The directory of the kubelet that made the pod: with another one it is not ours to end.
 pub const KUBELET_DIR: &str = "berth/kubelet-dir";

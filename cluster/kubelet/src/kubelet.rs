@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -26,8 +27,10 @@ use crate::{
     images, keys,
     machine::Machine,
     node::{Inner, Node},
+    plan::Over,
     pod::is_path_component,
     rotation,
+    shutdown::{self, ShutdownNews, ShutdownPolicy},
     store::{self, Lock},
     view::View,
     worker::{self, Order, Why},
@@ -95,6 +98,9 @@ pub struct Kubelet {
     ended: HashSet<String>,
     cluster: Option<OfCluster>,
     thresholds: Thresholds,
+    shutdown: Option<(ShutdownPolicy, mpsc::Receiver<ShutdownNews>)>,
+    /// The machine shuts down: whoever wants to know is told.
+    shuts_down: watch::Sender<bool>,
     _lock: Lock,
 }
 
@@ -108,6 +114,8 @@ struct OfCluster {
 #[derive(Debug)]
 struct Handle {
     pod: Arc<Desired>,
+    /// What the source told last of it, whether or not there was anything in it for the worker.
+    told: Arc<Desired>,
     orders: watch::Sender<Order>,
     wake: Arc<Notify>,
     is_ending: bool,
@@ -182,6 +190,8 @@ impl Kubelet {
             ended: HashSet::new(),
             cluster: None,
             thresholds: Thresholds::default(),
+            shutdown: None,
+            shuts_down: watch::Sender::new(false),
             _lock: lock,
         })
     }
@@ -219,6 +229,22 @@ impl Kubelet {
         self.node.pressed.clone()
     }
 
+    /// Ends pods by `policy` when the machine shuts down, of which `news` are told.
+    #[must_use]
+    pub fn ending_with_the_machine(
+        mut self,
+        policy: ShutdownPolicy,
+        news: mpsc::Receiver<ShutdownNews>,
+    ) -> Self {
+        self.shutdown = Some((policy, news));
+        self
+    }
+
+    /// Whether the machine shuts down.
+    pub fn shuts_down(&self) -> watch::Receiver<bool> {
+        self.shuts_down.subscribe()
+    }
+
     pub(crate) fn node(&self) -> Node {
         self.node.clone()
     }
@@ -242,6 +268,11 @@ impl Kubelet {
             let watches = eviction::watch(self.node.clone(), self.thresholds.clone(), evicts);
             beside.spawn(watches);
         }
+        let shutdown = self.shutdown.take();
+        let (policy, mut news) = match shutdown {
+            Some((policy, news)) => (Some(policy), Some(news)),
+            None => (None, None),
+        };
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_adopted, mut is_waiting) = (true, false, false);
         loop {
@@ -266,6 +297,17 @@ impl Kubelet {
                     }
                 }
                 Some(evicted) = evicted.recv() => self.evict(evicted),
+                Some(news) = next(&mut news) => match (news, &policy) {
+                    (ShutdownNews::Begins(lock), Some(policy)) => {
+                        self.shut_down(policy.clone(), lock, &mut beside);
+                    }
+                    _ => {
+                        tracing::info!("the machine does not shut down");
+                        // those of files have another chance
+                        self.refused.retain(|_, pod| pod.source == API);
+                        self.shuts_down.send_replace(false);
+                    }
+                },
                 Some(done) = self.tasks.join_next() => self.done(done),
                 () = tokio::time::sleep(AGAIN), if (is_waiting || !is_adopted) && wanted.is_some() => {}
             }
@@ -281,7 +323,24 @@ impl Kubelet {
         let (pod, why) = (handle.pod.clone(), evicted.why);
         self.node
             .tell(Level::Warning, &pod, "", why.reason, why.message.clone());
-        let _ = handle.orders.send(Order::Evict { pod, why });
+        let _ = handle.orders.send(Order::Fail {
+            pod,
+            most: why.grace,
+            over: Over::Evicted(why),
+        });
+    }
+
+    fn shut_down(&self, policy: ShutdownPolicy, lock: OwnedFd, beside: &mut JoinSet<()>) {
+        tracing::warn!(
+            pods = self.workers.len(),
+            "the machine shuts down: pods end"
+        );
+        self.shuts_down.send_replace(true);
+        let all = self.workers.values().filter(|handle| !handle.is_ending);
+        let workers = all.map(|handle| (handle.pod.clone(), handle.orders.clone()));
+        let statuses = self.cluster.as_ref().map(|it| it.statuses.clone());
+        let ends = shutdown::end_pods(self.node.clone(), policy, workers.collect(), statuses, lock);
+        beside.spawn(ends);
     }
 
     /// Whether all that is wanted is known: what was only remembered, while a server is away, is no reason to end anything.
@@ -339,6 +398,11 @@ impl Kubelet {
                 continue;
             }
             if let Some(handle) = self.workers.get_mut(&pod.uid) {
+                // all others, each time that one of them changes
+                if Arc::ptr_eq(&handle.told, pod) {
+                    continue;
+                }
+                handle.told = pod.clone();
                 match pod.deletion() {
                     Some(grace) => {
                         // asked to be quicker than it was told to be
@@ -372,6 +436,12 @@ impl Kubelet {
             if (is_over(pod) && !was_here) || self.refused.contains_key(&pod.uid) {
                 continue;
             }
+            if *self.shuts_down.borrow() {
+                if !was_here {
+                    self.refuse(pod, &admission::shuts_down());
+                }
+                continue;
+            }
             new.push((!was_here, created(pod), pod.clone()));
         }
         // who was here, and then who was there first
@@ -380,11 +450,10 @@ impl Kubelet {
         let mut is_waiting = false;
         for (is_new, _, pod) in new {
             // Two with one name are one after the other.
-            if self
-                .workers
-                .values()
-                .any(|handle| handle.pod.full_name() == pod.full_name())
-            {
+            let has_its_name = |handle: &Handle| {
+                handle.pod.name == pod.name && handle.pod.namespace == pod.namespace
+            };
+            if self.workers.values().any(has_its_name) {
                 continue;
             }
             // Somebody runs it by hand, and it is the only one.
@@ -507,7 +576,7 @@ impl Kubelet {
 
     fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
         let (is_ending, grace) = match &order {
-            Order::Keep(_) | Order::Evict { .. } => (false, None),
+            Order::Keep(_) | Order::Fail { .. } => (false, None),
             Order::End { grace, .. } => (true, *grace),
         };
         self.node.view.put(pod.clone());
@@ -520,6 +589,7 @@ impl Kubelet {
             uid
         });
         let handle = Handle {
+            told: pod.clone(),
             pod,
             orders,
             wake,
@@ -591,6 +661,14 @@ impl Handle {
 fn created(pod: &Desired) -> i64 {
     let time = pod.pod.metadata.creation_timestamp.as_ref();
     time.map_or(0, |time| time.0.as_second())
+}
+
+/// Pending where nothing is ever told.
+async fn next(news: &mut Option<mpsc::Receiver<ShutdownNews>>) -> Option<ShutdownNews> {
+    match news {
+        Some(news) => news.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// By what a server has been told of it.

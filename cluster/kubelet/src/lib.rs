@@ -38,9 +38,11 @@ mod pod;
 mod probe;
 mod problem;
 mod qos;
+mod resize;
 mod rotation;
 mod runtime;
 mod server;
+mod shutdown;
 mod source;
 mod status;
 mod storage;
@@ -55,7 +57,10 @@ mod volume;
 mod worker;
 
 pub use admission::Pressed;
-pub use api::{API, Cluster, Known, Mirrors, OwnNode, Recorder, Register, Source, Statuses, Taint};
+pub use api::{
+    API, Cluster, Joining, Known, Mirrors, OwnNode, Recorder, Register, Renewal, Source, Statuses,
+    Taint,
+};
 pub use cgroup::CgroupDriver;
 pub use division::{Division, Enforced, Reserved};
 pub use error::Error;
@@ -67,6 +72,7 @@ pub use pod::{ContainerSpec, Desired, PullPolicy, RUN, RestartPolicy, Role, is_p
 pub use problem::Problem;
 pub use runtime::{Puller, Runtime};
 pub use server::{Certificate, Listen, Server};
-pub use source::{Directory, join};
+pub use shutdown::{ShutdownNews, ShutdownPolicy, listen_to_logind};
+pub use source::{Directory, UrlConfig, UrlHeader, UrlSource, both, join};
 pub use thresholds::{Graces, Levels, Reclaims, Thresholds, duration};
 pub use volume::remove_kubelet_dir;

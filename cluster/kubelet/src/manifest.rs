@@ -47,6 +47,54 @@ pub fn read_pod(text: &str, origin: Origin<'_>) -> Result<Pod, Vec<Problem>> {
     }
 }
 
+/// One Pod of v1, or a PodList or List of them, as one document.
+///
+/// # Errors
+/// Everything that is wrong with the first that is not good; fields of a list's pods have their place in it: `items[2].spec…`.
+pub fn read_pods(text: &str, origin: Origin<'_>) -> Result<Vec<Pod>, Vec<Problem>> {
+    let documents: Vec<&str> = split(text);
+    let [one] = documents.as_slice() else {
+        return Ok(vec![read_pod(text, origin)?]);
+    };
+    let Some(mut value) = decode(one)? else {
+        return Err(whole("no document in it"));
+    };
+    let kind = string(&value, "/kind");
+    if string(&value, "/apiVersion") != "v1" || !matches!(kind, "PodList" | "List") {
+        return Ok(vec![read_pod(text, origin)?]);
+    }
+    let Some(items) = value.get_mut("items").map(Value::take) else {
+        return Err(vec![Problem::new("items", "must be set")]);
+    };
+    let Value::Array(items) = items else {
+        return Err(vec![Problem::new("items", "it is no list")]);
+    };
+    let mut pods = Vec::new();
+    for (index, mut item) in items.into_iter().enumerate() {
+        let at = |problems: Vec<Problem>| {
+            let named = problems.into_iter().map(|problem| {
+                let place = format!("items[{index}].{}", problem.path);
+                Problem::new(place.trim_end_matches('.'), problem.what)
+            });
+            named.collect::<Vec<_>>()
+        };
+        let Some(fields) = item.as_object_mut() else {
+            return Err(at(whole("it is no object")));
+        };
+        // a list says what is in it
+        fields.entry("apiVersion").or_insert_with(|| "v1".into());
+        fields.entry("kind").or_insert_with(|| "Pod".into());
+        match (string(&item, "/apiVersion"), string(&item, "/kind")) {
+            ("v1", "Pod") => pods.push(pod(item, origin).map_err(at)?),
+            (version, kind) => {
+                let what = format!("a {kind} of {version}: the kubelet takes a Pod of v1");
+                return Err(at(whole(what)));
+            }
+        }
+    }
+    Ok(pods)
+}
+
 /// All documents of a file.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use berth_proto::cri::{self, ContainerState, PodSandboxState};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::{keys, user_namespace::Ids};
 
@@ -36,7 +37,7 @@ pub(crate) enum State {
 }
 
 /// A container. Times are nanoseconds since the epoch, 0: not yet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Seen {
     pub id: String,
     pub name: String,
@@ -57,6 +58,10 @@ pub(crate) struct Seen {
     pub hash: String,
     /// Where a message may be, on the node.
     pub message_file: Option<String>,
+    /// What it has by now of cpu and memory, where that is known.
+    pub resources: Option<ResourceRequirements>,
+    /// It was ended so that it starts again with other resources.
+    pub restarting: bool,
 }
 
 impl Observed {
@@ -114,6 +119,8 @@ impl Seen {
         let metadata = status.metadata.clone().unwrap_or_default();
         let asked = status.image.clone().unwrap_or_default();
         let path = text(&status.annotations, keys::TERMINATION_MESSAGE_PATH);
+        let resources = text(&status.annotations, keys::RESOURCES);
+        let resources = serde_json::from_str(&resources).ok();
         let message_file = status
             .mounts
             .iter()
@@ -146,6 +153,8 @@ impl Seen {
             reason: status.reason,
             message: status.message,
             message_file,
+            resources,
+            restarting: false,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     observed::{Observed, Sandbox, Seen, State},
     pod::{ContainerSpec, Desired, RUN, RestartPolicy, Role},
     probe::Health,
+    resize::{self, Change},
     status::DISRUPTION,
 };
 
@@ -57,6 +58,15 @@ pub(crate) enum Step {
         /// A probe of liveness may have a grace period of its own.
         grace_seconds: Option<i64>,
     },
+    /// End it, to be started with other resources.
+    Restart {
+        id: String,
+        name: String,
+    },
+    /// Give containers that run what they were allotted.
+    Resize {
+        ids: Vec<String>,
+    },
     Start {
         name: String,
         attempt: u32,
@@ -72,6 +82,8 @@ pub(crate) enum Over {
     Deadline,
     /// The node could not bear it any more, and why.
     Evicted(Why),
+    /// The machine shuts down.
+    Shutdown,
 }
 
 /// Why the node ends a pod that might have gone on.
@@ -114,6 +126,7 @@ impl Over {
                     grace: Some(Duration::ZERO),
                 }))
             }
+            (Some("Failed"), Some("Terminated")) => Some(Self::Shutdown),
             (Some("Failed" | "Succeeded"), _) => Some(Self::Ended),
             _ => None,
         }
@@ -136,6 +149,8 @@ impl Plan {
     }
 }
 
+/// `RESIZE` stands for changes of resources in [`Around::failures`]: no container is called so.
+pub(crate) const RESIZE: &str = "/resize";
 /// `SANDBOX` stands for the sandbox in [`Around::failures`].
 pub(crate) const SANDBOX: &str = "";
 
@@ -172,6 +187,7 @@ pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> P
         around,
         sandbox,
         plan,
+        resized: Vec::new(),
     };
     for spec in pod.of_role(Role::Ephemeral) {
         if observed.newest(spec.name()).is_none() {
@@ -187,6 +203,7 @@ pub(crate) fn plan(pod: &Desired, observed: &Observed, around: &Around<'_>) -> P
             walk.waits(spec, "PodInitializing", "");
         }
     }
+    walk.resize();
     walk.plan
 }
 
@@ -214,6 +231,7 @@ fn is_over(pod: &Desired, observed: &Observed) -> bool {
             observed.newest(spec.name()).is_some_and(|seen| {
                 seen.state == State::Exited
                     && same(spec, seen)
+                    && !seen.restarting
                     && !spec.restarts(policy, seen.exit_code)
             })
         });
@@ -270,6 +288,8 @@ struct Walk<'a> {
     around: &'a Around<'a>,
     sandbox: &'a Sandbox,
     plan: Plan,
+    /// Containers that have not what they were allotted.
+    resized: Vec<String>,
 }
 
 impl Walk<'_> {
@@ -346,13 +366,22 @@ impl Walk<'_> {
             }
             State::Running => {
                 if let Some((why, grace_seconds)) = self.around.health.to_be_killed(&seen.id) {
-                    self.kill(&seen, why, grace_seconds);
+                    return self.kill(&seen, why, grace_seconds);
+                }
+                match resize::change(spec, seen.resources.as_ref()) {
+                    Change::None => {}
+                    Change::Update => self.resized.push(seen.id),
+                    Change::Restart => self.plan.steps.push(Step::Restart {
+                        id: seen.id,
+                        name: seen.name,
+                    }),
                 }
             }
             State::Created => self.start(spec, Some(&seen)),
             State::Unknown => self.kill(&seen, "its state is not known".into(), None),
             State::Exited => {
-                if !same(spec, &seen) || spec.restarts(self.pod.restart_policy(), seen.exit_code) {
+                let restarts = spec.restarts(self.pod.restart_policy(), seen.exit_code);
+                if restarts || seen.restarting || !same(spec, &seen) {
                     self.start(spec, Some(&seen));
                 }
             }
@@ -366,6 +395,22 @@ impl Walk<'_> {
             why,
             grace_seconds,
         });
+    }
+
+    /// All at once, since the pod's own limits are changed around them.
+    fn resize(&mut self) {
+        if self.resized.is_empty() {
+            return;
+        }
+        match self.around.failures.get(RESIZE) {
+            Some(failure) if failure.retry_at > self.around.now => {
+                self.plan.wait(failure.retry_at);
+            }
+            _ => {
+                let ids = std::mem::take(&mut self.resized);
+                self.plan.steps.push(Step::Resize { ids });
+            }
+        }
     }
 
     fn start(&mut self, spec: &ContainerSpec, last: Option<&Seen>) {

@@ -1,6 +1,7 @@
 //! Where pods come from.
 
 mod directory;
+mod url;
 
 use std::sync::Arc;
 
@@ -9,6 +10,34 @@ use tokio::sync::watch;
 use crate::{Desired, Known};
 
 pub use directory::Directory;
+pub use url::{UrlConfig, UrlHeader, UrlSource};
+
+type Pods = Option<Vec<Arc<Desired>>>;
+
+/// Static pods of a directory and of a URL, as one list, once both are known; told until one of them ends.
+pub async fn both(
+    mut one: watch::Receiver<Pods>,
+    mut other: watch::Receiver<Pods>,
+    told: watch::Sender<Pods>,
+) {
+    loop {
+        let (first, second) = (
+            one.borrow_and_update().clone(),
+            other.borrow_and_update().clone(),
+        );
+        if let (Some(first), Some(second)) = (first, second) {
+            told.send_replace(Some(first.into_iter().chain(second).collect()));
+        }
+        let changed = tokio::select! {
+            changed = one.changed() => changed,
+            changed = other.changed() => changed,
+            () = told.closed() => return,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
 
 /// Static pods and those of an API server, as one list, once both are known; told until one of them ends.
 pub async fn join(

@@ -18,16 +18,21 @@ use crate::{
     pod::{ContainerSpec, Desired, RestartPolicy, Role},
     probe::Health,
     qos::Class,
+    resize::{Change, Progress, change},
 };
 
 /// Conditions that are the kubelet's to tell; all others are whoever's who set them.
-pub(crate) const OWN_CONDITIONS: [&str; 5] = [
+pub(crate) const OWN_CONDITIONS: [&str; 7] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    RESIZE_CONDITIONS[0],
+    RESIZE_CONDITIONS[1],
 ];
+/// … and not there at most times.
+pub(crate) const RESIZE_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// That a pod was ended for others' sake. The kubelet tells its own, and so do others.
 pub(crate) const DISRUPTION: &str = "DisruptionTarget";
@@ -43,6 +48,7 @@ pub(crate) struct Parts<'a> {
     pub over: Option<&'a Over>,
     pub before: Option<&'a PodStatus>,
     pub node: &'a NodeFacts,
+    pub resize: &'a Progress,
     /// In front of ids: `berth`.
     pub runtime: &'a str,
     pub now: Timestamp,
@@ -107,6 +113,10 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
         Some(Over::Evicted(why)) => (Some(why.reason.to_owned()), Some(why.message.clone())),
+        Some(Over::Shutdown) => (
+            Some("Terminated".to_owned()),
+            Some("Pod was terminated in response to imminent node shutdown.".to_owned()),
+        ),
         Some(Over::Ended) | None => (None, None),
     };
     PodStatus {
@@ -137,7 +147,10 @@ pub(crate) fn status(parts: &Parts<'_>) -> PodStatus {
 /// As upstream's: what has not come about counts first, then what runs, then how all ended.
 pub(crate) fn phase(parts: &Parts<'_>) -> Phase {
     let Parts { pod, observed, .. } = parts;
-    if matches!(parts.over, Some(Over::Deadline | Over::Evicted(_))) {
+    if matches!(
+        parts.over,
+        Some(Over::Deadline | Over::Evicted(_) | Over::Shutdown)
+    ) {
         return Phase::Failed;
     }
     let policy = pod.restart_policy();
@@ -239,7 +252,15 @@ fn container(parts: &Parts<'_>, spec: &ContainerSpec) -> ContainerStatus {
         started: (spec.role != Role::Ephemeral).then_some(has_started),
         last_state: Some(last.map(ended).unwrap_or_default()),
         state: Some(state),
-        resources: spec.container.resources.clone(),
+        // what it has, where that is another thing than what it was given
+        resources: running
+            .and_then(|seen| seen.resources.clone())
+            .or_else(|| spec.container.resources.clone()),
+        allocated_resources: spec
+            .container
+            .resources
+            .as_ref()
+            .and_then(|given| given.requests.clone()),
         ..ContainerStatus::default()
     }
 }
@@ -339,13 +360,42 @@ fn conditions(parts: &Parts<'_>, phase: Phase) -> Vec<PodCondition> {
         let told = (true, "TerminationByKubelet", message.clone());
         all.push(condition(parts, DISRUPTION, told));
     }
+    if !ended {
+        all.extend(resize_conditions(parts));
+    }
     // Those of others (gates, the scheduler) are kept as they were.
-    let ours: Vec<_> = all.iter().map(|one| one.type_.clone()).collect();
     let before = parts
         .before
         .and_then(|before| before.conditions.clone())
         .unwrap_or_default();
-    all.extend(before.into_iter().filter(|one| !ours.contains(&one.type_)));
+    let told: Vec<_> = all.iter().map(|one| one.type_.clone()).collect();
+    let is_own = |one: &PodCondition| {
+        OWN_CONDITIONS.contains(&one.type_.as_str()) || told.contains(&one.type_)
+    };
+    all.extend(before.into_iter().filter(|one| !is_own(one)));
+    all
+}
+
+/// What of its resources the pod waits for, and what is being done about them.
+fn resize_conditions(parts: &Parts<'_>) -> Vec<PodCondition> {
+    let mut all = Vec::new();
+    let progress = parts.resize;
+    if let Some(pending) = &progress.pending {
+        let told = (true, pending.reason(), pending.message().to_owned());
+        all.push(condition(parts, RESIZE_CONDITIONS[0], told));
+    }
+    let is_changed = |spec: &ContainerSpec| {
+        let seen = parts.observed.newest(spec.name());
+        let running = seen.filter(|seen| seen.state == State::Running);
+        running.is_some_and(|seen| change(spec, seen.resources.as_ref()) != Change::None)
+    };
+    if parts.pod.containers.iter().any(is_changed) {
+        let told = match &progress.error {
+            Some(why) => (true, "Error", why.clone()),
+            None => (true, "", String::new()),
+        };
+        all.push(condition(parts, RESIZE_CONDITIONS[1], told));
+    }
     all
 }
 
@@ -457,6 +507,7 @@ mod tests {
             ("CrashLoopBackOff".to_owned(), "back-off".to_owned()),
         )]);
         status(&Parts {
+            resize: &Progress::default(),
             pod: &pod(spec),
             observed: &observed(is),
             waiting: &waiting,

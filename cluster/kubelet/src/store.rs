@@ -12,10 +12,11 @@ use k8s_openapi::api::core::v1::PodStatus;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Desired, Error, node::Inner, pod::Kept};
+use crate::{Desired, Error, node::Inner, pod::Kept, resize::Resized};
 
 const POD: &str = "pod.json";
 const STATUS: &str = "status.json";
+const RESOURCES: &str = "resources.json";
 
 /// One kubelet a directory: the file stays locked until it is dropped.
 #[derive(Debug)]
@@ -76,6 +77,14 @@ pub(crate) fn keep_status(node: &Inner, uid: &str, status: &PodStatus) -> Result
 
 pub(crate) fn kept_status(node: &Inner, uid: &str) -> Option<PodStatus> {
     read(&node.pod_dir(uid).join(STATUS))
+}
+
+pub(crate) fn keep_resized(node: &Inner, uid: &str, resized: &Resized) -> Result<(), Error> {
+    write(&node.pod_dir(uid).join(RESOURCES), resized)
+}
+
+pub(crate) fn kept_resized(node: &Inner, uid: &str) -> Option<Resized> {
+    read(&node.pod_dir(uid).join(RESOURCES))
 }
 
 /// All pods that are kept below `kubelet_dir` and can be read.

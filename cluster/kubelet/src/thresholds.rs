@@ -157,9 +157,12 @@ impl FromStr for Graces {
 /// # Errors
 /// What it is not.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time, as 1m30s");
+    let wrong = || format!("{text:?} is no duration, as 20s, 1m30s or 500ms");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut whole = Duration::ZERO;
     let mut rest = text;
-    let mut all = Duration::ZERO;
     if rest.is_empty() {
         return Err(wrong());
     }
@@ -167,23 +170,26 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         let digits = rest
             .find(|it: char| !it.is_ascii_digit())
             .ok_or_else(wrong)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let unit = rest
+        let (number, tail) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let unit = tail
             .find(|it: char| it.is_ascii_digit())
-            .unwrap_or(rest.len());
-        let milliseconds = match &rest[..unit] {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
+        let part = match unit {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => seconds(1),
+            "m" => seconds(60),
+            "h" => seconds(3600),
+            _ => None,
         };
-        let part = number.checked_mul(milliseconds).ok_or_else(wrong)?;
-        all = all.saturating_add(Duration::from_millis(part));
-        rest = &rest[unit..];
+        whole = part
+            .and_then(|part| whole.checked_add(part))
+            .ok_or_else(wrong)?;
+        rest = tail;
     }
-    Ok(all)
+    Ok(whole)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -412,6 +418,27 @@ impl Course {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_everywhere() {
+        for (text, ms) in [
+            ("0", Some(0)),
+            ("0s", Some(0)),
+            ("20s", Some(20_000)),
+            ("1m30s", Some(90_000)),
+            ("500ms", Some(500)),
+            ("1h", Some(3_600_000)),
+            ("", None),
+            ("20", None),
+            ("s", None),
+            ("-1s", None),
+            ("1d", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615h", None),
+        ] {
+            assert_eq!(duration(text).ok().map(|it| it.as_millis()), ms, "{text}");
+        }
+    }
 
     fn left(signal: Signal, available: u64) -> Observed {
         let capacity = 1000;

@@ -13,4 +13,7 @@ pub(crate) use container::{Making, container};
 pub(crate) use environment::expand;
 pub(crate) use field::{Fields, resource};
 pub(crate) use hosts::hosts;
+pub(crate) use resources::{
+    of_container as container_resources, of_pod as pod_resources, overhead,
+};
 pub(crate) use sandbox::{hostname_and_domain, sandbox};

@@ -6,6 +6,7 @@
 
 mod message;
 mod probing;
+mod resizing;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,6 +31,7 @@ use crate::{
     store, volume,
 };
 use probing::{Probing, Scene};
+use resizing::Resizing;
 
 pub(crate) use crate::plan::Why;
 
@@ -53,10 +55,12 @@ const REPORTS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) enum Order {
     Keep(Arc<Desired>),
-    /// End it at once, and tell why; it stays, as one that has failed.
-    Evict {
+    /// End it within this time; it stays, as one that has failed for this reason.
+    Fail {
         pod: Arc<Desired>,
-        why: Why,
+        over: Over,
+        /// At most; none: as long as it asks for.
+        most: Option<Duration>,
     },
     /// End it and take it away; within its own grace period, where no other is named.
     End {
@@ -67,7 +71,9 @@ pub(crate) enum Order {
 
 pub(crate) struct Worker {
     node: Node,
+    /// With the resources that it was given.
     pod: Arc<Desired>,
+    resizing: Resizing,
     wake: Arc<Notify>,
     reports: mpsc::Sender<Report>,
     health: Health,
@@ -80,8 +86,8 @@ pub(crate) struct Worker {
     before: Option<PodStatus>,
     /// What this kubelet has told, a server may not have heard of the last one.
     is_told: bool,
-    /// Why it may not go on.
-    evicted: Option<Why>,
+    /// Why it may not go on, and how long its end may take at most.
+    failed: Option<(Over, Option<Duration>)>,
     /// It was evicted, and nothing is left of it but what is told.
     is_empty: bool,
     volumes_made: Option<Instant>,
@@ -95,13 +101,15 @@ pub(crate) async fn run(
     wake: Arc<Notify>,
 ) {
     let (reports, mut reported) = mpsc::channel(REPORTS);
+    let resizing = Resizing::of(&node, &pod);
     let mut worker = Worker {
         before: store::kept_status(&node, &pod.uid).or_else(|| told_before(&pod)),
         is_told: false,
-        evicted: None,
+        failed: None,
         is_empty: false,
+        pod: resizing.given(),
+        resizing,
         node,
-        pod,
         wake,
         reports,
         health: Health::default(),
@@ -117,9 +125,9 @@ pub(crate) async fn run(
         let order = orders.borrow_and_update().clone();
         match order {
             Order::Keep(pod) => worker.keep(pod),
-            Order::Evict { pod, why } => {
+            Order::Fail { pod, over, most } => {
                 worker.keep(pod);
-                worker.evicted.get_or_insert(why);
+                worker.failed.get_or_insert((over, most));
             }
             Order::End { grace, pod } => {
                 worker.keep(pod);
@@ -176,7 +184,7 @@ fn told_before(pod: &Desired) -> Option<PodStatus> {
 impl Worker {
     /// The pod as it should be from now on.
     fn keep(&mut self, pod: Arc<Desired>) {
-        if Arc::ptr_eq(&self.pod, &pod) {
+        if Arc::ptr_eq(self.resizing.wanted(), &pod) {
             return;
         }
         // What others have told of it is not ours to forget: readiness gates wait for it.
@@ -197,7 +205,7 @@ impl Worker {
                 tracing::warn!(pod = %pod.full_name(), %error, "the pod is not kept as it is now");
             }
         }
-        self.pod = pod;
+        self.pod = self.resizing.want(pod);
     }
 
     /// Goes on until there is nothing to do; how long that may last.
@@ -223,6 +231,7 @@ impl Worker {
     /// One look, and what follows from it; `None`: there is more to do.
     async fn round(&mut self) -> Result<Option<Duration>, Error> {
         self.prepare().await?;
+        self.allocate();
         let observed = self.observe().await?;
         let now = now();
         let began = self
@@ -239,12 +248,12 @@ impl Worker {
                 .before
                 .as_ref()
                 .and_then(Over::told)
-                .or_else(|| self.evicted.clone().map(Over::Evicted)),
+                .or_else(|| self.failed.as_ref().map(|failed| failed.0.clone())),
             had_containers: self.before.as_ref().is_some_and(had_containers),
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());
-        if plan.steps.is_empty() && self.evicted.is_some() {
+        if plan.steps.is_empty() && matches!(self.failed, Some((Over::Evicted(_), _))) {
             // What it wrote is what the node was short of, perhaps.
             execute::remove(&self.node, &self.pod, &observed).await?;
             self.is_empty = true;
@@ -289,9 +298,11 @@ impl Worker {
             return Ok(());
         }
         let (node, pod) = (self.node.clone(), self.pod.clone());
+        let resized = self.resizing.resized().clone();
         let made = tokio::task::spawn_blocking(move || {
             if is_first {
                 store::keep_pod(&node, &pod)?;
+                store::keep_resized(&node, &pod.uid, &resized)?;
             }
             volume::set_up(&node, &pod)
         });
@@ -347,6 +358,7 @@ impl Worker {
         self.ended
             .retain(|id, _| observed.containers.iter().any(|seen| seen.id == *id));
         self.messages.fill(&self.node, &self.pod, &mut observed);
+        self.resizing.fill(&self.node, &mut observed);
         let scene = Scene {
             node: &self.node,
             pod: &self.pod,
@@ -394,10 +406,14 @@ impl Worker {
         if !is_new {
             return;
         }
+        self.before = Some(status.clone());
+        // What the node's own disk asks for begins anew with the machine.
+        if self.pod.source != API && matches!(self.failed, Some((Over::Shutdown, _))) {
+            return;
+        }
         if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
             tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
         }
-        self.before = Some(status);
     }
 
     fn status(
@@ -414,6 +430,7 @@ impl Worker {
             over,
             before: self.before.as_ref(),
             node: &self.node.config.node,
+            resize: self.resizing.progress(),
             runtime: &self.node.runtime_name,
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
         })
@@ -423,6 +440,9 @@ impl Worker {
         let mut wait = LOOK_AGAIN;
         if self.node.objects.lacks_token(&self.pod.uid) {
             wait = TOKEN_RETRY;
+        }
+        if self.resizing.is_deferred() {
+            wait = wait.min(resizing::AGAIN);
         }
         if let Some(until) = plan.wait_until {
             wait = wait.min(Duration::from_nanos((until - now).max(0).unsigned_abs()));
@@ -435,7 +455,7 @@ impl Worker {
     async fn step(&mut self, step: &Step, observed: &Observed) -> Result<bool, Error> {
         match step {
             Step::End => {
-                let most = self.evicted.as_ref().and_then(|why| why.grace);
+                let most = self.failed.as_ref().and_then(|failed| failed.1);
                 let grace = most.map_or(self.pod.grace(), |most| most.min(self.pod.grace()));
                 execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
             }
@@ -489,6 +509,8 @@ impl Worker {
                     execute::stop_one(&self.node, &self.pod, seen, &ips, Grace::now(grace)).await?;
                 }
             }
+            Step::Restart { id, name } => self.restart(id, name, observed).await?,
+            Step::Resize { ids } => self.resize(ids, observed).await,
             Step::Start { name, attempt } => self.start(name, *attempt, observed).await,
         }
         Ok(true)

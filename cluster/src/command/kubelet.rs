@@ -1,5 +1,8 @@
 //! `berth kubelet`: the node's pods, kept as manifests of a directory and an API server say.
 
+mod ending;
+mod static_pods;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -10,13 +13,16 @@ use std::{
 };
 
 use berth_kubelet::{
-    Certificate, CgroupDriver, Cluster, Config, Directory, Division, Enforced, Graces,
+    Certificate, CgroupDriver, Cluster, Config, Division, Enforced, Graces, Joining,
     Kubelet as Inner, Levels, Listen, Mirrors, NodeFacts, Objects, OwnNode, Reclaims, Recorder,
     Register, Reserved, Runtime, Server, Source, Statuses, Taint, Thresholds, Told, duration, join,
 };
 use clap::Args;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use ending::Ending;
+use static_pods::StaticPods;
 
 use crate::{error::Error, node::Address};
 
@@ -27,7 +33,7 @@ use crate::{error::Error, node::Address};
 /// begun.
 ///
 /// With --manifests each file of a directory has one Pod of the API v1 (YAML or JSON); the directory is watched. Such pods get the node's name behind
-/// their own, and are mirrored in the API.
+/// their own, and are mirrored in the API. --manifest-url has such pods, too: one, or a PodList; while it can't be had they go on.
 ///
 /// Pods are started again as their restartPolicy says, probed, and ended when they are deleted or their file goes. Ending this command ends no pod: the
 /// next one takes them over.
@@ -36,11 +42,17 @@ use crate::{error::Error, node::Address};
 #[derive(Debug, Args)]
 pub struct Kubelet {
     /// The API server, and who this node is to it (system:node:NAME of the group system:nodes)
-    #[arg(long, value_name = "FILE", required_unless_present = "manifests")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["manifests", "manifest_url"])]
     kubeconfig: Option<PathBuf>,
-    /// The directory of manifests
-    #[arg(long, value_name = "DIR")]
-    manifests: Option<PathBuf>,
+    /// By what the node asks for a certificate of its own, where it has none: a kubeconfig with a bootstrap token, say. --kubeconfig is written then, and
+    /// the certificate renewed in time
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where that certificate is kept; pki in --kubelet-dir by default
+    #[arg(long, value_name = "DIR", requires = "bootstrap_kubeconfig")]
+    cert_dir: Option<PathBuf>,
+    #[command(flatten)]
+    static_pods: StaticPods,
     /// Where volumes are made, and what is known of pods is kept; one kubelet a directory
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
@@ -131,6 +143,8 @@ pub struct Kubelet {
     /// How long the node says that it runs short after it did last
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     eviction_pressure_transition_period: Duration,
+    #[command(flatten)]
+    ending: Ending,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
     max_pods: usize,
@@ -198,35 +212,41 @@ impl Kubelet {
         tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
         let thresholds = self.thresholds()?;
-        let (to_files, files) = watch::channel(None);
-        match &self.manifests {
-            Some(dir) => {
-                let source = Directory::new(dir.clone(), config.node.name.clone());
-                tasks.spawn(source.run(to_files.clone()));
-            }
-            None => {
-                to_files.send_replace(Some(Vec::new()));
-            }
-        }
+        let certificate = self.certificate();
+        let (to_files, files) = self.static_pods.watch(&config, tasks)?;
         let Some(kubeconfig) = &self.kubeconfig else {
             let objects = Objects::default();
             let kubelet = Inner::start(config, runtime, objects, Told::default()).await?;
-            let kubelet = kubelet.evicting(thresholds)?;
+            let kubelet = self.ending.apply(kubelet.evicting(thresholds)?)?;
             drop(to_files);
             kubelet.run(files, ends).await;
             return Ok(());
         };
-        let cluster = Cluster::of_kubeconfig(kubeconfig, &config.node.name).await?;
+        let cluster = match &self.bootstrap_kubeconfig {
+            None => Cluster::of_kubeconfig(kubeconfig, &config.node.name).await?,
+            Some(bootstrap) => {
+                let cert_dir = self.cert_dir.clone();
+                let joining = Joining {
+                    bootstrap: bootstrap.clone(),
+                    kubeconfig: kubeconfig.clone(),
+                    cert_dir: cert_dir.unwrap_or_else(|| config.kubelet_dir.join("pki")),
+                    node: config.node.name.clone(),
+                };
+                let (cluster, renewal) = joining.join().await?;
+                tasks.spawn(renewal.run());
+                cluster
+            }
+        };
         let statuses = Statuses::new(cluster.clone());
         let (recorder, recording) = Recorder::new(cluster.clone());
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
         let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
-        let kubelet = kubelet.evicting(thresholds.clone())?;
+        let kubelet = self.ending.apply(kubelet.evicting(thresholds.clone())?)?;
 
         let listen = Listen {
             address: self.listen,
-            certificate: self.certificate(),
+            certificate,
             client_ca: self.client_ca_file.clone(),
         };
         let server = Server::bind(&kubelet, cluster.clone(), listen).await?;
@@ -243,6 +263,7 @@ impl Kubelet {
             thresholds,
             pressed: kubelet.pressed(),
             port: server.address().port(),
+            shuts_down: kubelet.shuts_down(),
             uid,
         };
         let (to_known, known) = watch::channel(None);

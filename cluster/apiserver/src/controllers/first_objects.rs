@@ -38,6 +38,33 @@ fn kubelet_client() -> Value {
     })
 }
 
+/// Nodes come to a certificate of their own as in clusters that kubeadm makes: by a bootstrap token of this group, and by themselves from then on.
+fn node_certificates() -> [Value; 3] {
+    const TOKENS: &str = "system:bootstrappers:kubeadm:default-node-token";
+    [
+        ("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", TOKENS),
+        (
+            "kubeadm:node-autoapprove-bootstrap",
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            TOKENS,
+        ),
+        (
+            "kubeadm:node-autoapprove-certificate-rotation",
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            berth_auth::NODES,
+        ),
+    ]
+    .map(|(name, role, group)| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+        })
+    })
+}
+
 /// Makes what is missing: namespaces, default roles, priority classes, the CA of clients, the Service `kubernetes` and its endpoints.
 pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
     let actor = Actor::internal("kube-apiserver");
@@ -60,6 +87,7 @@ pub async fn make(api: &Api, address: SocketAddr) -> Result<(), Failure> {
         }));
     }
     objects.push(kubelet_client());
+    objects.extend(node_certificates());
     // Since when tokens of Secrets would be noticed: kube-controller-manager waits for it. None is taken here.
     let today = clock::time(clock::now());
     objects.push(json!({

@@ -44,6 +44,8 @@ pub(crate) struct Looked<'a> {
     /// Or why the runtime has none to tell.
     pub runtime: Result<&'a cri::StatusResponse, &'a str>,
     pub images: &'a [cri::Image],
+    /// The machine shuts down.
+    pub shuts_down: bool,
     pub now: Timestamp,
 }
 
@@ -177,7 +179,10 @@ fn conditions(looked: &Looked<'_>, before: &[NodeCondition]) -> Vec<NodeConditio
         };
         condition(looked.now, before, kind, is, reason, text)
     };
-    let ready = readiness(looked.runtime);
+    let ready = match looked.shuts_down {
+        true => Err("node is shutting down".into()),
+        false => readiness(looked.runtime),
+    };
     vec![
         pressure(
             short.memory,
@@ -332,6 +337,7 @@ mod tests {
         };
         status(
             &Looked {
+                shuts_down: false,
                 facts: &facts,
                 machine: &machine(),
                 identity: &Identity::default(),

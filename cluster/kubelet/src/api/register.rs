@@ -46,6 +46,8 @@ pub struct Register {
     pub pressed: Pressed,
     /// Where the kubelet's server is; 0: nowhere.
     pub port: u16,
+    /// Whether the machine shuts down.
+    pub shuts_down: watch::Receiver<bool>,
     /// Is told the uid of the node's object.
     pub uid: watch::Sender<Option<String>>,
 }
@@ -97,7 +99,9 @@ impl Register {
         let identity = Identity::of_this_machine();
         let mut told = Told::default();
         let mut wait = AGAIN;
+        let mut shuts_down = self.shuts_down.clone();
         loop {
+            shuts_down.mark_unchanged();
             let next = match self.once(&identity, &mut told).await {
                 Ok(()) => {
                     wait = AGAIN;
@@ -109,7 +113,10 @@ impl Register {
                     wait
                 }
             };
-            tokio::time::sleep(next).await;
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                Ok(()) = shuts_down.changed() => {}
+            }
         }
     }
 
@@ -180,6 +187,7 @@ impl Register {
                 Err(why) => Err(why),
             },
             images: &images.unwrap_or_default(),
+            shuts_down: *self.shuts_down.borrow(),
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
         };
         let conditions = before.and_then(|it| it.conditions.as_deref());

@@ -2,7 +2,8 @@
 //! from the node, the last status and then its end.
 //!
 //! # Synchronization
-//! Workers tell and never wait. An entry that is told of while it is being written is written once more.
+//! Workers tell and never wait. An entry that is told of while it is being written is written once more. A pod that comes up is told of several times
+//! within a few milliseconds: that it is pending waits for a moment, and what comes after it takes its place.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::{
     api::core::v1::{Pod, PodStatus},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -23,14 +24,18 @@ use super::{API, Cluster, Failed, within};
 use crate::{
     Desired,
     qos::Class,
-    status::{DISRUPTION, OWN_CONDITIONS},
+    status::{DISRUPTION, OWN_CONDITIONS, RESIZE_CONDITIONS},
 };
 
 /// Written at once.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
+/// So long a pod that is pending has for its next step before it is told of.
+const PENDING: Duration = Duration::from_millis(100);
 /// Between two tries: the first, and at most. An entry is tried until it is written or its pod is gone: there is one a pod.
 const AGAIN: Duration = Duration::from_millis(200);
 const AGAIN_MOST: Duration = Duration::from_secs(10);
+/// Between two looks whether all is written.
+const WRITTEN_EVERY: Duration = Duration::from_millis(20);
 /// What the server refuses is tried again now and then: who may what can change.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
@@ -73,6 +78,16 @@ struct Entry {
     is_busy: bool,
     wait: Duration,
     due: Instant,
+    /// Nothing of it that can't wait until then.
+    held: Option<Instant>,
+    /// It was told of a resize at some time, by this kubelet or by one before it.
+    was_resized: bool,
+}
+
+impl Entry {
+    fn due(&self) -> Instant {
+        self.held.map_or(self.due, |held| held.max(self.due))
+    }
 }
 
 /// One act of the writer.
@@ -112,6 +127,11 @@ impl Statuses {
     pub fn tell(&self, pod: &Desired, status: &PodStatus) {
         self.with(pod, |entry| {
             entry.generation = pod.pod.metadata.generation;
+            entry.held = match status.phase.as_deref() {
+                Some("Pending") => entry.held.or_else(|| Some(Instant::now() + PENDING)),
+                _ => None,
+            };
+            entry.was_resized |= tells_of_a_resize(status);
             entry.status = Some(status.clone());
         });
     }
@@ -127,7 +147,10 @@ impl Statuses {
             self.entries().remove(&pod.uid);
             return;
         }
-        self.with(pod, |entry| entry.is_gone = true);
+        self.with(pod, |entry| {
+            entry.is_gone = true;
+            entry.held = None;
+        });
     }
 
     /// The pod won't be run here.
@@ -164,6 +187,15 @@ impl Statuses {
         self.wake.notify_one();
     }
 
+    /// Waits until all that was told is written, so long at most.
+    pub(crate) async fn written(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        let is_waiting = |entry: &Entry| entry.is_busy || entry.status.is_some() || entry.is_gone;
+        while Instant::now() < until && self.entries().values().any(is_waiting) {
+            tokio::time::sleep(WRITTEN_EVERY).await;
+        }
+    }
+
     fn with(&self, pod: &Desired, change: impl FnOnce(&mut Entry)) {
         let mut entries = self.entries();
         let entry = entries.entry(pod.uid.clone()).or_insert_with(|| Entry {
@@ -177,6 +209,8 @@ impl Statuses {
             is_busy: false,
             wait: AGAIN,
             due: Instant::now(),
+            held: None,
+            was_resized: pod.pod.status.as_ref().is_some_and(tells_of_a_resize),
         });
         change(entry);
         self.wake.notify_one();
@@ -184,16 +218,16 @@ impl Statuses {
 
     /// Writes until it is dropped.
     pub async fn run(self: Arc<Self>) {
+        let statuses = self.as_ref();
+        let mut acts = FuturesUnordered::new();
         loop {
-            let acts = self.due();
-            if !acts.is_empty() {
-                let all = acts.into_iter().map(|act| async {
-                    let done = self.act(&act).await;
-                    self.done(act, done);
+            for act in statuses.due(AT_ONCE - acts.len()) {
+                acts.push(async move {
+                    let done = statuses.act(&act).await;
+                    statuses.done(act, done);
                 });
-                join_all(all.collect::<Vec<_>>()).await;
-                continue;
             }
+            let has_room = acts.len() < AT_ONCE;
             let next = self.next();
             let wait = async {
                 match next {
@@ -202,8 +236,9 @@ impl Statuses {
                 }
             };
             tokio::select! {
-                () = self.wake.notified() => {}
-                () = wait => {}
+                Some(()) = acts.next() => {}
+                () = self.wake.notified(), if has_room => {}
+                () = wait, if has_room => {}
             }
         }
     }
@@ -214,20 +249,21 @@ impl Statuses {
         let entries = self.entries();
         let all = entries
             .values()
-            .filter(|entry| entry.status.is_some() || entry.is_gone);
-        all.map(|entry| entry.due).filter(|due| *due > now).min()
+            .filter(|entry| !entry.is_busy && (entry.status.is_some() || entry.is_gone));
+        all.map(Entry::due).filter(|due| *due > now).min()
     }
 
-    fn due(&self) -> Vec<Act> {
+    /// At most so many acts whose time has come.
+    fn due(&self, room: usize) -> Vec<Act> {
         let now = Instant::now();
         let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
         let mut acts = Vec::new();
         for (id, entry) in self.entries().iter_mut() {
             let has_work = entry.status.is_some() || entry.is_gone;
-            if acts.len() == AT_ONCE {
+            if acts.len() == room {
                 break;
             }
-            if entry.is_busy || !has_work || entry.due > now {
+            if entry.is_busy || !has_work || entry.due() > now {
                 continue;
             }
             let uid = match entry.is_static {
@@ -242,9 +278,10 @@ impl Statuses {
             let before = before
                 .filter(|(to, _)| *to == uid)
                 .map(|(_, status)| status);
+            entry.held = None;
             let new = entry.status.take();
             let status = new.filter(|new| Some(new) != before).map(|new| {
-                let patch = patch(&uid, &new, entry.generation);
+                let patch = patch(&uid, &new, entry.generation, entry.was_resized);
                 (new, patch)
             });
             if status.is_none() && !entry.is_gone {
@@ -357,8 +394,13 @@ impl Statuses {
     }
 }
 
+fn tells_of_a_resize(status: &PodStatus) -> bool {
+    let mut all = status.conditions.iter().flatten();
+    all.any(|one| RESIZE_CONDITIONS.contains(&one.type_.as_str()))
+}
+
 /// A strategic merge patch of `pods/status` that leaves others' conditions alone, for the pod of this uid only.
-fn patch(uid: &str, status: &PodStatus, generation: Option<i64>) -> Value {
+fn patch(uid: &str, status: &PodStatus, generation: Option<i64>, was_resized: bool) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_default();
     let Some(fields) = value.as_object_mut() else {
         return Value::Null;
@@ -383,6 +425,12 @@ fn patch(uid: &str, status: &PodStatus, generation: Option<i64>) -> Value {
                 condition.insert("observedGeneration".into(), generation.into());
             }
         }
+        for kind in RESIZE_CONDITIONS {
+            let is_there = conditions.iter().any(|one| one["type"] == kind);
+            if !is_there && was_resized {
+                conditions.push(json!({"$patch": "delete", "type": kind}));
+            }
+        }
     }
     if let Some(generation) = generation {
         fields.insert("observedGeneration".into(), generation.into());
@@ -399,6 +447,26 @@ mod tests {
     use k8s_openapi::api::core::v1::{PodCondition, PodIP};
 
     use super::*;
+
+    #[test]
+    fn a_resize_that_is_over_is_told_of_no_more() {
+        let status = PodStatus {
+            conditions: Some(vec![PodCondition {
+                type_: "PodResizeInProgress".into(),
+                status: "True".into(),
+                ..PodCondition::default()
+            }]),
+            ..PodStatus::default()
+        };
+        let patch = patch("u", &status, Some(2), true);
+        let conditions = &patch["status"]["conditions"];
+        assert_eq!(conditions[0]["type"], "PodResizeInProgress");
+        assert_eq!(
+            conditions[1],
+            json!({"$patch": "delete", "type": "PodResizePending"})
+        );
+        assert_eq!(conditions.as_array().unwrap().len(), 2);
+    }
 
     #[test]
     fn a_patch_clears_what_is_gone_and_leaves_the_conditions_of_others() {
@@ -420,7 +488,7 @@ mod tests {
             }]),
             ..PodStatus::default()
         };
-        let patch = patch("u", &status, Some(3));
+        let patch = patch("u", &status, Some(3), false);
         assert_eq!(patch["metadata"], json!({"uid": "u"}));
         let status = &patch["status"];
         assert_eq!(

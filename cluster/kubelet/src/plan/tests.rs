@@ -1,3 +1,7 @@
+use k8s_openapi::{
+    api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity,
+};
+
 use super::*;
 use crate::pod::tests::pod;
 
@@ -63,6 +67,8 @@ fn words(plan: &Plan) -> String {
             Step::End => "end".into(),
             Step::MakeSandbox { attempt } => format!("sandbox{attempt}"),
             Step::Kill { id, .. } => format!("kill:{id}"),
+            Step::Restart { id, .. } => format!("restart:{id}"),
+            Step::Resize { ids } => format!("resize:{}", ids.join(",")),
             Step::Start { name, attempt } => format!("start:{name}{attempt}"),
         })
         .collect();
@@ -147,6 +153,65 @@ fn what_comes_next_for_a_pod() {
     ] {
         assert_eq!(words(&planned(spec, is)), then, "{spec}\n{is}");
     }
+}
+
+#[test]
+fn one_that_has_not_what_it_was_given_is_changed_or_started_again() {
+    let spec = "  containers:\n  - {name: a, image: x, resources: {limits: {cpu: 1, memory: 20Mi}}, resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]}\n  \
+                - {name: b, image: x, resources: {limits: {cpu: 1}}}\n  restartPolicy: OnFailure";
+    let pod = pod(spec);
+    let (backoffs, health) = (Backoffs::default(), Health::default());
+    let steps = |is: &str, a: &str, b: &str, restarting: bool, failures| {
+        let mut observed = observed(is);
+        for seen in &mut observed.containers {
+            let text = if seen.name == "a" { a } else { b };
+            let mut resources = ResourceRequirements::default();
+            let limits = text.split(',').filter_map(|part| part.split_once('='));
+            let limits = limits.map(|(name, amount)| (name.into(), Quantity(amount.into())));
+            resources.limits = Some(limits.collect());
+            // who says nothing else asks for what its limits are
+            resources.requests.clone_from(&resources.limits);
+            seen.resources = Some(resources);
+            seen.restarting = restarting && seen.name == "a";
+        }
+        let around = Around {
+            now: NOW,
+            backoffs: &backoffs,
+            health: &health,
+            failures: &failures,
+            began: Some(NOW - 100 * SECOND),
+            over: None,
+            had_containers: true,
+        };
+        let plan = plan(&pod, &observed, &around);
+        (words(&plan), plan.wait_until)
+    };
+    let none = BTreeMap::new;
+    let (same, run) = (("cpu=1000m,memory=20Mi", "cpu=1"), "s0 a:run b:run");
+    assert_eq!(steps(run, same.0, same.1, false, none()).0, "");
+    let both = steps(run, "cpu=2,memory=20Mi", "cpu=2", false, none());
+    assert_eq!(both.0, "resize:a0,b0");
+    let one = steps(run, "cpu=1,memory=10Mi", "cpu=2", false, none());
+    assert_eq!(one.0, "restart:a0 resize:b0");
+    // what could not be done is tried again at its time
+    let failed = BTreeMap::from([(
+        RESIZE.to_owned(),
+        Failure {
+            reason: "Error",
+            message: String::new(),
+            retry_at: NOW + SECOND,
+        },
+    )]);
+    let waits = steps(run, same.0, "cpu=2", false, failed);
+    assert_eq!((waits.0.as_str(), waits.1), ("", Some(NOW + SECOND)));
+    // its end was not its own doing: it begins again, and the pod is not over
+    let ended = "s0 a:0 b:run";
+    assert_eq!(steps(ended, same.0, same.1, false, none()).0, "");
+    assert_eq!(steps(ended, same.0, same.1, true, none()).0, "start:a1");
+    assert_eq!(
+        steps("s0 a:0 b:0", same.0, same.1, true, none()).0,
+        "start:a1"
+    );
 }
 
 #[test]

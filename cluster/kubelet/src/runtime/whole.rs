@@ -101,6 +101,64 @@ impl Runtime {
             .stats)
     }
 
+    /// Bytes of memory that a container uses now, where the runtime counts them.
+    pub(crate) async fn memory_usage(&self, id: &str) -> Result<Option<u64>, Error> {
+        let ask = cri::ContainerStatsRequest {
+            container_id: id.to_owned(),
+        };
+        let answer = self.runtime().container_stats(within(CALL, ask)).await;
+        let stats = answer
+            .map_err(Error::rpc(format!("tell what container {id} uses")))?
+            .into_inner()
+            .stats;
+        let memory = stats.and_then(|it| it.memory);
+        Ok(memory.and_then(|it| it.usage_bytes).map(|it| it.value))
+    }
+
+    /// Other limits for a container that runs; zero: as it is.
+    pub(crate) async fn update_container(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let ask = cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        let answer = self
+            .runtime()
+            .update_container_resources(within(CALL, ask))
+            .await;
+        answer
+            .map(drop)
+            .map_err(Error::rpc(format!("change the limits of container {id}")))
+    }
+
+    /// Other limits for a pod that runs; zero: as it is. A runtime that has no word for it has none to keep either.
+    pub(crate) async fn update_sandbox(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+        overhead: cri::LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let ask = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: id.to_owned(),
+            resources: Some(resources),
+            overhead: Some(overhead),
+        };
+        let answer = self
+            .runtime()
+            .update_pod_sandbox_resources(within(CALL, ask))
+            .await;
+        match answer {
+            Err(status) if status.code() == tonic::Code::Unimplemented => Ok(()),
+            answer => answer
+                .map(drop)
+                .map_err(Error::rpc(format!("change the limits of pod {id}"))),
+        }
+    }
+
     /// The directory that holds images.
     pub(crate) async fn image_fs(&self) -> Result<Option<String>, Error> {
         let answer = self

@@ -9,12 +9,6 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    ByteString,
-    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-use kube::{Api, api::PostParams};
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use tokio_rustls::rustls::{
     crypto::ring,
@@ -25,15 +19,10 @@ use tokio_rustls::rustls::{
 
 use crate::{
     Cluster, Error, NodeFacts,
-    api::{Failed, within},
+    api::csr::{self, Purpose},
     store,
 };
 
-const SIGNER: &str = "kubernetes.io/kubelet-serving";
-/// Between two looks whether a request was approved and signed.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// A request that nobody has decided on for so long is made anew; the server forgets it within a day.
-const ASK_AGAIN: Duration = Duration::from_secs(15 * 60);
 /// Between two looks at how long the certificate still holds, and after something went wrong.
 const RENEW_LOOK: Duration = Duration::from_secs(600);
 const AGAIN: Duration = Duration::from_secs(10);
@@ -179,69 +168,17 @@ impl Request {
 
     /// A new certificate; none: nobody has decided about it in time.
     async fn ask(&self) -> Result<Option<CertifiedKey>, String> {
+        let names = names(&self.facts)?;
         let node = &self.facts.name;
-        let key = KeyPair::generate().map_err(|error| error.to_string())?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, berth_auth::NODES);
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("{}{node}", berth_auth::NODE_PREFIX),
-        );
-        params.subject_alt_names = names(&self.facts)?;
-        let request = params
-            .serialize_request(&key)
-            .and_then(|request| request.pem())
-            .map_err(|error| error.to_string())?;
-        let object = CertificateSigningRequest {
-            metadata: ObjectMeta {
-                generate_name: Some("csr-".into()),
-                ..ObjectMeta::default()
-            },
-            spec: CertificateSigningRequestSpec {
-                request: ByteString(request.into_bytes()),
-                signer_name: SIGNER.into(),
-                usages: Some(vec!["digital signature".into(), "server auth".into()]),
-                ..CertificateSigningRequestSpec::default()
-            },
-            status: None,
+        let asked = csr::ask(&self.cluster.client, node, Purpose::Serving, names).await?;
+        let Some(pem) = asked else {
+            return Ok(None);
         };
-        let api = Api::<CertificateSigningRequest>::all(self.cluster.client.clone());
-        let made = within(api.create(&PostParams::default(), &object))
-            .await
-            .map_err(|failed| failed.to_string())?;
-        let name = made.metadata.name.unwrap_or_default();
-        tracing::info!(name, "a certificate for the kubelet's server is asked for");
-        let until = tokio::time::Instant::now() + ASK_AGAIN;
-        while tokio::time::Instant::now() < until {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let status = match within(api.get(&name)).await {
-                Ok(found) => found.status.unwrap_or_default(),
-                Err(Failed::NotFound) => return Ok(None),
-                // it may be away for a while
-                Err(_) => continue,
-            };
-            let ended = status.conditions.iter().flatten();
-            if let Some(no) = ended
-                .filter(|one| one.type_ == "Denied" || one.type_ == "Failed")
-                .find(|one| one.status == "True")
-            {
-                let why = no.message.clone().unwrap_or_default();
-                return Err(format!("{name} is {}: {why}", no.type_));
-            }
-            if let Some(signed) = status.certificate.filter(|it| !it.0.is_empty()) {
-                let pem = [signed.0, b"\n".to_vec(), key.serialize_pem().into_bytes()].concat();
-                let certified = certified(&pem)?;
-                let kept = self.keep(&pem);
-                if let Err(error) = kept {
-                    tracing::warn!(%error, "the certificate is not kept");
-                }
-                return Ok(Some(certified));
-            }
+        let certified = certified(&pem)?;
+        if let Err(error) = self.keep(&pem) {
+            tracing::warn!(%error, "the certificate is not kept");
         }
-        Ok(None)
+        Ok(Some(certified))
     }
 
     fn keep(&self, pem: &[u8]) -> Result<(), Error> {

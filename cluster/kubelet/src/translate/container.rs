@@ -19,6 +19,7 @@ use crate::{
     objects::Objects,
     pod::{ContainerSpec, Desired, Role},
     problem::Problem,
+    resize::asked,
     user_namespace::Ids,
 };
 
@@ -114,6 +115,10 @@ fn annotations(pod: &Desired, spec: &ContainerSpec, attempt: u32) -> HashMap<Str
             pod.grace().as_secs().to_string(),
         ),
     ]);
+    if spec.role != Role::Ephemeral {
+        let resources = serde_json::to_string(&asked(spec));
+        annotations.insert(keys::RESOURCES.into(), resources.unwrap_or_default());
+    }
     if let Some(seconds) = pod.pod.metadata.deletion_grace_period_seconds {
         annotations.insert(keys::DELETION_GRACE_PERIOD.into(), seconds.to_string());
     }

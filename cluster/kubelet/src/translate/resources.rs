@@ -19,7 +19,7 @@ const CPU_SHARES: (i64, i64) = (2, 262_144);
 const SHARES_PER_CPU: i64 = 1024;
 
 /// The limits of one container.
-pub(super) fn of_container(
+pub(crate) fn of_container(
     pod: &Desired,
     spec: &ContainerSpec,
     node: &NodeFacts,
@@ -86,7 +86,7 @@ fn share_of_the_rest(pod: &Desired, of_pod: i64) -> i64 {
 
 /// Of the pod as a whole: what it asks for itself; else the sum of its containers, or the largest init container where that is more, and a
 /// limit where all have one.
-pub(super) fn of_pod(pod: &Desired) -> LinuxContainerResources {
+pub(crate) fn of_pod(pod: &Desired) -> LinuxContainerResources {
     let sum = |of: fn(&ContainerSpec) -> Option<i64>| {
         let mut always = Some(0_i64);
         for spec in pod
@@ -136,7 +136,7 @@ pub(super) fn of_pod(pod: &Desired) -> LinuxContainerResources {
     }
 }
 
-pub(super) fn overhead(pod: &Desired) -> LinuxContainerResources {
+pub(crate) fn overhead(pod: &Desired) -> LinuxContainerResources {
     let overhead = &pod.spec.overhead;
     let cpu = thousandths(overhead, "cpu").unwrap_or(0);
     LinuxContainerResources {
