@@ -444,7 +444,7 @@ fn less(lacks: &[Lack], pods: Vec<&Desired>) -> Vec<Lack> {
 }
 
 /// One after the other who comes nearest to what is lacking, and of equals who asks for less.
-fn nearest<'a>(mut pods: Vec<&'a Desired>, mut lacks: Vec<Lack>) -> Option<Vec<&'a Desired>> {
+fn nearest(mut pods: Vec<&Desired>, mut lacks: Vec<Lack>) -> Option<Vec<&Desired>> {
     let mut all = Vec::new();
     while !lacks.is_empty() {
         let distance = |pod: &Desired| -> f64 {
