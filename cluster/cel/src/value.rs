@@ -202,6 +202,10 @@ impl<'a> Val<'a> {
                 })
                 .collect(),
             Self::Map(entries) => entries.to_vec(),
+            Self::Named(all) => all
+                .iter()
+                .filter_map(|(name, value)| Some((Self::text(name.as_str()), value.clone().ok()?)))
+                .collect(),
             list => list
                 .items()?
                 .enumerate()

@@ -217,6 +217,33 @@ fn a_hostile_expression_has_an_end() {
     }
 }
 
+/// What a thread of tokio's has, less what has been taken when an expression is met.
+const STACK: usize = 3 << 19;
+
+#[test]
+fn the_deepest_and_the_tallest_expression_fit_on_a_small_stack() {
+    let deep = |open: &str, close: &str, count: usize| {
+        format!("{}1{}", open.repeat(count), close.repeat(count))
+    };
+    let sources = [
+        deep("1 + ", "", 150),
+        deep("(", ")", 60),
+        deep("[", "]", 60),
+        deep("[1].map(x, ", ")", 60),
+        deep("true ? 1 : ", "", 60),
+        deep("dyn(", ")", 60),
+    ];
+    let thread = std::thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(move || {
+            for source in sources {
+                let made = run(&source).map(drop);
+                assert_eq!(made, Ok(()), "{}", &source[..20]);
+            }
+        });
+    thread.expect("a thread").join().expect("it fits");
+}
+
 #[test]
 fn a_budget_is_for_all_that_share_it() {
     let object = json!((0..1000).collect::<Vec<_>>());
