@@ -10,6 +10,7 @@ mod hostile;
 mod kube_rs;
 mod kubelets;
 mod manifests;
+mod policies;
 mod restarts;
 mod scheduler;
 mod transcripts;

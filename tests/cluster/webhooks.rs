@@ -245,9 +245,9 @@ fn a_webhook_that_fails_means_what_its_policy_says_sec_api_10() -> Result<()> {
     for (change, why) in [
         (
             &(|hook: &mut Value| {
-                hook["matchConditions"] = json!([{"name": "a", "expression": "true"}]);
+                hook["matchConditions"] = json!([{"name": "a", "expression": "nope(object)"}]);
             }) as &dyn Fn(&mut Value),
-            "matchConditions are not built yet",
+            "undeclared reference to 'nope'",
         ),
         (
             &|hook| hook["sideEffects"] = "Some".into(),

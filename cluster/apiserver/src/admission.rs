@@ -7,6 +7,7 @@ mod claims;
 mod limits;
 mod pod_security;
 mod pods;
+pub mod policies;
 mod priority;
 pub mod quota;
 mod runtime_class;
@@ -198,6 +199,7 @@ pub async fn validate(
     restriction::check(&actor.user, &act.attributes(), old, new)
         .map_err(|why| Failure::forbidden(act.resource, &act.name, why))?;
     certificates::may(api, actor, act, old, new)?;
+    policies::may(api, actor, act, old, new)?;
     if let Some(new) = new {
         limits::check(api, act, new)?;
         pod_security::check(api, actor, act, old, new)?;

@@ -1,6 +1,9 @@
 //! What all requests share, and what one request is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use berth_auth::{Authorizer, NodeAuthorizer, Pki, Rbac, Tokens, User};
 use bytes::Bytes;
@@ -8,7 +11,7 @@ use http::HeaderMap;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::{quota::Quotas, webhooks::Calls},
+    admission::{policies::Policies, quota::Quotas, webhooks::Calls},
     cache::Cache,
     catalog::{Resource, Served},
     failure::Failure,
@@ -19,6 +22,9 @@ use crate::{
     service_ip::ServiceIps,
     storage::Storage,
 };
+
+/// Bytes of one annotation of the audit log, where several are joined.
+const ANNOTATION: usize = 10_240;
 
 /// What a server is made of.
 #[derive(Debug)]
@@ -36,6 +42,7 @@ pub struct Api {
     pub passages: Passages,
     pub quotas: Quotas,
     pub webhooks: Calls,
+    pub policies: Policies,
     /// Long requests end when it is cancelled.
     pub ends: CancellationToken,
     /// `https://HOST:PORT`, as clients reach it.
@@ -54,6 +61,8 @@ pub struct Actor {
     /// It is the server's own doing, whatever user it does it as.
     pub internal: bool,
     pub warnings: Mutex<Vec<String>>,
+    /// For the audit log.
+    pub annotations: Mutex<BTreeMap<String, String>>,
 }
 
 impl Actor {
@@ -69,6 +78,24 @@ impl Actor {
             internal: true,
             ..Self::default()
         }
+    }
+
+    /// Tells the audit log something; what was told under that key stays beside it.
+    pub fn annotate(&self, key: String, text: String) {
+        let mut annotations = self
+            .annotations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        annotations
+            .entry(key)
+            .and_modify(|said| {
+                // a policy with several parameters says something of each
+                if said.len() + text.len() < ANNOTATION && *said != text {
+                    said.push_str(", ");
+                    said.push_str(&text);
+                }
+            })
+            .or_insert(text);
     }
 
     pub fn warn(&self, warning: impl Into<String>) {

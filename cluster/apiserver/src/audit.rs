@@ -103,6 +103,9 @@ impl Audit {
                 "subresource": asked.subresource,
             });
         }
+        if !trace.annotations.is_empty() {
+            event["annotations"] = json!(trace.annotations);
+        }
         let mut line = serde_json::to_vec(&event).unwrap_or_default();
         line.push(b'\n');
         if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {

@@ -218,8 +218,8 @@ impl Custom {
         self.schema.prune(value)
     }
 
-    pub fn validate(&self, value: &Value, _old: Option<&Value>) -> Vec<Invalid> {
-        invalid(self.schema.validate(value))
+    pub fn validate(&self, value: &Value, old: Option<&Value>) -> Vec<Invalid> {
+        invalid(self.schema.validate(value, old))
     }
 
     pub fn cells(&self, object: &Value, now: i64) -> Vec<Value> {

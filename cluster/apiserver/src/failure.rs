@@ -215,6 +215,20 @@ impl Failure {
         Self::new(code, reason, message)
     }
 
+    /// A policy of admission says no, for one of its reasons; 422 where it gives none.
+    pub fn of_policy(resource: &Resource, name: &str, reason: &str, message: String) -> Self {
+        let mut failure = Self::forbidden(resource, name, &message);
+        (failure.code, failure.reason) = match reason {
+            "Unauthorized" => (401, "Unauthorized"),
+            "Forbidden" => (403, "Forbidden"),
+            "RequestEntityTooLarge" => (413, "RequestEntityTooLarge"),
+            _ => (422, "Invalid"),
+        };
+        let causes = json!([{"message": message}]);
+        failure.details.insert("causes".into(), causes);
+        failure
+    }
+
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
     }

@@ -4,7 +4,7 @@
 //!   path ── authentication ── impersonation ── authorization ── body ── handler ── answer, audit
 //! ```
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use berth_auth::{Attributes, Decision, User};
 use bytes::Bytes;
@@ -204,6 +204,11 @@ impl Router {
                 trace.warnings = call
                     .actor
                     .warnings
+                    .into_inner()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                trace.annotations = call
+                    .actor
+                    .annotations
                     .into_inner()
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
                 result
@@ -426,6 +431,8 @@ pub struct Trace {
     pub impersonated: Option<User>,
     pub asked: Option<Attributes>,
     pub warnings: Vec<String>,
+    /// What admission has to say to the audit log.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Trace {

@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::{quota::Quotas, webhooks::Calls},
+    admission::{policies::Policies, quota::Quotas, webhooks::Calls},
     api::Api,
     audit::Audit,
     cache::Cache,
@@ -154,6 +154,7 @@ impl Server {
             passages: Passages::default(),
             quotas: Quotas::default(),
             webhooks: Calls::default(),
+            policies: Policies::default(),
             metrics: crate::metrics::Metrics::default(),
             ends: CancellationToken::new(),
             address,

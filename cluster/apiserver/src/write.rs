@@ -343,7 +343,8 @@ pub async fn modify(
                 Part::Main | Part::Scale => resource.validate(&new, Some(&old)),
                 Part::Resize => berth_kinds::resize_update(&new, &old),
                 Part::EphemeralContainers => berth_kinds::ephemeral_containers_update(&new, &old),
-                _ => resource.validate(&new, None),
+                // rules of a custom kind may be about how its status changes
+                _ => resource.validate(&new, resource.custom().map(|_| &old)),
             };
             if !errors.is_empty() {
                 return Err(Failure::invalid(resource, name, errors));

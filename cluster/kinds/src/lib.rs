@@ -9,6 +9,7 @@ mod image;
 mod kind;
 mod list;
 mod name;
+pub mod policy;
 mod prepare;
 mod quantity;
 mod read;

@@ -4,18 +4,20 @@
 //! openAPIV3Schema ── check ──▶ causes (when a CRD is written)
 //!        └────────── parse ──▶ CustomSchema ── prune ────▶ fields that it doesn't have are dropped and told of
 //!                                         ├─── default ──▶ what is absent is filled in
-//!                                         ├─── validate ─▶ causes of a 422
+//!                                         ├─── validate ─▶ causes of a 422: the schema's, and those of its rules in CEL
 //!                                         └─── schema ───▶ the form that patches and apply need
 //! ```
 //!
-//! Deliberately absent: rules in CEL (`x-kubernetes-validations`) are kept in the schema but not evaluated, [`CustomSchema::unevaluated`] says
-//! where there are some; formats beyond [`format`]'s are not checked (as upstream doesn't check those that it doesn't know); ratcheting.
+//! Deliberately absent: upstream's estimate of what a rule may cost at most (what it does cost is bounded when it runs); equality of sets and keyed lists
+//! in CEL regardless of order; formats beyond [`format`]'s are not checked (as upstream doesn't check those that it doesn't know); ratcheting of what is no
+//! rule.
 
 mod check;
 mod default;
 mod format;
 mod node;
 mod prune;
+mod rules;
 mod validate;
 
 use std::collections::HashMap;
@@ -86,6 +88,8 @@ pub struct CustomSchema {
     schema: Schema,
     id: ObjectId,
     source: Value,
+    /// It has rules in CEL.
+    ruled: bool,
 }
 
 impl CustomSchema {
@@ -100,6 +104,7 @@ impl CustomSchema {
         let id = build.object(&root);
         build.schema.kinds.insert(kind, id);
         CustomSchema {
+            ruled: root.is_ruled(),
             root,
             schema: build.schema,
             id,
@@ -135,17 +140,32 @@ impl CustomSchema {
         default::default(&self.root, object);
     }
 
-    /// What is wrong with the object; `metadata` is not looked at.
-    pub fn validate(&self, object: &Value) -> Vec<Cause> {
-        validate::validate(&self.root, object)
+    /// What is wrong with the object, which was `old` before; `metadata` is not looked at. Rules are asked where the object is of its schema in all else.
+    pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
+        let mut causes = validate::validate(&self.root, object);
+        if !self.ruled {
+            return causes;
+        }
+        if causes.iter().any(is_blocking) {
+            causes.push(Cause::new(
+                "<nil>".into(),
+                "FieldValueInvalid",
+                "Invalid value: null",
+                "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+            ));
+            return causes;
+        }
+        causes.extend(rules::validate(&self.root, object, old));
+        causes
     }
+}
 
-    /// Paths within the schema that have rules in CEL: they are not evaluated.
-    pub fn unevaluated(&self) -> Vec<String> {
-        let mut paths = Vec::new();
-        self.root.rules(&crate::Path::Root, &mut paths);
-        paths
-    }
+/// A rule could not trust in what it finds.
+fn is_blocking(cause: &Cause) -> bool {
+    matches!(
+        cause.reason,
+        "FieldValueRequired" | "FieldValueTooLong" | "FieldValueTooMany" | "FieldValueTypeInvalid"
+    )
 }
 
 /// Makes a [`Schema`] of nodes, and of the built-in types that they mention.
@@ -266,7 +286,7 @@ impl Default for Node {
             preserve_unknown: false,
             embedded: false,
             int_or_string: false,
-            has_rules: false,
+            rules: None,
             list: ListKind::Atomic,
             map: MapKind::Granular,
             checks: Default::default(),

@@ -56,7 +56,7 @@ pub fn custom(input: &[u8]) {
         assert_eq!(schema.prune(&mut object), Ok(Vec::new()));
     }
     schema.default(&mut object);
-    let _causes = schema.validate(&object);
+    let _causes = schema.validate(&object, None);
 }
 
 fn depth(value: &Value) -> usize {

@@ -5,7 +5,7 @@
 //! this server writes by itself; what it deletes by itself (garbage, what is in a namespace) is, as upstream's controllers' deletes are.
 
 mod call;
-mod matching;
+pub(super) mod matching;
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use berth_patch::PatchType;
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use serde_json::{Value, json};
 
-use super::Act;
+use super::{Act, policies};
 use crate::{
     api::{Actor, Api},
     body,
@@ -48,11 +48,11 @@ impl Hook {
 
 /// What happens, as a webhook is told of it.
 #[derive(Debug)]
-struct Review<'a> {
-    actor: &'a Actor,
-    act: &'a Act<'a>,
+pub(super) struct Review<'a> {
+    pub(super) actor: &'a Actor,
+    pub(super) act: &'a Act<'a>,
     operation: &'static str,
-    old: Option<&'a Value>,
+    pub(super) old: Option<&'a Value>,
 }
 
 impl<'a> Review<'a> {
@@ -73,24 +73,24 @@ impl<'a> Review<'a> {
         })
     }
 
-    /// `value` of the resource that is written, as the webhook wants to see it.
-    fn told(&self, hook: &Hook, value: &Value) -> Value {
+    /// `value` of the resource that is written, in the version of `wanted`.
+    pub(super) fn told(&self, wanted: &Resource, value: &Value) -> Value {
         let resource = self.act.resource;
         if self.act.subresource == "scale" {
             return subresource::scale_of(resource, value).unwrap_or_default();
         }
         let mut value = value.clone();
-        if self.converts(hook) {
+        if self.converts(wanted) {
             resource.to_stored(&mut value);
-            hook.resource.as_served(&mut value);
+            wanted.as_served(&mut value);
         }
         value
     }
 
-    fn converts(&self, hook: &Hook) -> bool {
+    fn converts(&self, wanted: &Resource) -> bool {
         let resource = self.act.resource;
         self.other_kind().is_none()
-            && (hook.resource.version != resource.version || hook.resource.group != resource.group)
+            && (wanted.version != resource.version || wanted.group != resource.group)
     }
 
     /// Group, version and kind of what is sent to a subresource that takes another kind.
@@ -102,23 +102,64 @@ impl<'a> Review<'a> {
     }
 }
 
-fn hooks(api: &Api, storage: &str, review: &Review<'_>, new: Option<&Value>) -> Vec<Hook> {
+/// Those that are to be asked.
+///
+/// # Errors
+/// 500 where whether one is to be asked can't be known, and it must be.
+fn hooks(
+    api: &Api,
+    storage: &str,
+    review: &Review<'_>,
+    new: Option<&Value>,
+) -> Result<Vec<Hook>, Failure> {
     let shard = api.cache.shard(storage);
     if shard.is_empty("") {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let (entries, _) = shard.list("", "");
-    entries
+    let webhooks = entries
         .iter()
         .flat_map(|entry| match entry.value()["webhooks"].take() {
             Value::Array(webhooks) => webhooks,
             _ => Vec::new(),
-        })
-        .filter_map(|webhook| {
-            let resource = matching::matches(api, &webhook, review, new)?;
-            Some(Hook { webhook, resource })
-        })
-        .collect()
+        });
+    let mut hooks = Vec::new();
+    for webhook in webhooks {
+        let Some(resource) = matching::matches(api, &webhook, review, new) else {
+            continue;
+        };
+        let hook = Hook { webhook, resource };
+        if meets_conditions(api, &hook, review, new)? {
+            hooks.push(hook);
+        }
+    }
+    Ok(hooks)
+}
+
+/// Its matchConditions, where it has any.
+fn meets_conditions(
+    api: &Api,
+    hook: &Hook,
+    review: &Review<'_>,
+    new: Option<&Value>,
+) -> Result<bool, Failure> {
+    let given = hook.webhook["matchConditions"].as_array();
+    if given.is_none_or(Vec::is_empty) {
+        return Ok(true);
+    }
+    let (conditions, mistakes) = berth_kinds::policy::conditions(&hook.webhook, "");
+    let met = match mistakes.first() {
+        Some(mistake) => Err(mistake.error.to_string()),
+        None => policies::Facts::of(api, review, &hook.resource, new).meet(&conditions),
+    };
+    match met {
+        Ok(met) => Ok(met),
+        Err(_) if hook.webhook["failurePolicy"] == "Ignore" => Ok(false),
+        Err(why) => Err(Failure::internal(format!(
+            "failed calling webhook {:?}: its match conditions: {why}",
+            hook.name()
+        ))),
+    }
 }
 
 /// Asks those that may change `new`, one after the other; whether any has.
@@ -135,7 +176,7 @@ pub async fn mutate(
     let Some(review) = Review::of(actor, act, old) else {
         return Ok(false);
     };
-    let hooks = hooks(api, MUTATING, &review, Some(new));
+    let hooks = hooks(api, MUTATING, &review, Some(new))?;
     let mut any = false;
     // as each has left it
     let mut left: Vec<Value> = Vec::new();
@@ -156,7 +197,7 @@ pub async fn mutate(
 
 /// Asks those that may change what is deleted or passed on, where there is nothing to change: as upstream, they may refuse.
 async fn refuse(api: &Api, review: &Review<'_>, new: Option<&Value>) -> Result<(), Failure> {
-    for hook in hooks(api, MUTATING, review, new) {
+    for hook in hooks(api, MUTATING, review, new)? {
         call::ask(api, &hook, review, new).await?;
     }
     Ok(())
@@ -169,7 +210,7 @@ async fn change(
     new: &mut Value,
 ) -> Result<bool, Failure> {
     let resource = review.act.resource;
-    let told = review.told(hook, new);
+    let told = review.told(&hook.resource, new);
     let Some(answer) = call::ask(api, hook, review, Some(&told)).await? else {
         return Ok(false);
     };
@@ -192,7 +233,7 @@ async fn change(
         };
     }
     let mut patched = conformed(hook, review, patched)?;
-    if review.converts(hook) {
+    if review.converts(&hook.resource) {
         hook.resource.to_stored(&mut patched);
         resource.as_served(&mut patched);
     }
@@ -227,7 +268,7 @@ fn conformed(hook: &Hook, review: &Review<'_>, mut value: Value) -> Result<Value
     }
 }
 
-/// Asks those that may refuse, side by side.
+/// Asks those that may refuse: policies first, then webhooks, side by side.
 ///
 /// # Errors
 /// As [`mutate`]'s.
@@ -244,7 +285,8 @@ pub async fn validate(
     if matches!(review.operation, "DELETE" | "CONNECT") {
         refuse(api, &review, new).await?;
     }
-    let hooks = hooks(api, VALIDATING, &review, new);
+    policies::validate(api, &review, new).await?;
+    let hooks = hooks(api, VALIDATING, &review, new)?;
     let mut asked: Vec<BoxFuture<'_, Result<(), Failure>>> = Vec::with_capacity(hooks.len());
     for hook in &hooks {
         asked.push(Box::pin(may(api, hook, &review, new)));
@@ -261,12 +303,17 @@ async fn may(
     review: &Review<'_>,
     new: Option<&Value>,
 ) -> Result<(), Failure> {
-    let told = new.map(|new| review.told(hook, new));
+    let told = new.map(|new| review.told(&hook.resource, new));
     call::ask(api, hook, review, told.as_ref()).await.map(drop)
 }
 
 /// The AdmissionReview that a webhook gets.
-fn request(uid: &str, hook: &Hook, review: &Review<'_>, new: Option<&Value>) -> Value {
+pub(super) fn request(
+    uid: &str,
+    wanted: &Resource,
+    review: &Review<'_>,
+    new: Option<&Value>,
+) -> Value {
     let act = review.act;
     let kind = |resource: &Resource| match review.other_kind() {
         Some((group, version, kind)) => {
@@ -286,15 +333,15 @@ fn request(uid: &str, hook: &Hook, review: &Review<'_>, new: Option<&Value>) -> 
     };
     let mut request = json!({
         "uid": uid,
-        "kind": kind(&hook.resource),
-        "resource": plural(&hook.resource),
+        "kind": kind(wanted),
+        "resource": plural(wanted),
         "requestKind": kind(act.resource),
         "requestResource": plural(act.resource),
         "name": act.name,
         "operation": review.operation,
         "userInfo": user,
         "object": new,
-        "oldObject": review.old.map(|old| review.told(hook, old)),
+        "oldObject": review.old.map(|old| review.told(wanted, old)),
         "dryRun": review.actor.dry_run,
         "options": options,
     });

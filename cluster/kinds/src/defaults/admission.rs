@@ -32,3 +32,31 @@ pub(crate) fn mutating_webhooks(configuration: &mut Value) {
         }
     }
 }
+
+pub(crate) fn validating_admission_policy(policy: &mut Value) {
+    if let Some(Value::Object(spec)) = policy.get_mut("spec") {
+        absent(spec, "failurePolicy", "Fail");
+        constraints(spec, "matchConstraints");
+    }
+}
+
+pub(crate) fn validating_admission_policy_binding(binding: &mut Value) {
+    if let Some(Value::Object(spec)) = binding.get_mut("spec") {
+        constraints(spec, "matchResources");
+    }
+}
+
+/// MatchResources.
+fn constraints(spec: &mut serde_json::Map<String, Value>, name: &str) {
+    let Some(Value::Object(constraints)) = spec.get_mut(name) else {
+        return;
+    };
+    absent(constraints, "matchPolicy", "Equivalent");
+    absent(constraints, "namespaceSelector", json!({}));
+    absent(constraints, "objectSelector", json!({}));
+    for list in ["resourceRules", "excludeResourceRules"] {
+        for rule in each(constraints, list) {
+            absent(rule, "scope", "*");
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! admissionregistration: webhooks, and policies, of which there are none.
+//! admissionregistration: webhooks, and policies that validate.
 
 use super::*;
 use crate::{columns, defaults, prepare, validate};
@@ -14,12 +14,10 @@ const WEBHOOKS: Kind = Kind {
     ..KIND
 };
 
-/// They are CEL. What is not enforced is not taken: they can be listed and watched, as kube-controller-manager does, and not made.
 const POLICY: Kind = Kind {
     group: "admissionregistration.k8s.io",
     categories: &["api-extensions"],
     namespaced: false,
-    verbs: &["get", "list", "watch"],
     ..KIND
 };
 
@@ -45,6 +43,12 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "validatingadmissionpolicies",
         singular: "validatingadmissionpolicy",
         storage: "validatingadmissionpolicies",
+        subresources: ONLY_STATUS,
+        columns: columns::VALIDATING_ADMISSION_POLICY,
+        default: defaults::validating_admission_policy,
+        prepare_create: prepare::create,
+        prepare_update: prepare::update,
+        validate: validate::validating_admission_policy,
         ..POLICY
     },
     Kind {
@@ -52,6 +56,11 @@ pub(super) const KINDS: &[Kind] = &[
         plural: "validatingadmissionpolicybindings",
         singular: "validatingadmissionpolicybinding",
         storage: "validatingadmissionpolicybindings",
+        columns: columns::VALIDATING_ADMISSION_POLICY_BINDING,
+        default: defaults::validating_admission_policy_binding,
+        prepare_create: prepare::create_generation,
+        prepare_update: prepare::update_whole,
+        validate: validate::validating_admission_policy_binding,
         ..POLICY
     },
 ];

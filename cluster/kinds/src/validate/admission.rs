@@ -6,9 +6,13 @@ use super::meta::cluster;
 use crate::{
     field::{Errors, Path},
     kind::Invalid,
-    name::dns_subdomain,
+    name::{dns_subdomain, qualified_name},
+    policy::{self, Mistake, Policy},
     read::{items, some, text},
 };
+
+/// Of conditions of one webhook or policy; upstream's bound.
+const MOST_CONDITIONS: usize = 64;
 
 const WEBHOOKS: Path = Path::root("webhooks");
 /// In seconds.
@@ -81,14 +85,11 @@ fn one(webhook: &Value, path: &Path, errors: &mut Errors) {
             "the timeout value must be between 1 and 30 seconds",
         );
     }
-    if !items(webhook, "/matchConditions").is_empty() {
-        errors.forbidden(
-            &path.field("matchConditions"),
-            "matchConditions are not built yet (they are CEL)",
-        );
-    }
+    conditions(webhook, "/matchConditions", path, errors);
+    let (_, mistakes) = policy::conditions(webhook, &path.to_string());
+    told(mistakes, errors);
     client(webhook, path, errors);
-    rules(webhook, path, errors);
+    rules(webhook, "rules", path, errors);
 }
 
 fn client(webhook: &Value, path: &Path, errors: &mut Errors) {
@@ -127,9 +128,9 @@ fn client(webhook: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn rules(webhook: &Value, path: &Path, errors: &mut Errors) {
-    for (at, rule) in items(webhook, "/rules").iter().enumerate() {
-        let rules = path.field("rules");
+fn rules(object: &Value, list: &str, path: &Path, errors: &mut Errors) {
+    for (at, rule) in items(object, &format!("/{list}")).iter().enumerate() {
+        let rules = path.field(list);
         let path = rules.index(at);
         for list in ["operations", "apiGroups", "apiVersions", "resources"] {
             if items(rule, &format!("/{list}")).is_empty() {
@@ -149,4 +150,197 @@ fn rules(webhook: &Value, path: &Path, errors: &mut Errors) {
             &["*", "Cluster", "Namespaced"],
         );
     }
+}
+
+/// Expressions that are none.
+fn told(mistakes: Vec<Mistake>, errors: &mut Errors) {
+    for mistake in mistakes {
+        let why = mistake.error.to_string();
+        errors.invalid_text(&Path::root(&mistake.field), &mistake.expression, &why);
+    }
+}
+
+/// matchConditions: their names; what they say is compiled elsewhere.
+fn conditions(object: &Value, pointer: &str, path: &Path, errors: &mut Errors) {
+    let list = path.field("matchConditions");
+    let all = items(object, pointer);
+    if all.len() > MOST_CONDITIONS {
+        errors.too_many(&list, all.len(), MOST_CONDITIONS);
+    }
+    let mut names = HashSet::new();
+    for (at, condition) in all.iter().enumerate() {
+        let path = list.index(at);
+        let name = text(condition, "/name");
+        let name_path = path.field("name");
+        if name.is_empty() {
+            errors.required(&name_path, "");
+        } else {
+            errors.text_is(&name_path, name, qualified_name(name));
+        }
+        if !names.insert(name) {
+            errors.duplicate(&name_path, name);
+        }
+        if text(condition, "/expression").trim().is_empty() {
+            errors.required(&path.field("expression"), "");
+        }
+    }
+}
+
+const SPEC: Path = Path::root("spec");
+
+pub(crate) fn validating_admission_policy(object: &Value) -> Vec<Invalid> {
+    let mut errors = cluster(object, dns_subdomain);
+    let validations = items(object, "/spec/validations");
+    if validations.is_empty() && items(object, "/spec/auditAnnotations").is_empty() {
+        let says = "validations or auditAnnotations must contain at least one item";
+        errors.required(&SPEC.field("validations"), says);
+    }
+    errors.maybe_one_of(
+        &SPEC.field("failurePolicy"),
+        text(object, "/spec/failurePolicy"),
+        &["Fail", "Ignore"],
+    );
+    let constraints = SPEC.field("matchConstraints");
+    match some(object, "/spec/matchConstraints") {
+        None => errors.required(&constraints, ""),
+        Some(given) => {
+            if items(given, "/resourceRules").is_empty() {
+                errors.required(&constraints.field("resourceRules"), "");
+            }
+            match_resources(given, &constraints, &mut errors);
+        }
+    }
+    if let Some(kind) = some(object, "/spec/paramKind") {
+        let path = SPEC.field("paramKind");
+        for name in ["apiVersion", "kind"] {
+            if text(kind, &format!("/{name}")).is_empty() {
+                errors.required(&path.field(name), "");
+            }
+        }
+    }
+    conditions(object, "/spec/matchConditions", &SPEC, &mut errors);
+    let mut names = HashSet::new();
+    for (at, variable) in items(object, "/spec/variables").iter().enumerate() {
+        let list = SPEC.field("variables");
+        let path = list.index(at);
+        let name = text(variable, "/name");
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            && !name.starts_with(|c: char| c.is_ascii_digit());
+        if name.is_empty() {
+            errors.required(&path.field("name"), "name is required");
+        } else if !plain {
+            errors.invalid_text(
+                &path.field("name"),
+                name,
+                "name is not a valid CEL identifier",
+            );
+        }
+        if !names.insert(name) {
+            errors.duplicate(&path.field("name"), name);
+        }
+        if text(variable, "/expression").trim().is_empty() {
+            errors.required(&path.field("expression"), "expression is required");
+        }
+    }
+    for (at, validation) in validations.iter().enumerate() {
+        let list = SPEC.field("validations");
+        let path = list.index(at);
+        if text(validation, "/expression").trim().is_empty() {
+            errors.required(&path.field("expression"), "expression is not specified");
+        }
+        let message = text(validation, "/message");
+        if message.contains(['\n', '\r']) {
+            errors.invalid_text(
+                &path.field("message"),
+                message,
+                "message must not contain line breaks",
+            );
+        }
+        errors.maybe_one_of(
+            &path.field("reason"),
+            text(validation, "/reason"),
+            &[
+                "Forbidden",
+                "Invalid",
+                "RequestEntityTooLarge",
+                "Unauthorized",
+            ],
+        );
+    }
+    for (at, annotation) in items(object, "/spec/auditAnnotations").iter().enumerate() {
+        let list = SPEC.field("auditAnnotations");
+        let path = list.index(at);
+        let key = text(annotation, "/key");
+        errors.text_is(&path.field("key"), key, qualified_name(key));
+        if text(annotation, "/valueExpression").trim().is_empty() {
+            errors.required(
+                &path.field("valueExpression"),
+                "valueExpression is not specified",
+            );
+        }
+    }
+    let (_, mistakes) = Policy::compile(object);
+    told(mistakes, &mut errors);
+    errors.into_vec()
+}
+
+pub(crate) fn validating_admission_policy_binding(object: &Value) -> Vec<Invalid> {
+    let mut errors = cluster(object, dns_subdomain);
+    let policy = text(object, "/spec/policyName");
+    let path = SPEC.field("policyName");
+    match policy {
+        "" => errors.required(&path, ""),
+        policy => errors.text_is(&path, policy, dns_subdomain(policy)),
+    }
+    if let Some(given) = some(object, "/spec/matchResources") {
+        match_resources(given, &SPEC.field("matchResources"), &mut errors);
+    }
+    if let Some(param) = some(object, "/spec/paramRef") {
+        let path = SPEC.field("paramRef");
+        let selects = some(param, "/selector").is_some();
+        match (text(param, "/name"), selects) {
+            ("", false) => errors.required(&path, "one of name or selector must be specified"),
+            (name, true) if !name.is_empty() => {
+                let says = "name and selector are mutually exclusive";
+                errors.forbidden(&path.field("name"), says);
+            }
+            _ => {}
+        }
+        errors.one_of(
+            &path.field("parameterNotFoundAction"),
+            text(param, "/parameterNotFoundAction"),
+            &["Allow", "Deny"],
+        );
+    }
+    let actions = items(object, "/spec/validationActions");
+    let path = SPEC.field("validationActions");
+    if actions.is_empty() {
+        errors.required(&path, "at least one validation action is required");
+    }
+    let mut seen = HashSet::new();
+    for (at, action) in actions.iter().enumerate() {
+        let action = action.as_str().unwrap_or_default();
+        errors.one_of(&path.index(at), action, &["Audit", "Deny", "Warn"]);
+        if !seen.insert(action) {
+            errors.duplicate(&path.index(at), action);
+        }
+    }
+    if seen.contains("Deny") && seen.contains("Warn") {
+        errors.invalid(
+            &path,
+            &Value::Array(actions.to_vec()),
+            "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
+        );
+    }
+    errors.into_vec()
+}
+
+fn match_resources(given: &Value, path: &Path, errors: &mut Errors) {
+    errors.maybe_one_of(
+        &path.field("matchPolicy"),
+        text(given, "/matchPolicy"),
+        &["Equivalent", "Exact"],
+    );
+    rules(given, "resourceRules", path, errors);
+    rules(given, "excludeResourceRules", path, errors);
 }

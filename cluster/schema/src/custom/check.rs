@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{
     Cause,
     node::{Basic, Node, Pattern},
-    validate,
+    rules, validate,
 };
 
 /// Further ones are not told of.
@@ -23,6 +23,10 @@ pub fn check(path: &str, schema: &Value) -> Vec<Cause> {
     let mut check = Check { causes: Vec::new() };
     check.forbidden(path, schema);
     check.structural(path, schema, Level::Root);
+    // of a schema that is none nothing can be said
+    if check.causes.is_empty() {
+        rules::check(path, schema, true, true, &mut check.causes);
+    }
     check
         .causes
         .sort_by(|a, b| (&a.field, &a.message).cmp(&(&b.field, &b.message)));

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::OnceLock};
 use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
-use crate::{ListKind, MapKind, Path};
+use super::rules::Rules;
+use crate::{ListKind, MapKind};
 
 /// A compiled pattern may take that much memory; those that people write take some KiB.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
@@ -22,7 +23,7 @@ pub(super) struct Node {
     pub(super) embedded: bool,
     pub(super) int_or_string: bool,
     /// x-kubernetes-validations.
-    pub(super) has_rules: bool,
+    pub(super) rules: Option<Box<Rules>>,
     pub(super) list: ListKind,
     pub(super) map: MapKind,
     pub(super) checks: Checks,
@@ -168,9 +169,7 @@ impl Node {
             preserve_unknown: yes("x-kubernetes-preserve-unknown-fields"),
             embedded: yes("x-kubernetes-embedded-resource"),
             int_or_string: yes("x-kubernetes-int-or-string"),
-            has_rules: at("x-kubernetes-validations")
-                .and_then(Value::as_array)
-                .is_some_and(|rules| !rules.is_empty()),
+            rules: Rules::parse(source),
             list: match text("x-kubernetes-list-type") {
                 Some("set") => ListKind::Set,
                 Some("map") => ListKind::Map {
@@ -210,21 +209,6 @@ impl Node {
                     .filter(|not| not.is_object())
                     .map(|not| Box::new(Node::parse(not))),
             },
-        }
-    }
-
-    pub(super) fn rules(&self, path: &Path<'_>, paths: &mut Vec<String>) {
-        if self.has_rules {
-            paths.push(path.to_string());
-        }
-        for (name, node) in &self.properties {
-            node.rules(&path.key(name), paths);
-        }
-        if let Some(Additional::Node(node)) = &self.additional {
-            node.rules(&path.key("*"), paths);
-        }
-        if let Some(node) = &self.items {
-            node.rules(&path.key("[]"), paths);
         }
     }
 }

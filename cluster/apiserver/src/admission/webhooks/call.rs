@@ -52,7 +52,7 @@ pub(super) async fn ask(
         .unwrap_or(PATIENCE)
         .clamp(1, PATIENCE_MOST);
     let uid = object::new_uid();
-    let body = request(&uid, hook, review, new);
+    let body = request(&uid, &hook.resource, review, new);
     let within = Duration::from_secs(seconds.unsigned_abs());
     let exchanged = async {
         let _place = api.webhooks.0.acquire().await;

@@ -1,4 +1,4 @@
-//! Which webhooks are asked.
+//! Which webhooks and policies are asked.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::Review;
 use crate::{api::Api, catalog::Resource, object, selector::LabelSelector};
 
-/// The version in which the webhook wants what happens; `None`: it is not asked.
-pub(super) fn matches(
+/// The version in which the webhook, or a policy's MatchResources, wants what happens; `None`: it is not asked.
+pub(in crate::admission) fn matches(
     api: &Api,
     webhook: &Value,
     review: &Review<'_>,
@@ -53,19 +53,42 @@ fn selects(selector: Option<&Value>, object: Option<&Value>) -> bool {
 fn wanted(api: &Api, webhook: &Value, review: &Review<'_>) -> Option<Arc<Resource>> {
     let own = review.act.resource;
     let catalog = api.served.now();
-    let rules: Vec<&Value> = webhook["rules"].as_array().into_iter().flatten().collect();
+    let list = |name: &str| -> Vec<&Value> {
+        let rules = webhook.get(name).and_then(Value::as_array);
+        rules.into_iter().flatten().collect()
+    };
+    let mut rules = list("rules");
+    rules.extend(list("resourceRules"));
+    let excluded = list("excludeResourceRules");
+    // A webhook without rules is asked nothing; a binding without any leaves it to its policy's.
+    let any = rules.is_empty() && webhook.get("clientConfig").is_none();
     let (sub, operation) = (review.act.subresource, review.operation);
     let served = |group: &str, version: &str| {
         let resource = catalog.resource(group, version, &own.plural)?;
-        rules
-            .iter()
-            .any(|rule| matches_rule(rule, resource, sub, operation))
-            .then(|| resource.clone())
+        let by = |rule: &&Value| {
+            matches_rule(rule, resource, sub, operation) && names(rule, &review.act.name)
+        };
+        (any || rules.iter().any(by)).then(|| resource.clone())
     };
+    let exact = webhook["matchPolicy"] == "Exact" || own.storage.is_empty();
+    let is_excluded = |resource: &Resource| {
+        excluded.iter().any(|rule| {
+            matches_rule(rule, resource, sub, operation) && names(rule, &review.act.name)
+        })
+    };
+    let mut forms = catalog
+        .groups
+        .values()
+        .flatten()
+        .filter_map(|version| version.resources.get(&own.plural))
+        .filter(|other| !exact && other.storage == own.storage);
+    if !excluded.is_empty() && (is_excluded(own) || forms.any(|form| is_excluded(form))) {
+        return None;
+    }
     if let Some(own) = served(&own.group, &own.version) {
         return Some(own);
     }
-    if webhook["matchPolicy"] == "Exact" || own.storage.is_empty() {
+    if exact {
         return None;
     }
     // The same objects by another group or version: a rule is not gone round by asking there.
@@ -74,6 +97,12 @@ fn wanted(api: &Api, webhook: &Value, review: &Review<'_>) -> Option<Arc<Resourc
             served(group, &version.name).filter(|other| other.storage == own.storage)
         })
     })
+}
+
+/// Its resourceNames, which a policy's rule may have.
+fn names(rule: &Value, name: &str) -> bool {
+    let names = rule["resourceNames"].as_array();
+    names.is_none_or(|names| names.is_empty() || names.iter().any(|one| one == name))
 }
 
 fn has(rule: &Value, list: &str, word: &str) -> bool {
