@@ -459,7 +459,7 @@ mod tests {
                 labels: [(keys::CONTAINER_NAME.to_owned(), "a".to_owned())].into(),
                 ..Default::default()
             }),
-            memory: Some(memory.clone()),
+            memory: Some(memory),
             writable_layer: Some(cri::FilesystemUsage {
                 used_bytes: value(layer),
                 ..Default::default()

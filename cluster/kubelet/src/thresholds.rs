@@ -205,7 +205,7 @@ pub(crate) struct Threshold {
 /// All of them, and what else is about evictions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Thresholds {
-    all: Vec<Threshold>,
+    pub(crate) all: Vec<Threshold>,
     /// Of a pod that is evicted for a soft threshold; it may ask for less.
     pub max_pod_grace: Duration,
     /// How long a node says that it ran short after it did last.
