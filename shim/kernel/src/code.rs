@@ -79,7 +79,7 @@ mod tests {
     fn code_goes_and_comes_back_as_it_was() {
         let touched = || {
             let constant = std::hint::black_box(&CONSTANT);
-            constant.iter().fold(0u64, |all, word| all + word)
+            constant.iter().sum::<u64>()
         };
         let sum = touched();
         let (before, all) = in_reach();
