@@ -17,7 +17,7 @@ pub const ADDRESS: &str = "10.211.0.1";
 const LINK: &str = "berth-t0";
 const PORT: u16 = 10250;
 /// How full the machine's disk is, is no test's affair.
-const ROOM: &str = "--eviction-hard=nodefs.available<0%,nodefs.inodesFree<0%";
+const ROOM: &str = "--eviction-hard=nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%,imagefs.inodesFree<0%";
 /// How long anything may take that is not told to take longer.
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -218,7 +218,10 @@ impl Drop for Kubelet {
     fn drop(&mut self) {
         self.kill_9();
         // It keeps them for the next one. Those with processes are a failed test's.
-        let _ = berth_tests::cgroup::remove(&self.cgroup);
+        let until = Instant::now() + Duration::from_secs(3);
+        while berth_tests::cgroup::remove(&self.cgroup).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

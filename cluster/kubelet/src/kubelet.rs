@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -29,7 +29,7 @@ use crate::{
     node::{Inner, Node},
     plan::Over,
     pod::is_path_component,
-    rotation,
+    resize, rotation,
     shutdown::{self, ShutdownNews, ShutdownPolicy},
     store::{self, Lock},
     view::View,
@@ -93,7 +93,6 @@ pub struct Kubelet {
     /// That may not begin here, as was told: until nobody wants them any more.
     refused: HashMap<String, Arc<Desired>>,
     own: OwnNode,
-    allocatable: Amounts,
     /// Deleted from the API and gone from here: until the API knows it, too.
     ended: HashSet<String>,
     cluster: Option<OfCluster>,
@@ -171,6 +170,7 @@ impl Kubelet {
         let own = OwnNode::alone(&config.node.name, &BTreeMap::new());
         let node = Arc::new(Inner {
             cgroups,
+            allocatable: Mutex::new(allocatable),
             pressed: Pressed::default(),
             images: Default::default(),
             config,
@@ -186,7 +186,6 @@ impl Kubelet {
             tasks: JoinSet::new(),
             refused: HashMap::new(),
             own,
-            allocatable,
             ended: HashSet::new(),
             cluster: None,
             thresholds: Thresholds::default(),
@@ -219,7 +218,8 @@ impl Kubelet {
         let machine = Machine::now(&config.kubelet_dir);
         let capacity = Amounts::capacity(&machine, &config.node, config.max_pods);
         config.division.check(&capacity, &thresholds)?;
-        self.allocatable = config.division.allocatable(&capacity, &thresholds);
+        let allocatable = config.division.allocatable(&capacity, &thresholds);
+        self.node.set_allocatable(allocatable);
         self.thresholds = thresholds;
         Ok(self)
     }
@@ -478,13 +478,19 @@ impl Kubelet {
 
     /// What the pods that are here ask for: all that are not over, also those that end.
     fn load(&self) -> Load {
-        let handles = self.workers.values();
-        let here = handles.filter(|handle| !self.node.view.is_over(&handle.pod.uid));
-        Load::of(here.map(|handle| handle.pod.as_ref()))
+        let here = self.node.view.all();
+        let here = here.iter().filter(|shown| {
+            let uid = &shown.pod.uid;
+            self.workers.contains_key(uid) && !self.node.view.is_over(uid)
+        });
+        // what a pod wants more than it has been given is nobody's yet
+        let given: Vec<_> = here.map(resize::as_told).collect();
+        Load::of(given.iter().map(|pod| pod.as_ref()))
     }
 
     async fn admit(&mut self, pod: &Arc<Desired>, load: &Load) -> Admitted {
         let pressure = self.node.pressed.now();
+        let allocatable = self.node.allocatable();
         let ask = |seen: &Seen| {
             admission::admit(
                 pod,
@@ -492,7 +498,7 @@ impl Kubelet {
                     node: &self.node.config.node.name,
                     labels: &seen.labels,
                     taints: &seen.taints,
-                    allocatable: &self.allocatable,
+                    allocatable: &allocatable,
                     load,
                     pressure,
                 },

@@ -2,14 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use k8s_openapi::api::core::v1::PodStatus;
 
 use crate::{
     CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
-    admission::Pressed, cgroup::Cgroups, images::Uses, view::View,
+    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, view::View,
 };
 
 /// How this node is set up.
@@ -86,6 +86,8 @@ pub(crate) struct Inner {
     pub view: View,
     /// None: they are the runtime's alone.
     pub cgroups: Option<Arc<Cgroups>>,
+    /// What pods may ask for altogether.
+    pub allocatable: Mutex<Amounts>,
     /// What it runs short of.
     pub pressed: Pressed,
     /// Since when each image was not used.
@@ -101,6 +103,16 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Inner {
+    pub fn allocatable(&self) -> Amounts {
+        let held = self.allocatable.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_allocatable(&self, amounts: Amounts) {
+        let held = self.allocatable.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = amounts;
+    }
+
     /// `<kubelet_dir>/pods/<uid>`
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.config.kubelet_dir.join("pods").join(uid)
@@ -215,6 +227,7 @@ pub(crate) mod tests {
             runtime_name: "berth".into(),
             view: View::default(),
             cgroups: Some(Arc::new(cgroups)),
+            allocatable: Mutex::default(),
             pressed: Pressed::default(),
             images: Default::default(),
         })

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Desired,
-    node::NodeFacts,
+    division::Amounts as Allocatable,
     pod::{ContainerSpec, Role},
     qos::nano,
     view::Shown,
@@ -125,6 +125,18 @@ impl Resized {
     }
 }
 
+/// The pod with what it is told to have been given in place of what it wants.
+pub(crate) fn as_told(shown: &Shown) -> Arc<Desired> {
+    let mut resized = Resized::of(&shown.pod);
+    for (name, given) in &mut resized.allocated {
+        let told = shown.container(name);
+        if let Some(told) = told.and_then(|status| status.allocated_resources.clone()) {
+            given.requests.get_or_insert_default().extend(told);
+        }
+    }
+    resized.given(&shown.pod)
+}
+
 /// Whether the pod wants other resources than those of `given`.
 pub(crate) fn is_wanted(wanted: &Desired, given: &Desired) -> bool {
     wanted.containers.iter().any(|spec| {
@@ -184,15 +196,15 @@ pub(crate) fn refusal(
     wanted: &Desired,
     given: &Desired,
     others: &[Shown],
-    node: &NodeFacts,
+    allocatable: &Allocatable,
 ) -> Option<Pending> {
     if given.resources().is_some() {
         let why = "resizing containers of a pod that has resources of its own is not built";
         return Some(Pending::Infeasible(why.into()));
     }
     for (name, unit, all) in [
-        ("cpu", NANO / 1000, i128::from(node.cpus) * 1000),
-        ("memory", NANO, i128::from(node.memory_bytes)),
+        ("cpu", NANO / 1000, i128::from(allocatable.cpu_milli)),
+        ("memory", NANO, i128::from(allocatable.memory)),
     ] {
         let (wants, has) = (sum(wanted, name) / unit, sum(given, name) / unit);
         if wants <= has || all == 0 {
@@ -320,10 +332,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_waits_or_is_never_given() {
-        let node = NodeFacts {
-            cpus: 2,
-            memory_bytes: 1 << 30,
-            ..NodeFacts::default()
+        let node = Allocatable {
+            cpu_milli: 2000,
+            memory: 1 << 30,
+            ..Allocatable::default()
         };
         let mut other =
             pod("  containers: [{name: a, image: x, resources: {requests: {cpu: 1500m}}}]");

@@ -97,8 +97,8 @@ impl Worker {
             return;
         }
         let others = self.node.view.all();
-        let facts = &self.node.config.node;
-        let pending = resize::refusal(&resizing.wanted, &self.pod, &others, facts);
+        let allocatable = self.node.allocatable();
+        let pending = resize::refusal(&resizing.wanted, &self.pod, &others, &allocatable);
         if let Some(pending) = &pending {
             let is_news =
                 resizing.progress.pending.as_ref().map(Pending::reason) != Some(pending.reason());
