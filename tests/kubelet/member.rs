@@ -98,6 +98,7 @@ impl Member {
 
     /// Ends all; the test's network is as it was.
     pub fn end(mut self) -> Result<()> {
+        self.kubelet.settle()?;
         self.kubelet.kill_9();
         drop(self);
         run("ip", &["link", "delete", LINK])
