@@ -215,26 +215,20 @@ impl Kubelet {
 }
 
 impl Kubelet {
-    /// Waits until it has taken away what is left of pods that have ended. The API forgets a pod as soon as nothing of it runs.
-    pub fn settle(&self) -> Result<()> {
+    /// Waits until nothing is left of any pod. The API forgets one as soon as nothing of it runs, and its sandbox goes after that.
+    pub fn wait_empty(&self) -> Result<()> {
         let until = Instant::now() + patient(LIMIT);
         loop {
             let left = berth_tests::cgroup::tree(&self.cgroup);
-            let is_pods = |dir: &&PathBuf| {
+            let mut pods = left.iter().filter(|dir| {
                 let name = dir.file_name().unwrap_or_default().to_string_lossy();
                 name.starts_with("pod") || name.contains("-pod")
-            };
-            let is_empty = |dir: &&PathBuf| {
-                let below = left.iter().filter(|one| one.starts_with(dir));
-                below
-                    .filter_map(|one| fs::read_to_string(one.join("cgroup.procs")).ok())
-                    .all(|text| text.is_empty())
-            };
-            let Some(ended) = left.iter().filter(is_pods).find(is_empty) else {
+            });
+            let Some(pod) = pods.next() else {
                 return Ok(());
             };
             if Instant::now() > until {
-                bail!("{} stays\n{}", ended.display(), self.log());
+                bail!("{} stays\n{}", pod.display(), self.log());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
