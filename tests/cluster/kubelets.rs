@@ -16,11 +16,11 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 /// The node's address, and one that belongs to nobody's certificate.
-const ADDRESS: &str = "10.211.0.1";
+pub const ADDRESS: &str = "10.211.0.1";
 const OTHER: &str = "10.211.0.2";
 
 /// Runs `work` in a network namespace that is gone with it.
-fn in_own_network(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+pub fn in_own_network(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
@@ -121,7 +121,7 @@ fn coreutils_base64(bytes: &[u8], arguments: &[&str]) -> Result<Vec<u8>> {
     Ok(child.wait_with_output()?.stdout)
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     let text = coreutils_base64(bytes, &["-w0"]).unwrap_or_default();
     String::from_utf8_lossy(&text).into_owned()
 }

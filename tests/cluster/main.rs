@@ -1,6 +1,7 @@
 //! The API server, by its real clients: what they send, what they understand, what they must not be able to do.
 
 mod admission;
+mod aggregated;
 mod clients;
 mod collection;
 mod commands;

@@ -1,5 +1,6 @@
 //! What the server keeps in order by itself: upstream's controller manager has these, but nothing works without them.
 
+mod api_services;
 mod certificates;
 mod collector;
 mod definitions;
@@ -20,6 +21,7 @@ pub use first_objects::make as make_first_objects;
 /// All of them, before everything is loaded: they hear of every object from the first on.
 #[derive(Debug)]
 pub struct Controllers {
+    api_services: Arc<api_services::ApiServices>,
     certificates: Arc<certificates::Certificates>,
     collector: Arc<collector::Collector>,
     definitions: Arc<definitions::Definitions>,
@@ -31,6 +33,7 @@ pub struct Controllers {
 impl Controllers {
     pub fn observe(api: &Api) -> Self {
         let controllers = Self {
+            api_services: Arc::default(),
             certificates: Arc::default(),
             collector: Arc::default(),
             definitions: Arc::default(),
@@ -42,6 +45,7 @@ impl Controllers {
             api.rbac.clone(),
             api.nodes.clone(),
         )));
+        api.cache.observe(controllers.api_services.clone());
         api.cache.observe(controllers.certificates.clone());
         api.cache.observe(controllers.collector.clone());
         api.cache.observe(controllers.definitions.clone());
@@ -52,6 +56,7 @@ impl Controllers {
     }
 
     pub fn run(self, api: &Arc<Api>, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.api_services.run(api.clone()));
         tasks.spawn(self.certificates.run(api.clone()));
         tasks.spawn(self.collector.run(api.clone()));
         tasks.spawn(self.definitions.run(api.clone()));

@@ -1,6 +1,7 @@
 //! What there is: `/api`, `/apis` and below, plain and aggregated.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -11,8 +12,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    catalog::{Catalog, Resource, Version, api_version},
+    catalog::{Catalog, Resource, Version, api_version, priority},
     failure::Failure,
+    passage::{Remote, Remotes},
     respond::{self, Body, Wants, full},
 };
 
@@ -22,7 +24,8 @@ pub struct Discovery(Mutex<Vec<Known>>);
 
 #[derive(Debug)]
 struct Known {
-    generation: u64,
+    /// Of the catalog, and of what others serve.
+    generation: (u64, u64),
     core: bool,
     version: &'static str,
     etag: HeaderValue,
@@ -34,6 +37,7 @@ impl Discovery {
     pub fn answer(
         &self,
         catalog: &Arc<Catalog>,
+        remotes: &Remotes,
         path: &str,
         headers: &HeaderMap,
         address: &str,
@@ -42,6 +46,7 @@ impl Discovery {
         if let (["api"] | ["apis"], Some(version)) = (parts.as_slice(), aggregated(headers)) {
             return Ok(Some(self.aggregate(
                 catalog,
+                remotes,
                 parts == ["api"],
                 version,
                 headers,
@@ -51,6 +56,7 @@ impl Discovery {
             return Ok(None);
         }
         let wants = Wants::of(headers, "")?;
+        let all = merged(catalog, remotes);
         let value = match parts.as_slice() {
             ["api"] => json!({
                 "kind": "APIVersions",
@@ -60,14 +66,13 @@ impl Discovery {
             ["apis"] => json!({
                 "kind": "APIGroupList",
                 "apiVersion": "v1",
-                "groups": catalog
-                    .groups
+                "groups": all
                     .iter()
                     .filter(|(name, _)| !name.is_empty())
                     .map(|(name, versions)| group(name, versions))
                     .collect::<Vec<_>>(),
             }),
-            ["apis", name] => match catalog.groups.get(*name) {
+            ["apis", name] => match all.get(*name) {
                 Some(versions) if !name.is_empty() => {
                     let mut group = group(name, versions);
                     group["kind"] = "APIGroup".into();
@@ -92,25 +97,27 @@ impl Discovery {
     fn aggregate(
         &self,
         catalog: &Arc<Catalog>,
+        remotes: &Remotes,
         core: bool,
         version: &'static str,
         headers: &HeaderMap,
     ) -> Response<Body> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|known| known.generation == catalog.generation);
+        let generation = (catalog.generation, remotes.generation);
+        known.retain(|known| known.generation == generation);
         let at = known
             .iter()
             .position(|known| known.core == core && known.version == version);
         let at = at.unwrap_or_else(|| {
             let document =
-                serde_json::to_vec(&aggregate(catalog, core, version)).unwrap_or_default();
+                serde_json::to_vec(&aggregate(catalog, remotes, core, version)).unwrap_or_default();
             let mut etag = String::from("\"");
             for byte in Sha256::digest(&document) {
                 let _ = write!(etag, "{byte:02X}");
             }
             etag.push('"');
             known.push(Known {
-                generation: catalog.generation,
+                generation,
                 core,
                 version,
                 etag: HeaderValue::from_str(&etag).unwrap_or_else(|_| HeaderValue::from_static("")),
@@ -171,8 +178,42 @@ fn names(versions: &[Version]) -> Vec<Value> {
         .collect()
 }
 
-fn group(name: &str, versions: &[Version]) -> Value {
-    let version = |version: &Version| json!({"groupVersion": api_version(name, &version.name), "version": version.name});
+/// A version of a group, here or on an API server beside this one.
+#[derive(Debug, Clone, Copy)]
+enum Served<'a> {
+    Here(&'a Version),
+    There(&'a Remote),
+}
+
+impl Served<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Here(version) => &version.name,
+            Self::There(remote) => &remote.version,
+        }
+    }
+}
+
+/// By group, the preferred version first. What another serves is its own.
+fn merged<'a>(catalog: &'a Catalog, remotes: &'a Remotes) -> BTreeMap<&'a str, Vec<Served<'a>>> {
+    let mut all: BTreeMap<&str, Vec<Served<'_>>> = BTreeMap::new();
+    for (group, versions) in &catalog.groups {
+        let here = versions
+            .iter()
+            .filter(|version| remotes.get(group, &version.name).is_none());
+        all.entry(group).or_default().extend(here.map(Served::Here));
+    }
+    for remote in &remotes.all {
+        let versions = all.entry(&remote.group).or_default();
+        versions.push(Served::There(remote));
+        versions.sort_by_key(|version| std::cmp::Reverse(priority(version.name())));
+    }
+    all.retain(|_, versions| !versions.is_empty());
+    all
+}
+
+fn group(name: &str, versions: &[Served<'_>]) -> Value {
+    let version = |version: &Served<'_>| json!({"groupVersion": api_version(name, version.name()), "version": version.name()});
     json!({
         "name": name,
         "versions": versions.iter().map(version).collect::<Vec<_>>(),
@@ -230,13 +271,16 @@ fn resources(group: &str, version: &Version) -> Value {
     })
 }
 
-fn aggregate(catalog: &Catalog, core: bool, document_version: &str) -> Value {
-    let items: Vec<Value> = catalog
-        .groups
-        .iter()
+fn aggregate(catalog: &Catalog, remotes: &Remotes, core: bool, document_version: &str) -> Value {
+    let items: Vec<Value> = merged(catalog, remotes)
+        .into_iter()
         .filter(|(name, _)| name.is_empty() == core)
         .map(|(name, versions)| {
-            let versions: Vec<Value> = versions.iter().map(aggregate_version).collect();
+            let version = |version: &Served<'_>| match version {
+                Served::Here(version) => aggregate_version(version),
+                Served::There(remote) => aggregate_remote(remote),
+            };
+            let versions: Vec<Value> = versions.iter().map(version).collect();
             json!({
                 "metadata": {"name": name, "creationTimestamp": null},
                 "versions": versions,
@@ -294,6 +338,63 @@ fn aggregate_version(version: &Version) -> Value {
         "version": version.name,
         "resources": resources,
         "freshness": "Current",
+    })
+}
+
+/// Of an APIResourceList, in the aggregated form.
+fn aggregate_remote(remote: &Remote) -> Value {
+    let listed = remote.resources["resources"].as_array();
+    let listed: Vec<&Value> = listed.into_iter().flatten().collect();
+    let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    let response = |value: &Value| {
+        let or = |text: String, own: &str| match text.as_str() {
+            "" => own.to_owned(),
+            _ => text,
+        };
+        let group = or(text(value, "group"), &remote.group);
+        let version = or(text(value, "version"), &remote.version);
+        kind(&group, &version, &text(value, "kind"))
+    };
+    let mut resources: Vec<Value> = Vec::new();
+    for resource in &listed {
+        let name = text(resource, "name");
+        if name.contains('/') {
+            continue;
+        }
+        let below = format!("{name}/");
+        let subresources: Vec<Value> = listed
+            .iter()
+            .filter_map(|sub| {
+                let sub_name = text(sub, "name");
+                let of = sub_name.strip_prefix(&below)?;
+                Some(json!({
+                    "subresource": of,
+                    "responseKind": response(sub),
+                    "verbs": sub["verbs"],
+                }))
+            })
+            .collect();
+        let mut entry = json!({
+            "resource": name,
+            "responseKind": response(resource),
+            "scope": if resource["namespaced"] == true { "Namespaced" } else { "Cluster" },
+            "singularResource": resource["singularName"],
+            "verbs": resource["verbs"],
+        });
+        for list in ["shortNames", "categories"] {
+            if resource[list].is_array() {
+                entry[list] = resource[list].clone();
+            }
+        }
+        if !subresources.is_empty() {
+            entry["subresources"] = subresources.into();
+        }
+        resources.push(entry);
+    }
+    json!({
+        "version": remote.version,
+        "resources": resources,
+        "freshness": if remote.available { "Current" } else { "Stale" },
     })
 }
 

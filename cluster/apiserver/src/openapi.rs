@@ -2,10 +2,12 @@
 
 use berth_schema::openapi::{self, GroupVersion};
 use http::{HeaderMap, HeaderValue, Response, header};
+use serde_json::json;
 
 use crate::{
     catalog::{Catalog, Version},
     failure::Failure,
+    passage::Remotes,
     request::Query,
     respond::{self, Body, Wants},
 };
@@ -91,6 +93,7 @@ fn version_2(headers: &HeaderMap) -> Response<Body> {
 /// `None`: there is no such document.
 pub fn answer(
     catalog: &Catalog,
+    remotes: &Remotes,
     path: &str,
     headers: &HeaderMap,
     query: &Query,
@@ -123,7 +126,19 @@ pub fn answer(
                 resources,
             })
             .collect();
-        return Ok(Some(wants.value(200, &openapi::index(&versions))));
+        let mut index = openapi::index(&versions);
+        for remote in &remotes.all {
+            // Theirs are passed on; one that has none has no entry either.
+            let name = format!("apis/{}", remote.api_version());
+            let paths = index["paths"].as_object_mut();
+            let Some(paths) = paths else { continue };
+            paths.remove(&name);
+            if !remote.hash.is_empty() {
+                let url = format!("/openapi/v3/{name}?hash={}", remote.hash);
+                paths.insert(name, json!({"serverRelativeURL": url}));
+            }
+        }
+        return Ok(Some(wants.value(200, &index)));
     }
     let parts: Vec<&str> = rest.split('/').skip(1).collect();
     let (group, version) = match parts.as_slice() {

@@ -1,7 +1,8 @@
-//! What goes on through this server: to a kubelet (log, exec, attach, portforward, a node's proxy), to a pod, to a service.
+//! What goes on through this server: to a kubelet (log, exec, attach, portforward, a node's proxy), to a pod, to a service, to an API server beside this one.
 //!
 //! ```text
 //!   router ─┬─ streams ─┬─ kubelet ─┐                                    ┌─ an answer, as it comes
+//!           ├─ aggregated (any request of a group)       …
 //!           └─ proxy ───┴───────────┴─ backend ── address ── dial ── pass ┤
 //!                                     where, how trusted   checked       └─ an upgrade: bytes both ways
 //! ```
@@ -10,6 +11,7 @@
 //! After an upgrade that was refused, nothing of the client's reaches the other side any more (SEC-API-01).
 
 mod address;
+pub mod aggregated;
 mod backend;
 mod dial;
 mod headers;
@@ -41,6 +43,7 @@ use crate::{
 };
 
 pub use address::{may_be_called, may_be_dialled};
+pub use aggregated::{Aggregation, Remote, Remotes};
 pub use backend::Backend;
 pub use dial::{Trust, keep_alive, named};
 pub use headers::{BEARER_PROTOCOL, asks_to_upgrade};

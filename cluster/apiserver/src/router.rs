@@ -129,7 +129,7 @@ impl Router {
                 {
                     return Err(Failure::forbidden_path(&acting.username, &verb, &path));
                 }
-                self.path(parts, &path, &Query::parse(query)).await
+                self.path(parts, &path, &Query::parse(query), &acting).await
             }
             Target::Resource(asked) => {
                 let attributes = attributes(&asked, asked.verb.as_str());
@@ -144,6 +144,11 @@ impl Router {
                             authenticate::denied(&acting, &attributes, &reason),
                         ));
                     }
+                }
+                if let Some(remote) = api.aggregation.now().get(&asked.group, &asked.version) {
+                    let body = body.map_err(Into::into).boxed_unsync();
+                    return passage::aggregated::handle(api, remote, parts, &acting, Some(body))
+                        .await;
                 }
                 let catalog = api.served.now();
                 let Some(resource) =
@@ -221,6 +226,7 @@ impl Router {
         parts: &Parts,
         path: &str,
         query: &Query,
+        user: &User,
     ) -> Result<Response<Body>, Failure> {
         let api = &self.0.api;
         if !matches!(parts.method, http::Method::GET | http::Method::HEAD) {
@@ -231,10 +237,14 @@ impl Router {
         if let Some(response) = health::check(api, path, query).await {
             return Ok(response);
         }
-        if let Some(response) = self
-            .0
-            .discovery
-            .answer(&catalog, path, &parts.headers, &address)?
+        let remotes = api.aggregation.now();
+        if let Some(remote) = remotes.of_path(path) {
+            return passage::aggregated::handle(api, remote, parts, user, None).await;
+        }
+        if let Some(response) =
+            self.0
+                .discovery
+                .answer(&catalog, &remotes, path, &parts.headers, &address)?
         {
             return Ok(response);
         }
@@ -260,7 +270,7 @@ impl Router {
                 let jwks = format!("https://{address}/openid/v1/jwks");
                 Ok(wants()?.value(200, &api.tokens.discovery(&jwks)))
             }
-            _ => openapi::answer(&catalog, path, &parts.headers, query)
+            _ => openapi::answer(&catalog, &remotes, path, &parts.headers, query)
                 .map(|response| response.unwrap_or_else(not_there)),
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! A key is written before its certificate: a start after a crash between them makes the certificate anew.
 
+mod front_proxy;
 mod kubelet;
 
 use std::{
@@ -30,6 +31,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::Error;
 
+pub use front_proxy::FRONT_PROXY;
 pub use kubelet::{KUBELET_CLIENT, is_of_node};
 
 #[cfg(test)]
@@ -74,6 +76,9 @@ pub struct Pki {
     ca: Issuer<'static, KeyPair>,
     ca_der: CertificateDer<'static>,
     ca_pem: String,
+    /// Of another CA: who this server is to API servers beside it.
+    front: Issuer<'static, KeyPair>,
+    front_pem: String,
     leaf: Arc<Leaf>,
     token_key: Vec<u8>,
 }
@@ -123,7 +128,8 @@ impl Pki {
             std::os::unix::fs::PermissionsExt::from_mode(0o700),
         )
         .map_err(|e| file("close to others", directory, e))?;
-        let (ca, ca_pem) = ca(directory, now)?;
+        let (front, front_pem) = ca(directory, "front-proxy-ca", "front-proxy-ca", now)?;
+        let (ca, ca_pem) = ca(directory, "ca", "kubernetes", now)?;
         let ca_der = der(&ca_pem)?;
         let token_key = key(&directory.join("token.key"))?.serialize_der();
         let leaf = match Self::stored_leaf(directory, names, &ca_der, now)? {
@@ -136,6 +142,8 @@ impl Pki {
             ca,
             ca_der,
             ca_pem,
+            front,
+            front_pem,
             leaf: Arc::new(Leaf(RwLock::new(Arc::new(leaf)))),
             token_key,
         })
@@ -221,6 +229,16 @@ impl Pki {
         groups: &[&str],
         valid: Duration,
     ) -> Result<Identity, Error> {
+        self.issue(&self.ca, user, groups, valid)
+    }
+
+    fn issue(
+        &self,
+        ca: &Issuer<'static, KeyPair>,
+        user: &str,
+        groups: &[&str],
+        valid: Duration,
+    ) -> Result<Identity, Error> {
         const ACT: &str = "issue a client's certificate";
         if groups.len() > 1 {
             return Err(certificate(ACT, &"it can name one group"));
@@ -234,7 +252,7 @@ impl Pki {
                 .push(DnType::OrganizationName, *group);
         }
         let issued = params
-            .signed_by(&key, &self.ca)
+            .signed_by(&key, ca)
             .map_err(|e| certificate(ACT, &e))?;
         Ok(Identity {
             certificate_pem: issued.pem(),
@@ -298,8 +316,14 @@ impl Pki {
 }
 
 /// The CA's key and certificate. Its certificate is made anew in time, with the same key and name: what it signed stays good.
-fn ca(directory: &Path, now: SystemTime) -> Result<(Issuer<'static, KeyPair>, String), Error> {
-    let (key_path, path) = (directory.join("ca.key"), directory.join("ca.crt"));
+fn ca(
+    directory: &Path,
+    file: &str,
+    name: &str,
+    now: SystemTime,
+) -> Result<(Issuer<'static, KeyPair>, String), Error> {
+    let path_of = |end: &str| directory.join(format!("{file}.{end}"));
+    let (key_path, path) = (path_of("key"), path_of("crt"));
     let stored = read(&path)?;
     if stored.is_some() && !key_path.exists() {
         return Err(certificate(
@@ -314,9 +338,7 @@ fn ca(directory: &Path, now: SystemTime) -> Result<(Issuer<'static, KeyPair>, St
     let key = key(&key_path)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,

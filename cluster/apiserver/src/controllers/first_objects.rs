@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use berth_auth::Rbac;
+use berth_auth::pki::FRONT_PROXY;
 use futures_util::{TryStreamExt, stream};
 use serde_json::{Value, json};
 
@@ -112,8 +113,25 @@ async fn client_ca(api: &Api, actor: &Actor) -> Result<(), Failure> {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "data": {"client-ca-file": api.pki.ca_pem()},
+        "data": {},
     });
+    let texts = |all: &[&str]| json!(all).to_string();
+    let data = [
+        ("client-ca-file", api.pki.ca_pem().to_owned()),
+        // how API servers beside this one know it, and who asks through it
+        (
+            "requestheader-client-ca-file",
+            api.pki.front_proxy_ca_pem().to_owned(),
+        ),
+        ("requestheader-allowed-names", texts(&[FRONT_PROXY])),
+        ("requestheader-username-headers", texts(&["X-Remote-User"])),
+        ("requestheader-uid-headers", texts(&["X-Remote-Uid"])),
+        ("requestheader-group-headers", texts(&["X-Remote-Group"])),
+        (
+            "requestheader-extra-headers-prefix",
+            texts(&["X-Remote-Extra-"]),
+        ),
+    ];
     ensure(api, actor, NAMESPACE, map.clone()).await?;
     let catalog = api.served.now();
     let Some(resource) = catalog.by_storage("configmaps") else {
@@ -122,7 +140,10 @@ async fn client_ca(api: &Api, actor: &Actor) -> Result<(), Failure> {
     // The CA may be another than the last time; what others have put beside it stays.
     write::modify(api, actor, resource, NAMESPACE, NAME, Part::Main, |old| {
         let mut new = old.clone();
-        object::part(&mut new, "data").insert("client-ca-file".into(), api.pki.ca_pem().into());
+        let kept = object::part(&mut new, "data");
+        for (name, text) in &data {
+            kept.insert((*name).into(), text.as_str().into());
+        }
         Ok(new)
     })
     .await

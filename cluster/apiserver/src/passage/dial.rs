@@ -2,7 +2,7 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use berth_auth::pki::is_of_node;
+use berth_auth::pki::{Identity, is_of_node};
 use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -12,10 +12,13 @@ use tokio::{
 use tokio_rustls::{
     TlsConnector,
     rustls::{
-        self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        self, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+        client::{
+            WantsClientCert,
+            danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        },
         crypto::CryptoProvider,
-        pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     },
 };
 
@@ -154,6 +157,37 @@ pub fn keep_alive(stream: &TcpStream) {
 /// # Errors
 /// What is wrong with the bundle.
 pub fn named(name: &str, bundle: &[u8]) -> Result<Trust, String> {
+    let config = verified(bundle)?.with_no_client_auth();
+    Ok(Trust::Named {
+        name: name.to_owned(),
+        config: Arc::new(config),
+    })
+}
+
+/// The same, and it is shown who we are; without a bundle any certificate is taken.
+///
+/// # Errors
+/// What is wrong with the bundle.
+pub fn shown(name: &str, bundle: Option<&[u8]>, own: &Identity) -> Result<Trust, String> {
+    let text = |error: &dyn fmt::Display| error.to_string();
+    let builder = match bundle {
+        Some(bundle) => verified(bundle)?,
+        None => any_certificate().map_err(|error| text(&error))?,
+    };
+    let certificate = CertificateDer::from_pem_slice(own.certificate_pem.as_bytes())
+        .map_err(|error| text(&error))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).map_err(|error| text(&error))?;
+    let config = builder
+        .with_client_auth_cert(vec![certificate], key)
+        .map_err(|error| text(&error))?;
+    Ok(Trust::Named {
+        name: name.to_owned(),
+        config: Arc::new(config),
+    })
+}
+
+fn verified(bundle: &[u8]) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
         let certificate = certificate.map_err(|error| format!("its caBundle: {error}"))?;
@@ -165,26 +199,23 @@ pub fn named(name: &str, bundle: &[u8]) -> Result<Trust, String> {
         return Err("it has no caBundle, and no other CA is known here".to_owned());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Trust::Named {
-        name: name.to_owned(),
-        config: Arc::new(config),
-    })
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots))
 }
 
 /// TLS that takes any certificate.
 fn unverified() -> Result<Arc<ClientConfig>, rustls::Error> {
+    Ok(Arc::new(any_certificate()?.with_no_client_auth()))
+}
+
+fn any_certificate() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
+    Ok(ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))))
 }
 
 #[derive(Debug)]

@@ -27,6 +27,32 @@ pub(crate) const VALIDATING_ADMISSION_POLICY_BINDING: &[Column] = &[
     AGE,
 ];
 
+pub(crate) const API_SERVICE: &[Column] = &[
+    NAME,
+    column("Service", "string", Cell::Of(api_service)),
+    column("Available", "string", Cell::Of(available)),
+    AGE,
+];
+
+fn api_service(object: &Value, _: i64) -> Value {
+    match some(object, "/spec/service") {
+        Some(to) => format!("{}/{}", text(to, "/namespace"), text(to, "/name")).into(),
+        None => "Local".into(),
+    }
+}
+
+fn available(object: &Value, _: i64) -> Value {
+    let conditions = items(object, "/status/conditions");
+    let found = conditions
+        .iter()
+        .find(|condition| text(condition, "/type") == "Available");
+    match found.map(|found| (text(found, "/status"), text(found, "/reason"))) {
+        Some(("True", _)) => "True".into(),
+        Some((status, reason)) => format!("{status} ({reason})").into(),
+        None => "Unknown".into(),
+    }
+}
+
 const UNSET: &str = "<unset>";
 
 fn validations(object: &Value, _: i64) -> Value {

@@ -60,3 +60,9 @@ fn constraints(spec: &mut serde_json::Map<String, Value>, name: &str) {
         }
     }
 }
+
+pub(crate) fn api_service(service: &mut Value) {
+    if let Some(Value::Object(to)) = service.pointer_mut("/spec/service") {
+        absent(to, "port", 443);
+    }
+}

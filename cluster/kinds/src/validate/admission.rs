@@ -6,7 +6,7 @@ use super::meta::cluster;
 use crate::{
     field::{Errors, Path},
     kind::Invalid,
-    name::{dns_subdomain, qualified_name},
+    name::{dns_1035_label, dns_subdomain, qualified_name},
     policy::{self, Mistake, Policy},
     read::{items, some, text},
 };
@@ -343,4 +343,87 @@ fn match_resources(given: &Value, path: &Path, errors: &mut Errors) {
     );
     rules(given, "resourceRules", path, errors);
     rules(given, "excludeResourceRules", path, errors);
+}
+
+/// Groups that are served until somebody else serves them.
+const HANDED_OVER: &str = "metrics.k8s.io";
+const PRIORITY_MOST: (i64, i64) = (20_000, 1000);
+
+pub(crate) fn api_service(object: &Value) -> Vec<Invalid> {
+    let mut errors = cluster(object, |_| Vec::new());
+    let (group, version) = (text(object, "/spec/group"), text(object, "/spec/version"));
+    let name = text(object, "/metadata/name");
+    let wanted = format!("{version}.{group}");
+    if name != wanted {
+        let metadata = Path::root("metadata");
+        let says = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
+        errors.invalid_text(&metadata.field("name"), name, &says);
+    }
+    if group.is_empty() && version != "v1" {
+        errors.required(
+            &SPEC.field("group"),
+            "only v1 may have an empty group and it better be legacy kube",
+        );
+    } else if !group.is_empty() {
+        errors.text_is(&SPEC.field("group"), group, dns_subdomain(group));
+    }
+    errors.text_is(&SPEC.field("version"), version, dns_1035_label(version));
+    for (name, most) in [
+        ("groupPriorityMinimum", PRIORITY_MOST.0),
+        ("versionPriority", PRIORITY_MOST.1),
+    ] {
+        let value = some(object, &format!("/spec/{name}"));
+        let number = value.and_then(Value::as_i64).unwrap_or(0);
+        if !(1..=most).contains(&number) {
+            let says = format!("must be positive and less than {most}");
+            errors.invalid(&SPEC.field(name), value.unwrap_or(&0.into()), &says);
+        }
+    }
+    let Some(to) = some(object, "/spec/service") else {
+        let bundle = !text(object, "/spec/caBundle").is_empty();
+        if bundle || object["spec"]["insecureSkipTLSVerify"] == true {
+            let says = "local APIServices may not have a caBundle, and do not skip verification";
+            errors.forbidden(&SPEC.field("caBundle"), says);
+        }
+        return errors.into_vec();
+    };
+    let service = SPEC.field("service");
+    for name in ["namespace", "name"] {
+        if text(to, &format!("/{name}")).is_empty() {
+            errors.required(&service.field(name), "");
+        }
+    }
+    if let Some(port) = some(to, "/port")
+        && !port
+            .as_i64()
+            .is_some_and(|port| (1..=65_535).contains(&port))
+    {
+        errors.invalid(
+            &service.field("port"),
+            port,
+            "must be between 1 and 65535, inclusive",
+        );
+    }
+    let insecure = object["spec"]["insecureSkipTLSVerify"] == true;
+    match (insecure, text(object, "/spec/caBundle")) {
+        (true, bundle) if !bundle.is_empty() => {
+            let says = "may not be true if caBundle is present";
+            errors.invalid(&SPEC.field("insecureSkipTLSVerify"), &true.into(), says);
+        }
+        // Upstream would take any CA of its machine's: here none is known.
+        (false, "") => errors.required(
+            &SPEC.field("caBundle"),
+            "by which the server's certificate is known, or insecureSkipTLSVerify",
+        ),
+        _ => {}
+    }
+    let ours = crate::all()
+        .iter()
+        .any(|kind| kind.group == group && kind.version == version);
+    if ours && group != HANDED_OVER {
+        let says =
+            "this group and version is served by the server itself and can't be had from another";
+        errors.forbidden(&service, says);
+    }
+    errors.into_vec()
 }
