@@ -402,6 +402,26 @@ pub(crate) fn event_from_core(event: &mut Value) {
     );
 }
 
+/// What is served here is available from the first on.
+pub(crate) fn create_api_service(object: &mut Value) {
+    let local = object.pointer("/spec/service").is_none_or(Value::is_null);
+    let told = match local {
+        true => json!({"conditions": [{
+            "type": "Available",
+            "status": "True",
+            "reason": "Local",
+            "message": "Local APIServices are always available",
+            "lastTransitionTime": text(object, "/metadata/creationTimestamp"),
+        }]}),
+        false => json!({}),
+    };
+    status(object, told);
+}
+
+pub(crate) fn update_api_service(new: &mut Value, old: &Value) {
+    keep(new, old, "status");
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -529,24 +549,4 @@ mod tests {
         event_from_core(&mut event);
         assert_eq!(event, new);
     }
-}
-
-/// What is served here is available from the first on.
-pub(crate) fn create_api_service(object: &mut Value) {
-    let local = object.pointer("/spec/service").is_none_or(Value::is_null);
-    let told = match local {
-        true => json!({"conditions": [{
-            "type": "Available",
-            "status": "True",
-            "reason": "Local",
-            "message": "Local APIServices are always available",
-            "lastTransitionTime": text(object, "/metadata/creationTimestamp"),
-        }]}),
-        false => json!({}),
-    };
-    status(object, told);
-}
-
-pub(crate) fn update_api_service(new: &mut Value, old: &Value) {
-    keep(new, old, "status");
 }
