@@ -53,8 +53,22 @@ fn a_pod_of_the_api_runs_is_told_of_and_goes_po_12_kl_02_kl_04() -> Result<()> {
         for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
             ensure!(condition(&it, kind) == "False", "{kind}: {status:#}");
         }
-        let lease = server.json(&["-n", "kube-node-lease", "get", "lease", NODE])?;
-        ensure!(lease["spec"]["holderIdentity"] == NODE, "{lease:#}");
+        // it comes after the node
+        member
+            .until("the lease is the node's", || {
+                let lease = [
+                    "-n",
+                    "kube-node-lease",
+                    "get",
+                    "lease",
+                    NODE,
+                    "--ignore-not-found",
+                    "-o",
+                    "jsonpath={.spec.holderIdentity}",
+                ];
+                Ok(server.kubectl(&lease)? == NODE)
+            })
+            .await?;
 
         server.kubectl(&[
             "create",
