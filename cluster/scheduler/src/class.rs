@@ -23,7 +23,8 @@ pub struct Known {
     pub taken: Vec<usize>,
     /// Tallies of what its pods say to others.
     pub says: Vec<usize>,
-    pub plan: Option<Plan>,
+    /// What to ask for it; brought up to date by [`Plan::renew`].
+    pub plan: Plan,
     pub cache: Option<Cache>,
 }
 
@@ -60,7 +61,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn renew(cluster: &mut Cluster, class: usize) {
-        let mut plan = cluster.classes[class].plan.take().unwrap_or_default();
+        let mut plan = std::mem::take(&mut cluster.classes[class].plan);
         if !plan.made {
             let wants = cluster.classes[class].class.wants.clone();
             plan.make(cluster, &wants);
@@ -89,7 +90,7 @@ impl Plan {
         if let Some((tally, _, itself)) = &mut plan.affinity {
             *itself = cluster.classes[class].taken.contains(tally);
         }
-        cluster.classes[class].plan = Some(plan);
+        cluster.classes[class].plan = plan;
     }
 
     fn make(&mut self, cluster: &mut Cluster, wants: &Wants) {

@@ -254,7 +254,7 @@ impl Cluster {
             pods: 0,
             taken,
             says,
-            plan: None,
+            plan: Plan::default(),
             cache: None,
         });
         self.class_index.insert(class.clone(), at);
@@ -303,12 +303,6 @@ impl Cluster {
         let labels_of = |name: &str| self.namespaces.get(name).cloned();
         term.matcher
             .takes(&self.classes[class].class.wants, labels_of)
-    }
-
-    /// What is to be asked for a class, made or brought up to date.
-    pub fn plan(&mut self, class: usize) -> &Plan {
-        Plan::renew(self, class);
-        self.classes[class].plan.get_or_insert_default()
     }
 
     /// Forgets all that nobody is of any more, and counts anew.

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use crate::{
     around::Around,
-    class::{Cache, Seen},
+    class::{Cache, Plan, Seen},
     cluster::Cluster,
     node::Lack,
     pod::{PodFacts, Wants},
@@ -88,7 +88,7 @@ impl Decider {
             }));
         }
         let class = cluster.class(&pod.class);
-        cluster.plan(class);
+        Plan::renew(cluster, class);
         let mut cache = Cache::take(cluster, class);
         let decided = self.with(cluster, class, &mut cache, pod, reserve);
         cluster.classes[class].cache = Some(cache);
@@ -105,10 +105,7 @@ impl Decider {
     ) -> Result<usize, Box<Unfit>> {
         let wants = pod.wants();
         let fit = self.settings.fit;
-        let plan = cluster.classes[class]
-            .plan
-            .as_ref()
-            .expect("it was made before");
+        let plan = &cluster.classes[class].plan;
         if !plan.spread.is_empty() {
             for at in 0..cluster.nodes.len() {
                 cache.ask(cluster, wants, at, fit);

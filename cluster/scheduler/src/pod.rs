@@ -8,8 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, Toleration as ApiToleration,
-    TopologySpreadConstraint,
+    Affinity, Pod, PodAffinityTerm, PodSpec, Toleration as ApiToleration, TopologySpreadConstraint,
 };
 
 use crate::{
@@ -302,7 +301,7 @@ impl Wants {
             preferred_nodes: preferred_nodes
                 .into_iter()
                 .flatten()
-                .map(|one| (one.weight, term(&one.preference)))
+                .map(|one| (one.weight, NodeTerm::of(&one.preference)))
                 .collect(),
             tolerations: tolerations.collect(),
             affinity: terms(with.and_then(|with| {
@@ -355,10 +354,6 @@ impl Wants {
             .chain(draws)
             .chain(prefers.map(|(weight, term)| (Some(*weight), term)))
     }
-}
-
-fn term(term: &NodeSelectorTerm) -> NodeTerm {
-    NodeTerm::of(term)
 }
 
 fn ports(spec: &PodSpec) -> Vec<HostPort> {
@@ -434,7 +429,6 @@ pub struct PodFacts {
     /// Its phase is Succeeded or Failed: it takes nothing any more.
     pub ended: bool,
     pub started: Option<Timestamp>,
-    pub created: Option<Timestamp>,
 }
 
 impl PodFacts {
@@ -473,7 +467,6 @@ impl PodFacts {
             started: status
                 .and_then(|status| status.start_time.as_ref())
                 .map(|time| time.0),
-            created: meta.creation_timestamp.as_ref().map(|time| time.0),
         })
     }
 

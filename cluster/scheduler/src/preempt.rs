@@ -6,7 +6,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::{
     around::Around,
-    class::Cache,
+    class::{Cache, Plan},
     cluster::{Cluster, Placed},
     decide::{Reserve, Settings},
     pod::{PodFacts, Wants},
@@ -93,21 +93,24 @@ pub fn make_room(
         return Err("not eligible due to a terminating pod on the nominated node.".into());
     }
     let class = cluster.class(&pod.class);
-    cluster.plan(class);
+    Plan::renew(cluster, class);
     let mut cache = Cache::take(cluster, class);
     let mut candidates = Vec::new();
-    if let Some(plan) = &cluster.classes[class].plan {
-        for at in 0..cluster.nodes.len() {
-            cache.ask(cluster, pod.wants(), at, settings.fit);
-        }
-        let around = Around::new(cluster, plan, pod.wants(), &cache.seen);
-        let enough = (cluster.count() / 10).max(CANDIDATES);
-        for at in &unfit.by_pods {
-            if let Some(found) = on_node(cluster, &around, pod, *at, reserve, budgets) {
-                candidates.push(found);
-                if candidates.len() >= enough {
-                    break;
-                }
+    for at in 0..cluster.nodes.len() {
+        cache.ask(cluster, pod.wants(), at, settings.fit);
+    }
+    let around = Around::new(
+        cluster,
+        &cluster.classes[class].plan,
+        pod.wants(),
+        &cache.seen,
+    );
+    let enough = (cluster.count() / 10).max(CANDIDATES);
+    for at in &unfit.by_pods {
+        if let Some(found) = on_node(cluster, &around, pod, *at, reserve, budgets) {
+            candidates.push(found);
+            if candidates.len() >= enough {
+                break;
             }
         }
     }

@@ -95,7 +95,6 @@ impl Cures {
     pub const POD_THERE: Self = Self(4);
     /// A volume, or a claim to one, changes.
     pub const VOLUME: Self = Self(8);
-    pub const ALL: Self = Self(15);
 
     pub fn meets(self, other: Self) -> bool {
         self.0 & other.0 != 0
