@@ -1,6 +1,6 @@
 //! Pods and containers from their making to their removal.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use berth_proto::cri::{
     ContainerFilter, ContainerState, ContainerStateValue, PodSandboxFilter, PodSandboxState,
     PodSandboxStateValue,
@@ -420,12 +420,12 @@ fn running_containers_keep_their_pids_over_a_restart_and_exits_meanwhile_are_kno
         let created = node
             .create(&pod, &container("created", BUSYBOX, &["sleep", "1000"]))
             .await?;
-        let before = process::init_of(&stays);
+        let before = process::init_of(&stays).context("no init")?;
         node.daemon.kill_9();
         std::thread::sleep(std::time::Duration::from_millis(1500));
         node.restart().await?;
         ensure!(
-            before.is_some() && process::init_of(&stays) == before,
+            process::init_of(&stays).is_some_and(|now| now.is(&before)),
             "the container was restarted"
         );
         ensure!(node.cri.status(&stays).await?.state() == ContainerState::ContainerRunning);

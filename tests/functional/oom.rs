@@ -49,7 +49,7 @@ fn deaths_for_want_of_memory_are_told_of_whom_they_are_rel_16() -> Result<()> {
         let id = node
             .start_container(&pod, limited("exec", "sleep 1000"))
             .await?;
-        let init = process::init_of(&id);
+        let init = process::init_of(&id).context("no init")?;
         for _ in 0..each {
             let answer = node
                 .cri
@@ -59,7 +59,7 @@ fn deaths_for_want_of_memory_are_told_of_whom_they_are_rel_16() -> Result<()> {
             ensure!(node.cri.status(&id).await?.state() == ContainerState::ContainerRunning);
         }
         ensure!(
-            process::init_of(&id) == init && init.is_some(),
+            process::init_of(&id).is_some_and(|now| now.is(&init)),
             "the container's init is another"
         );
         ensure!(node.cri.exec(&neighbour, &["echo", "on"]).await? == "on");

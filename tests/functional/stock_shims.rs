@@ -109,7 +109,7 @@ fn pods_of_both_kinds_live_side_by_side_and_over_a_kill_of_the_daemon() -> Resul
             ensure!(node.cri.status(id).await?.state() == ContainerState::ContainerRunning);
             ensure!(node.cri.exec(id, &["echo", "on"]).await? == "on");
         }
-        ensure!(process::init_of(&id).map(|now| now.started) == Some(init.started));
+        ensure!(process::init_of(&id).is_some_and(|now| now.is(&init)));
         node.cri.stop(&id, 0).await?;
         ensure!(node.cri.status(&id).await?.exit_code == 137);
         Ok(())
@@ -224,7 +224,7 @@ fn a_pod_whose_stock_shim_hangs_can_be_stopped_and_removed_and_others_go_on_rel_
         ensure!(node.cri.exec(&stays, &["echo", "here"]).await? == "here");
         node.cri.stop_pod(&victim.id).await?;
         node.cri.remove_pod(&victim.id).await?;
-        ensure!(process::Process::read(shim.pid).is_none_or(|now| now.started != shim.started));
+        ensure!(process::Process::read(shim.pid).is_none_or(|now| !now.is(&shim)));
         ensure!(node.cri.exec(&stays, &["echo", "here"]).await? == "here");
         Ok(())
     })

@@ -18,6 +18,8 @@ use crate::{
     systemd,
 };
 
+/// What /proc said of a process at one moment. Two looks at one process needn't be equal: its state, its parent and, at an `execve`,
+/// its name change meanwhile. [`Process::is`] compares whose they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     pub pid: i32,
@@ -41,6 +43,11 @@ impl Process {
             state: rest.first()?.chars().next()?,
             started: rest.get(19)?.parse().ok()?,
         })
+    }
+
+    /// Whether both are of the same process.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.pid, self.started) == (other.pid, other.started)
     }
 
     pub fn exe(&self) -> Option<PathBuf> {
