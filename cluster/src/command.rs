@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod checkpoint;
+pub mod controllers;
 pub mod exec;
 pub mod image;
 pub mod kubelet;
