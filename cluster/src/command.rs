@@ -20,7 +20,7 @@ pub mod token;
 pub mod up;
 pub mod version;
 
-use std::{path::Path, time::Duration};
+use std::{io::IsTerminal, path::Path, time::Duration};
 
 use kube::{
     Client, Config,
@@ -79,5 +79,6 @@ fn log_from(level: &str) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }

@@ -8,6 +8,7 @@
 //!
 //! Invariant: ending or killing what keeps them ends no pod: the next one takes them over.
 
+pub mod approve;
 pub mod network;
 pub mod node;
 pub mod pin;

@@ -54,6 +54,5 @@ mod table;
 mod watch;
 mod write;
 
-pub use berth_auth::{MASTERS, User};
 pub use router::{InProcess, Router};
 pub use server::{Config, Error, Server};

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_apiserver::{Config, MASTERS, Server, User};
+use berth_apiserver::{Config, Server};
+use berth_auth::{MASTERS, User};
 use berth_controllers::Selection;
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::Args;
@@ -23,7 +24,9 @@ use tonic::transport::Endpoint;
 use crate::{
     error::Error,
     host::{
-        self, failed, network,
+        self,
+        approve::{self, Own},
+        failed, network,
         node::{self, Joins, Node, Wish},
         program::Program,
         token,
@@ -302,6 +305,17 @@ impl Up {
             cluster: cluster_of(kubeconfig)?,
             token: token.await?,
         };
+        let own = self.wishes(endpoint).into_iter().map(|wish| Own {
+            name: wish.name,
+            address: wish
+                .number
+                .map(|(number, _)| network::address(number).into()),
+        });
+        let approves = approve::serving(admin.clone(), own.collect(), ends.clone());
+        tasks.spawn(async move {
+            approves.await;
+            Ok(())
+        });
         for wish in self.wishes(endpoint) {
             let node = Node::plan(&self.data.join(NODES), wish).await?;
             node.begin(&joins, tasks, ends).await?;

@@ -254,6 +254,7 @@ impl Node {
         command.extend(flag("--kubelet-dir", path("kubelet")));
         command.extend(flag("--logs-dir", path("logs")));
         command.extend(flag("--cgroup-root", self.record.cgroup_root.clone()));
+        command.push("--rotate-server-certificates".into());
         if let Some(number) = self.record.number {
             command.extend(flag("--node-ip", network::address(number).to_string()));
         }
