@@ -187,15 +187,60 @@ impl Server {
         Ok(begun.elapsed())
     }
 
-    /// A kubectl, not started: its home is in the server's directory.
+    /// Its home is in the server's directory.
+    pub fn client(&self) -> Kubectl {
+        Kubectl {
+            kubeconfig: self.kubeconfig(),
+            home: self.dir.path().to_owned(),
+            log: self.dir.path().join("log"),
+        }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        self.client().command(arguments)
+    }
+
+    pub fn ask(&self, arguments: &[&str], stdin: &str) -> Result<Said> {
+        self.client().ask(arguments, stdin)
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.client().kubectl(arguments)
+    }
+
+    pub fn kubectl_with(&self, arguments: &[&str], stdin: &str) -> Result<String> {
+        self.client().kubectl_with(arguments, stdin)
+    }
+
+    pub fn refused(&self, arguments: &[&str], stdin: &str) -> Result<String> {
+        self.client().refused(arguments, stdin)
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        self.client().json(arguments)
+    }
+}
+
+/// A real kubectl, and who it is.
+#[derive(Debug, Clone)]
+pub struct Kubectl {
+    pub kubeconfig: PathBuf,
+    /// Where it keeps what it has learnt.
+    pub home: PathBuf,
+    /// The server's, told when something fails.
+    pub log: PathBuf,
+}
+
+impl Kubectl {
+    /// Not started.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(kubectl_path()?);
         command
             .arg("--kubeconfig")
-            .arg(self.kubeconfig())
+            .arg(&self.kubeconfig)
             .args(arguments)
-            .env("HOME", self.dir.path())
-            .current_dir(self.dir.path());
+            .env("HOME", &self.home)
+            .current_dir(&self.home);
         Ok(command)
     }
 
@@ -240,7 +285,7 @@ impl Server {
             "kubectl {arguments:?}: {}\n{}\nserver: {}",
             said.stderr,
             said.stdout,
-            self.log()
+            fs::read_to_string(&self.log).unwrap_or_default()
         );
         Ok(said.stdout)
     }

@@ -39,6 +39,7 @@ pub mod invariant;
 pub mod kubelet;
 pub mod machine;
 pub mod node;
+pub mod nodes;
 pub mod nri;
 pub mod process;
 pub mod registry;

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The registries whose names resolve to the test's own.
-const MIRRORED: [&str; 5] = [
+pub(crate) const MIRRORED: [&str; 5] = [
     "docker.io",
     "registry.k8s.io",
     "quay.io",
@@ -429,17 +429,17 @@ pub fn parse_log(log: &[u8], stream: &str) -> Result<Vec<u8>> {
 
 /// The directory, cgroups and processes of one test; taken away on drop.
 #[derive(Debug)]
-struct Place {
-    dir: PathBuf,
-    cgroup_parent: String,
-    failed: bool,
+pub(crate) struct Place {
+    pub(crate) dir: PathBuf,
+    pub(crate) cgroup_parent: String,
+    pub(crate) failed: bool,
 }
 
 /// Directories of tests: short, for the sockets in them must have paths below 108 bytes.
 const PREFIX: &str = "/tmp/bt-";
 
 impl Place {
-    fn make(by_systemd: bool) -> Result<Self> {
+    pub(crate) fn make(by_systemd: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let tag = format!(
