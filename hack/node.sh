@@ -1,16 +1,17 @@
-# Where hack/up puts a node and hack/down finds it: sourced by both after lib.sh.
+# Where hack/up puts a cluster and hack/down finds it: sourced by both after lib.sh.
 
-root=${BERTH_ROOT:-/var/lib/berth}
+data=${BERTH_DATA:-/var/lib/berth/cluster}
 state=${BERTH_STATE:-/run/berth}
-log=${BERTH_LOG:-/var/log/berth/berthd.log}
+log=${BERTH_LOG:-/var/log/berth/up.log}
 bin=${BERTH_BIN:-$(target_dir)/release}
 socket=$state/berth.sock
-pid_file=$state/berthd.pid
-volumes=$root/run-volumes
-
-# The daemon of the pid file, not just any process that has its number now.
-daemon_runs() {
-  [ -s "$pid_file" ] && [ "$(readlink "/proc/$(cat "$pid_file")/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$(readlink -f "$bin/berthd")" ]
-}
+kubeconfig=$data/admin.kubeconfig
 
 berth() { "$bin/berth" --endpoint "unix://$socket" "$@"; }
+
+# The kubectl that is installed, or else the one that hack/deps has fetched.
+kubectl() {
+  local program
+  program=$(type -P kubectl || echo "${XDG_CACHE_HOME:-$HOME/.cache}/berth/kubectl/kubectl")
+  "$program" --kubeconfig "$kubeconfig" "$@"
+}

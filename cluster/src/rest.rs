@@ -11,7 +11,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// At rest: less than this, of a processor's time, between two looks.
 const LITTLE: Duration = Duration::from_millis(10);
 /// And it has done more than this since it was last tidied: what it gives back comes again as it is touched, which is work as well.
-const MUCH: Duration = Duration::from_millis(50);
+const MUCH: Duration = Duration::from_millis(5);
 
 /// For the life of the process: the free pages of the heap and, since the page cache has them, those of the code, back to the kernel.
 pub async fn tidy() {
