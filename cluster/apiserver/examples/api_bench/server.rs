@@ -24,7 +24,14 @@ impl Server {
     pub fn start(berth: &Path, directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let mut child = Command::new(berth)
-            .args(["up", "--server", "--api-only", "--listen", "127.0.0.1:0", "--data"])
+            .args([
+                "up",
+                "--server",
+                "--api-only",
+                "--listen",
+                "127.0.0.1:0",
+                "--data",
+            ])
             .arg(directory.join("data"))
             .arg("--kubeconfig")
             .arg(directory.join("kubeconfig"))
