@@ -10,7 +10,7 @@ use std::{
 
 use berth_apiserver::{Config, Server};
 use berth_store::{Embedded, Etcd, Memory, Store};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
@@ -44,6 +44,16 @@ pub struct Up {
     /// A further name or address by which the server is reached (may be given several times)
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
+    /// Admission plug-ins beside those that are always on. TaintNodesByCondition: nodes take no pods before they have said that they are ready, and before
+    /// a controller has seen it (`berth controllers`)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    enable_admission_plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Plugin {
+    #[value(name = "TaintNodesByCondition")]
+    TaintNodesByCondition,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +128,9 @@ impl Up {
             services: (self.service_cidr.0, self.service_cidr.1),
             etcd_listen: self.etcd_listen,
             names: self.names,
+            taints_new_nodes: self
+                .enable_admission_plugins
+                .contains(&Plugin::TaintNodesByCondition),
         })
         .await
         .map_err(|error| failed(error.to_string()))?;
