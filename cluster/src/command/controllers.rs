@@ -1,10 +1,14 @@
 //! `berth controllers`: the cluster is kept as its objects say.
 
+mod nodes;
+
 use std::{path::PathBuf, process::ExitCode};
 
-use berth_controllers::Selection;
+use berth_controllers::{Options, Selection};
 use berth_leader::Seat;
 use clap::Args;
+
+use nodes::Nodes;
 
 use crate::error::Error;
 
@@ -33,14 +37,21 @@ pub struct Controllers {
     /// Stand by while another one leads (the Lease kube-controller-manager in kube-system); end if the lead is lost
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     leader_elect: bool,
+    #[command(flatten)]
+    nodes: Nodes,
 }
 
 impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::log();
+        let options = Options {
+            node_monitor: self.nodes.monitor(),
+            pod_networks: self.nodes.networks()?,
+        };
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
-        let keeps = |ends| berth_controllers::run(client.clone(), &self.controllers, ends);
+        let keeps =
+            |ends| berth_controllers::run(client.clone(), &self.controllers, options.clone(), ends);
         if !self.leader_elect {
             keeps(ends).await;
             return Ok(ExitCode::SUCCESS);
