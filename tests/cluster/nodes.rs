@@ -4,10 +4,13 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -18,6 +21,7 @@ use berth_tests::{
     cluster::{Proxy, Server},
     daemon::bin_dir,
 };
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -26,7 +30,8 @@ const RENEWED: Duration = Duration::from_millis(200);
 const MERGE: &str = "application/merge-patch+json";
 /// Those that this file is about: others may come, and do what they do.
 const NAMES: &str = "node-lifecycle-controller,taint-eviction-controller,endpointslice-controller,endpoints-controller,\
-                     endpointslice-mirroring-controller,disruption-controller,node-ipam-controller,ttl-controller";
+                     endpointslice-mirroring-controller,disruption-controller,node-ipam-controller,ttl-controller,\
+                     persistentvolumeclaim-protection-controller,ephemeral-volume-controller";
 /// Silence is noticed soon; but not so soon that a busy machine is taken for one.
 const QUICK: &[&str] = &[
     "--node-monitor-period=200ms",
@@ -38,6 +43,10 @@ struct Controllers(Child);
 
 impl Controllers {
     fn start(server: &Server, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(server, &server.kubeconfig(), arguments)
+    }
+
+    fn start_with(server: &Server, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -50,7 +59,7 @@ impl Controllers {
                 NAMES,
             ])
             .arg("--kubeconfig")
-            .arg(server.kubeconfig())
+            .arg(kubeconfig)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(log)
@@ -164,7 +173,7 @@ impl Hollow {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.to_owned());
-        let time = jiff_now();
+        let time = now();
         let status = json!({"status": {
             "allocatable": {"cpu": "8", "memory": "8Gi", "pods": "110"}, "capacity": {"cpu": "8", "memory": "8Gi", "pods": "110"},
             "conditions": [
@@ -216,7 +225,7 @@ impl Hollow {
         let status = if ready { "True" } else { "False" };
         let status = json!({"status": {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-            "conditions": [{"type": "Ready", "status": status, "lastTransitionTime": jiff_now()}],
+            "conditions": [{"type": "Ready", "status": status, "lastTransitionTime": now()}],
         }});
         self.ask(
             "PATCH",
@@ -237,7 +246,7 @@ impl Drop for Hollow {
 }
 
 /// RFC 3339.
-fn jiff_now() -> String {
+fn now() -> String {
     let now = k8s_openapi::jiff::Timestamp::now();
     k8s_openapi::jiff::Timestamp::from_second(now.as_second())
         .unwrap_or_default()
@@ -422,6 +431,12 @@ fn a_silent_node_is_told_of_its_pods_leave_and_it_may_come_back() -> Result<()> 
 fn while_all_nodes_are_silent_nobody_is_evicted() -> Result<()> {
     let server = Server::start("memory")?;
     let hollow = Hollow::start(&server)?;
+    // They fall silent one after another, however little later.
+    let quick = [
+        "--node-monitor-period=200ms",
+        "--node-monitor-grace-period=15s",
+        "--node-eviction-rate=5",
+    ];
     let names = ["n1", "n2", "n3", "n4"];
     for (at, name) in names.iter().enumerate() {
         hollow.join(name, if at < 3 { "a" } else { "b" })?;
@@ -432,7 +447,7 @@ fn while_all_nodes_are_silent_nobody_is_evicted() -> Result<()> {
             &tolerates(&REACH, Some(0)),
         )?;
     }
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = Controllers::start(&server, &quick)?;
     for name in names {
         event(
             &server,
@@ -464,6 +479,138 @@ fn while_all_nodes_are_silent_nobody_is_evicted() -> Result<()> {
     })?;
     ensure!(taints(&server, "n4")?.contains("unreachable:NoExecute"));
     ensure!(!is_ending(&server, "on-n1")?);
+    Ok(())
+}
+
+/// A way to the server that can be made to fail: it answers with a code of its own then, and cuts what is under way.
+struct Faulty {
+    port: u16,
+    code: Arc<AtomicU16>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Faulty {
+    fn start(proxy: u16) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let faulty = Self {
+            port: listener.local_addr()?.port(),
+            code: Arc::default(),
+            open: Arc::default(),
+        };
+        let (code, open) = (faulty.code.clone(), faulty.open.clone());
+        // It ends with the process of the test.
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (code, open) = (code.clone(), open.clone());
+                std::thread::spawn(move || pass_on(client, proxy, &code, &open));
+            }
+        });
+        Ok(faulty)
+    }
+
+    /// 0: it works.
+    fn fails_with(&self, code: u16) {
+        self.code.store(code, Ordering::SeqCst);
+        for stream in self
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn kubeconfig(&self, server: &Server) -> Result<PathBuf> {
+        let path = server.dir().join("faulty.kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{}", self.port)}}],
+            "users": [{"name": "c", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+}
+
+fn pass_on(
+    mut client: TcpStream,
+    proxy: u16,
+    code: &AtomicU16,
+    open: &Mutex<Vec<TcpStream>>,
+) -> Option<()> {
+    let code = code.load(Ordering::SeqCst);
+    if code != 0 {
+        let mut head = [0; 4096];
+        let _ = client.read(&mut head);
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "too busy", "code": code}).to_string();
+        let answer = format!(
+            "HTTP/1.1 {code} No\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{status}",
+            status.len()
+        );
+        let _ = client.write_all(answer.as_bytes());
+        return None;
+    }
+    let mut server = TcpStream::connect(("127.0.0.1", proxy)).ok()?;
+    let (mut from, mut to) = (client.try_clone().ok()?, server.try_clone().ok()?);
+    {
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.push(client.try_clone().ok()?);
+        open.push(server.try_clone().ok()?);
+    }
+    let up = std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+    let _ = std::io::copy(&mut server, &mut client);
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = up.join();
+    None
+}
+
+/// A server that is too busy for us is no sign that nodes are gone.
+#[test]
+fn a_server_that_answers_429_and_500_makes_no_node_silent() -> Result<()> {
+    let server = Server::start("memory")?;
+    let hollow = Hollow::start(&server)?;
+    for name in ["n1", "n2", "n3"] {
+        hollow.join(name, "a")?;
+    }
+    hollow.pod("short", "n1", "10.0.0.1", &tolerates(&REACH, Some(0)))?;
+    let faulty = Faulty::start(hollow.proxy.port())?;
+    let kubeconfig = faulty.kubeconfig(&server)?;
+    let _controllers = Controllers::start_with(&server, &kubeconfig, QUICK)?;
+    event(
+        &server,
+        "RegisteredNode",
+        "Registered Node n3 in Controller",
+    )?;
+    let before = server.json(&["get", "node", "n1"])?;
+    for code in [429, 500, 503] {
+        faulty.fails_with(code);
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    // While it can't be heard, something changes.
+    server.kubectl(&["cordon", "n2"])?;
+    faulty.fails_with(0);
+    has_taints(&server, "n2", &["unschedulable:NoSchedule"])?;
+    hollow.fall_silent("n2");
+    has_taints(
+        &server,
+        "n2",
+        &[
+            "unschedulable:NoSchedule",
+            "unreachable:NoSchedule",
+            "unreachable:NoExecute",
+        ],
+    )?;
+    let after = server.json(&["get", "node", "n1"])?;
+    ensure!(
+        condition(&before, "Ready") == condition(&after, "Ready"),
+        "{after}"
+    );
+    ensure!(!is_ending(&server, "short")?);
     Ok(())
 }
 
@@ -581,20 +728,63 @@ fn taints_by_hand_evict_who_does_not_tolerate_them() -> Result<()> {
             both.len() == 2 && both[0] == node["spec"]["podCIDR"],
             "{both:?}"
         );
-        parts.extend(both.iter().map(ToString::to_string));
+        parts.extend(
+            both.iter()
+                .filter_map(|part| part.as_str().map(String::from)),
+        );
     }
+    let wanted = [
+        "10.244.0.0/24",
+        "10.244.1.0/24",
+        "fd00:10::/64",
+        "fd00:10:0:1::/64",
+    ];
+    ensure!(parts == wanted.map(String::from).into(), "{parts:?}");
+    Ok(())
+}
+
+#[test]
+fn a_claim_that_is_used_outlives_its_deletion() -> Result<()> {
+    let server = Server::start("memory")?;
+    let hollow = Hollow::start(&server)?;
+    hollow.join("n1", "a")?;
+    let _controllers = Controllers::start(&server, QUICK)?;
+    let spec =
+        json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": spec});
+    server.kubectl_with(&["apply", "-f", "-"], &claim.to_string())?;
+    let volumes = json!([
+        {"name": "data", "persistentVolumeClaim": {"claimName": "data"}},
+        {"name": "own", "ephemeral": {"volumeClaimTemplate": {"metadata": {"labels": {"a": "b"}}, "spec": spec}}},
+    ]);
+    hollow.pod(
+        "uses",
+        "n1",
+        "10.0.0.1",
+        &json!({"volumes": volumes, "terminationGracePeriodSeconds": 0}),
+    )?;
+    let own = eventually("its own claim is made", || {
+        let said = server.ask(&["get", "pvc", "uses-own", "-o", "json"], "")?;
+        Ok(said.ok.then(|| serde_json::from_str::<Value>(&said.stdout)))
+    })??;
     ensure!(
-        parts
-            == [
-                "\"10.244.0.0/24\"",
-                "\"10.244.1.0/24\"",
-                "\"fd00:10:0:1::/64\"",
-                "\"fd00:10::/64\""
-            ]
-            .map(Into::into)
-            .into(),
-        "{parts:?}"
+        own["metadata"]["ownerReferences"][0]["name"] == "uses"
+            && own["metadata"]["labels"]["a"] == "b",
+        "{own}"
     );
+    server.kubectl(&["delete", "pvc", "data", "--wait=false"])?;
+    // One that nobody uses goes at once; the other one is there still then.
+    let mut other = claim;
+    other["metadata"]["name"] = "unused".into();
+    server.kubectl_with(&["apply", "-f", "-"], &other.to_string())?;
+    server.kubectl(&["delete", "pvc", "unused", "--timeout=60s"])?;
+    ensure!(server.ask(&["get", "pvc", "data"], "")?.ok);
+    server.kubectl(&["delete", "pod", "uses", "--grace-period=0", "--force"])?;
+    for claim in ["data", "uses-own"] {
+        eventually(&format!("{claim} is gone"), || {
+            Ok((!server.ask(&["get", "pvc", claim], "")?.ok).then_some(()))
+        })?;
+    }
     Ok(())
 }
 
@@ -751,6 +941,16 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
     let published =
         json!({"selector": {"app": "web"}, "clusterIP": "None", "publishNotReadyAddresses": true});
     service("headless", &published)?;
+    tells(
+        &server,
+        "headless",
+        &[
+            ("10.0.0.1", true, true, false),
+            ("10.0.0.2", true, true, false),
+        ],
+    )?;
+    let after = slices(&server, "web")?;
+    ensure!(after[0]["metadata"]["resourceVersion"] == before[0]["metadata"]["resourceVersion"]);
     hollow.pod("named", "n1", "10.0.0.9", &json!({"hostname": "first", "subdomain": "headless", "metadata": {"labels": {"app": "web", "own": "yes"}}}))?;
     hollow.says("named", "10.0.0.9", false)?;
     let headless = tells(

@@ -15,7 +15,7 @@ use crate::{
     endpoint_slices::{
         self,
         endpoint::Family,
-        pack::{self, Dress, MANAGED_BY, SERVICE_NAME},
+        pack::{self, Dress, MANAGED_BY, Placed, SERVICE_NAME},
     },
     endpoints::subsets,
     owner,
@@ -45,9 +45,7 @@ fn is_mirrored(endpoints: &Endpoints) -> bool {
 }
 
 /// Endpoints with their ports, how many addresses are none, and how many were too many.
-fn mirrored(
-    subsets: &[EndpointSubset],
-) -> (Vec<(Family, Vec<EndpointPort>, Endpoint)>, usize, usize) {
+fn mirrored(subsets: &[EndpointSubset]) -> (Vec<Placed>, usize, usize) {
     let (mut all, mut invalid, mut skipped) = (Vec::new(), 0, 0);
     for subset in subsets {
         let ports: Vec<EndpointPort> = subset

@@ -24,6 +24,7 @@ use crate::{
     Cache, Context, Error, Key, Queue, condition,
     controller::{Controller, Next},
     owner,
+    pods_on_nodes::PodsOnNodes,
     service_pods::{self, HEADLESS, TRIGGER_TIME, Triggers},
 };
 
@@ -106,17 +107,16 @@ impl Controller for EndpointSlices {
             let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));
             service_pods::enqueue(&of, &keys, old, new);
         });
-        let (keys, of, on) = (queue.clone(), services.clone(), pods.clone());
+        let on_nodes = PodsOnNodes::of(&pods);
+        let (keys, of, all) = (queue.clone(), services.clone(), pods.clone());
         nodes.on_change(move |old, new| {
             // Its zone is told with each endpoint. Who comes is looked for by those that miss it.
             let (Some(old), Some(new)) = (old, new) else {
                 return;
             };
             if node_zone(old) != node_zone(new) {
-                for pod in on.all() {
-                    if condition::node_of(&pod) == new.metadata.name.as_deref() {
-                        service_pods::enqueue(&of, &keys, None, Some(&pod));
-                    }
+                for key in on_nodes.on(&new.name_any()) {
+                    service_pods::enqueue(&of, &keys, None, all.get(&key).as_deref());
                 }
             }
         });

@@ -16,16 +16,19 @@ mod disruption;
 mod endpoint_mirror;
 mod endpoint_slices;
 mod endpoints;
+mod ephemeral_volumes;
 mod error;
 mod key;
 mod node_ipam;
 mod node_lifecycle;
 mod options;
 pub mod owner;
+mod pods_on_nodes;
 mod queue;
 mod service_pods;
 mod taint_eviction;
 mod ttl;
+mod volume_protection;
 
 use std::sync::Arc;
 
@@ -49,24 +52,29 @@ use crate::{
     endpoint_mirror::EndpointMirror,
     endpoint_slices::EndpointSlices,
     endpoints::EndpointsOfServices,
+    ephemeral_volumes::EphemeralVolumes,
     node_ipam::NodeIpam,
     node_lifecycle::NodeLifecycle,
     taint_eviction::TaintEviction,
     ttl::Ttl,
+    volume_protection::{ClaimProtection, VolumeProtection},
 };
 
 type Begins = fn(&Arc<Context>, &CancellationToken) -> Ready;
 
 /// All there are, by upstream's names.
 const ALL: &[(&str, Begins)] = &[
+    (ClaimProtection::NAME, ready::<ClaimProtection>),
     (Disruption::NAME, ready::<Disruption>),
     (EndpointMirror::NAME, ready::<EndpointMirror>),
     (EndpointSlices::NAME, ready::<EndpointSlices>),
     (EndpointsOfServices::NAME, ready::<EndpointsOfServices>),
+    (EphemeralVolumes::NAME, ready::<EphemeralVolumes>),
     (NodeIpam::NAME, ready::<NodeIpam>),
     (NodeLifecycle::NAME, ready::<NodeLifecycle>),
     (TaintEviction::NAME, ready::<TaintEviction>),
     (Ttl::NAME, ready::<Ttl>),
+    (VolumeProtection::NAME, ready::<VolumeProtection>),
 ];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.

@@ -40,6 +40,7 @@ use self::{
 use crate::{
     Cache, Context, Error, Key, Merge, Queue, condition,
     controller::{Controller, Next},
+    pods_on_nodes::PodsOnNodes,
 };
 
 /// How its events name it, as upstream's do.
@@ -87,6 +88,7 @@ pub(crate) struct NodeLifecycle {
     nodes: Cache<Node>,
     leases: Cache<Lease>,
     pods: Cache<Pod>,
+    on_nodes: PodsOnNodes,
     monitor: NodeMonitor,
     state: Mutex<State>,
 }
@@ -141,6 +143,7 @@ impl Controller for NodeLifecycle {
                 keys.add(Key::of(&**pod));
             }
         });
+        let on_nodes = PodsOnNodes::of(&pods);
         queue.add(pass());
         let monitor = context.options().node_monitor.clone();
         let rates = Rates {
@@ -148,6 +151,8 @@ impl Controller for NodeLifecycle {
             secondary: monitor.secondary_eviction_rate,
             large_cluster: monitor.large_cluster_size_threshold,
             unhealthy_share: monitor.unhealthy_zone_threshold,
+            // Leases are renewed that often, at the least: 10 s of 50.
+            settle: monitor.grace_period / 5,
         };
         Self {
             context,
@@ -155,6 +160,7 @@ impl Controller for NodeLifecycle {
             nodes,
             leases,
             pods,
+            on_nodes,
             monitor,
             state: Mutex::new(State {
                 zones: Zones::new(rates),
@@ -479,8 +485,8 @@ impl NodeLifecycle {
         }
         let mut failed = None;
         if Ready::of(node) == Ready::Unknown {
-            for pod in self.pods.all() {
-                if condition::node_of(&pod) == Some(name.as_str())
+            for key in self.on_nodes.on(&name) {
+                if let Some(pod) = self.pods.get(&key)
                     && let Err(error) = self.mark_pod(&pod).await
                 {
                     failed = Some(error);

@@ -49,6 +49,22 @@ pub(crate) fn ips(pod: &Pod) -> impl Iterator<Item = IpAddr> {
         .map(|ip| ip.ip.as_str())
         .chain(one)
         .filter_map(|ip| ip.parse().ok())
+        .filter(may_be_endpoint)
+}
+
+/// What a kubelet says of its pods must not lead to other machines' own addresses (SEC-NET-09); the server refuses such endpoints, and with them all others.
+fn may_be_endpoint(ip: &IpAddr) -> bool {
+    !match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_unspecified() || ip.is_loopback() || ip.is_link_local() || ip.is_multicast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_unicast_link_local()
+                || ip.is_multicast()
+        }
+    }
 }
 
 /// It has an address and has not ended.
@@ -220,6 +236,33 @@ mod tests {
             let of: ServicePort = serde_json::from_value(port.clone()).expect("a port");
             assert_eq!(find_port(&pod, &of), found, "{port}");
         }
+    }
+
+    #[test]
+    fn what_may_be_no_endpoint_is_no_address_of_a_pod_sec_net_09() {
+        let said = [
+            "10.0.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "fd00::1",
+            "ten",
+        ];
+        let said: Vec<_> = said.iter().map(|ip| json!({"ip": ip})).collect();
+        let pod: Pod =
+            serde_json::from_value(json!({"status": {"podIP": "10.0.0.1", "podIPs": said}}))
+                .expect("a pod");
+        let found: Vec<_> = ips(&pod).map(|ip| ip.to_string()).collect();
+        assert_eq!(found, ["10.0.0.1", "fd00::1"]);
+        let old: Pod =
+            serde_json::from_value(json!({"status": {"podIP": "10.0.0.7"}})).expect("a pod");
+        assert_eq!(ips(&old).count(), 1);
     }
 
     #[test]

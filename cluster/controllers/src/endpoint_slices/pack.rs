@@ -270,11 +270,11 @@ impl Dress {
     }
 }
 
+/// An endpoint, with the family and the ports by which it is reached.
+pub(crate) type Placed = (Family, Vec<EndpointPort>, Endpoint);
+
 /// Endpoints by the ports that they have; those of a family that has none are told of by an empty group.
-pub(crate) fn grouped(
-    families: &[Family],
-    endpoints: Vec<(Family, Vec<EndpointPort>, Endpoint)>,
-) -> Vec<Group> {
+pub(crate) fn grouped(families: &[Family], endpoints: Vec<Placed>) -> Vec<Group> {
     let mut groups: BTreeMap<Sort, Group> = BTreeMap::new();
     for (family, ports, endpoint) in endpoints {
         groups

@@ -232,7 +232,14 @@ mod tests {
         let reach =
             |key: &str| json!({"key": format!("node.kubernetes.io/{key}"), "effect": "NoExecute"});
         let blocked = json!({"key": NOT_READY, "effect": "NoSchedule"});
-        let table: [(&str, Value, &[(&str, &str)], Evict, Option<&[&str]>); 13] = [
+        type Row<'a> = (
+            &'a str,
+            Value,
+            &'a [(&'a str, &'a str)],
+            Evict,
+            Option<&'a [&'a str]>,
+        );
+        let table: [Row<'_>; 13] = [
             (
                 "all is well",
                 json!({}),

@@ -25,6 +25,9 @@ pub(super) struct Rates {
     pub large_cluster: usize,
     /// The share of nodes that aren't ready from which on a zone is unhealthy.
     pub unhealthy_share: f64,
+    /// From when a node isn't ready until it may be its turn: those that are cut off together fall silent one after another, and it is not known before the
+    /// last of them how many they are.
+    pub settle: Duration,
 }
 
 /// One node, as a pass finds it.
@@ -120,8 +123,8 @@ impl Bucket {
 struct Zone {
     state: State,
     bucket: Bucket,
-    /// Those that wait, by their turn.
-    waiting: BTreeMap<u64, String>,
+    /// Those that wait, by their turn, and since when.
+    waiting: BTreeMap<u64, (String, Instant)>,
 }
 
 /// What a pass has found.
@@ -214,10 +217,12 @@ impl Zones {
                 .filter(|node| node.waits && node.zone == *name)
                 .map(|node| node.uid.as_str())
                 .collect();
-            zone.waiting.retain(|_, uid| waits.contains(uid.as_str()));
-            let known: BTreeSet<String> = zone.waiting.values().cloned().collect();
+            zone.waiting
+                .retain(|_, (uid, _)| waits.contains(uid.as_str()));
+            let known: BTreeSet<String> =
+                zone.waiting.values().map(|(uid, _)| uid.clone()).collect();
             for uid in waits.into_iter().filter(|uid| !known.contains(*uid)) {
-                zone.waiting.insert(self.turn, uid.to_owned());
+                zone.waiting.insert(self.turn, (uid.to_owned(), now));
                 self.turn += 1;
             }
             // Who has just been reached again hasn't been silent yet.
@@ -225,12 +230,17 @@ impl Zones {
                 continue;
             }
             while let Some(first) = zone.waiting.first_entry() {
-                if !zone.bucket.take(now) {
-                    let next = zone.bucket.next();
-                    outcome.next = outcome.next.into_iter().chain(next).min();
-                    break;
-                }
-                outcome.granted.push(first.remove());
+                let settled = now.saturating_duration_since(first.get().1);
+                let next = if settled < self.rates.settle {
+                    Some(self.rates.settle - settled)
+                } else if zone.bucket.take(now) {
+                    outcome.granted.push(first.remove().0);
+                    continue;
+                } else {
+                    zone.bucket.next()
+                };
+                outcome.next = outcome.next.into_iter().chain(next).min();
+                break;
             }
         }
         outcome
@@ -248,6 +258,7 @@ mod tests {
         secondary: 0.01,
         large_cluster: 50,
         unhealthy_share: 0.55,
+        settle: Duration::ZERO,
     };
 
     fn seen(at: usize, zone: &str, is_ready: bool) -> Seen {
@@ -354,6 +365,29 @@ mod tests {
             }
         }
         assert_eq!(granted, 11, "one at once, then one in 100 s");
+    }
+
+    #[test]
+    fn who_falls_silent_one_after_another_is_looked_at_together() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut zones = Zones::new(Rates {
+            settle: Duration::from_secs(10),
+            ..RATES
+        });
+        for silent in 0..=4 {
+            let ready = 4 - usize::try_from(silent).expect("few");
+            let outcome = zones.pass(&some("a", ready, 4 - ready), at(silent * 2));
+            assert!(outcome.granted.is_empty(), "{silent}: {outcome:?}");
+        }
+        assert!(zones.nobody_is_ready());
+        let mut zones = Zones::new(Rates {
+            settle: Duration::from_secs(10),
+            ..RATES
+        });
+        let outcome = zones.pass(&some("a", 4, 1), at(0));
+        assert_eq!(outcome.next, Some(Duration::from_secs(10)));
+        assert_eq!(zones.pass(&some("a", 4, 1), at(10)).granted, ["uid-a-4"]);
     }
 
     #[test]
