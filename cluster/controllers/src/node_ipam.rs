@@ -186,7 +186,7 @@ impl Controller for NodeIpam {
             .flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr))
             .filter_map(|cidr| cidr.parse().ok())
             .collect();
-        let mut parts = Vec::new();
+        let (mut parts, mut given) = (Vec::new(), Vec::new());
         for (network, next) in self.context.options().pod_networks.iter().zip(&self.next) {
             let at = network.free(&taken, next.load(Ordering::Relaxed));
             let Some((at, part)) = at.and_then(|at| Some((at, network.part(at)?))) else {
@@ -202,7 +202,7 @@ impl Controller for NodeIpam {
                 return Ok(Next::After(AGAIN));
             };
             parts.push(part.to_string());
-            next.store(at + 1, Ordering::Relaxed);
+            given.push(at + 1);
         }
         let patch = json!({
             "metadata": {"uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version},
@@ -225,7 +225,12 @@ impl Controller for NodeIpam {
                 }
                 Err(error)
             }
-            _ => Ok(Next::Settled),
+            _ => {
+                for (next, given) in self.next.iter().zip(given) {
+                    next.store(given, Ordering::Relaxed);
+                }
+                Ok(Next::Settled)
+            }
         }
     }
 }
