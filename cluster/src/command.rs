@@ -3,8 +3,10 @@
 pub mod audit;
 pub mod checkpoint;
 pub mod controllers;
+pub mod down;
 pub mod exec;
 pub mod image;
+pub mod join;
 pub mod kubelet;
 pub mod logs;
 pub mod pod;
@@ -13,10 +15,12 @@ pub mod run;
 pub mod scheduler;
 pub mod shell;
 pub mod shim;
+pub mod status;
+pub mod token;
 pub mod up;
 pub mod version;
 
-use std::{path::Path, time::Duration};
+use std::{io::IsTerminal, path::Path, time::Duration};
 
 use kube::{
     Client, Config,
@@ -25,7 +29,7 @@ use kube::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::{error::Error, rest};
 
 /// An API server must take a connection within it.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -61,9 +65,10 @@ fn ended() -> Result<CancellationToken, Error> {
     Ok(ends)
 }
 
-/// To stderr, as BERTH_LOG says (info by default).
-fn log() {
+/// Of a command that goes on: what it does is logged to stderr, as BERTH_LOG says (info by default), and at rest it holds little.
+fn serve() {
     log_from("info");
+    tokio::spawn(rest::tidy());
 }
 
 /// To stderr, as BERTH_LOG says, or else from `level` on.
@@ -74,5 +79,6 @@ fn log_from(level: &str) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }

@@ -2,8 +2,10 @@
 
 mod command;
 mod error;
+mod host;
 mod node;
 mod output;
+mod rest;
 
 use std::process::ExitCode;
 
@@ -44,7 +46,13 @@ enum Command {
     Image(image::Image),
     Audit(audit::Audit),
     Shim(Box<shim::Shim>),
-    Up(up::Up),
+    Up(Box<up::Up>),
+    Join(join::Join),
+    Down(down::Down),
+    Status(status::Status),
+    /// Make tokens by which machines join
+    #[command(subcommand)]
+    Token(token::Token),
     Kubelet(Box<kubelet::Kubelet>),
     Scheduler(scheduler::Scheduler),
     Controllers(controllers::Controllers),
@@ -56,7 +64,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Up(up) => up.run(),
+        Command::Up(up) => up.run(&cli.endpoint),
         command => run(cli.endpoint, cli.output, command),
     };
     match result {
@@ -79,6 +87,10 @@ async fn run(endpoint: Address, output: Format, command: Command) -> Result<Exit
         Command::Exec(exec) => exec.run(&endpoint).await,
         Command::Checkpoint(checkpoint) => checkpoint.run(&endpoint).await,
         Command::Image(image) => image.run(&endpoint, output).await,
+        Command::Join(join) => join.run(&endpoint).await,
+        Command::Down(down) => down.run().await,
+        Command::Status(status) => status.run(output).await,
+        Command::Token(token) => token.run().await,
         Command::Audit(audit) => audit.run(output),
         Command::Shim(shim) => shim.run(output).await,
         Command::Kubelet(kubelet) => kubelet.run(&endpoint).await,

@@ -1,6 +1,11 @@
 //! The way to the runtime: its socket, its services, and what is said when one of them fails.
 
-use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use berth_proto::{
     admin::images_client::ImagesClient,
@@ -23,6 +28,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where a runtime listens: `unix:///run/berth/berth.sock`, or just the path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address(PathBuf);
+
+impl Address {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl FromStr for Address {
     type Err = Infallible;

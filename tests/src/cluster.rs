@@ -111,7 +111,7 @@ impl Server {
             .create(true)
             .open(self.dir.path().join("log"))?;
         let mut child = Command::new(bin_dir()?.join("berth"))
-            .args(["up", "--server", "--listen", listen])
+            .args(["up", "--server", "--api-only", "--listen", listen])
             .args(["--store", &self.store])
             .args(&self.arguments)
             .arg("--data")

@@ -134,7 +134,7 @@ impl Pki {
         let token_key = key(&directory.join("token.key"))?.serialize_der();
         let leaf = match Self::stored_leaf(directory, names, &ca_der, now)? {
             Some(leaf) => leaf,
-            None => issue_leaf(directory, names, &ca, now)?,
+            None => issue_leaf(directory, names, (&ca, &ca_der), now)?,
         };
         Ok(Self {
             directory: directory.to_owned(),
@@ -174,7 +174,7 @@ impl Pki {
                 && named(&leaf, names)
         });
         match good {
-            true => Ok(Some(certified(&certificate, &key)?)),
+            true => Ok(Some(certified(&certificate, ca, &key)?)),
             false => Ok(None),
         }
     }
@@ -304,7 +304,8 @@ impl Pki {
         if fresh {
             return Ok(false);
         }
-        let leaf = issue_leaf(&self.directory, &self.names, &self.ca, now)?;
+        let ca = (&self.ca, &self.ca_der);
+        let leaf = issue_leaf(&self.directory, &self.names, ca, now)?;
         *self.leaf.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(leaf);
         Ok(true)
     }
@@ -370,7 +371,7 @@ fn ca(
 fn issue_leaf(
     directory: &Path,
     names: &ServerNames,
-    ca: &Issuer<'static, KeyPair>,
+    (ca, ca_der): (&Issuer<'static, KeyPair>, &CertificateDer<'_>),
     now: SystemTime,
 ) -> Result<CertifiedKey, Error> {
     const ACT: &str = "issue the server's certificate";
@@ -390,7 +391,7 @@ fn issue_leaf(
         .signed_by(&key, ca)
         .map_err(|e| certificate(ACT, &e))?;
     write(&directory.join("server.crt"), issued.pem().as_bytes())?;
-    certified(issued.der(), &key)
+    certified(issued.der(), ca_der, &key)
 }
 
 fn params(now: SystemTime, valid: Duration, usages: &[Usage]) -> CertificateParams {
@@ -444,11 +445,17 @@ fn named(leaf: &X509Certificate<'_>, names: &ServerNames) -> bool {
         })
 }
 
-fn certified(leaf: &CertificateDer<'_>, key: &KeyPair) -> Result<CertifiedKey, Error> {
+/// The CA stands in the chain for those who know it by its hash alone (`berth join`).
+fn certified(
+    leaf: &CertificateDer<'_>,
+    ca: &CertificateDer<'_>,
+    key: &KeyPair,
+) -> Result<CertifiedKey, Error> {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let key = rustls::crypto::ring::sign::any_supported_type(&key)
         .map_err(|e| certificate("use the server's key", &e))?;
-    Ok(CertifiedKey::new(vec![leaf.clone().into_owned()], key))
+    let chain = [leaf, ca].map(|one| one.clone().into_owned());
+    Ok(CertifiedKey::new(chain.to_vec(), key))
 }
 
 fn der(pem: &str) -> Result<CertificateDer<'static>, Error> {

@@ -57,6 +57,9 @@ pub struct Requested {
     pub common_name: String,
     pub organizations: Vec<String>,
     pub names: Names,
+    /// Of [`Names::OfServer`].
+    pub dns: Vec<String>,
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Requested {
@@ -83,11 +86,17 @@ impl Requested {
             .collect::<Result<_, _>>()
             .map_err(|_| refused("an O is no text"))?;
         let mut names = Names::None;
+        let (mut dns, mut addresses) = (Vec::new(), Vec::new());
         for extension in request.requested_extensions().into_iter().flatten() {
             let ParsedExtension::SubjectAlternativeName(found) = extension else {
                 continue;
             };
             for name in &found.general_names {
+                match name {
+                    GeneralName::DNSName(name) => dns.push((*name).to_owned()),
+                    GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                    _ => {}
+                }
                 names = match (name, names) {
                     (GeneralName::DNSName(_) | GeneralName::IPAddress(_), Names::None) => {
                         Names::OfServer
@@ -101,6 +110,8 @@ impl Requested {
             common_name: common_name.to_owned(),
             organizations,
             names,
+            dns,
+            addresses,
         })
     }
 }
@@ -125,14 +136,19 @@ pub fn addresses(certificate_der: &[u8]) -> Vec<IpAddr> {
     };
     let all = names.value.general_names.iter();
     all.filter_map(|name| match name {
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from),
-            16 => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
-            _ => None,
-        },
+        GeneralName::IPAddress(bytes) => address(bytes),
         _ => None,
     })
     .collect()
+}
+
+/// RFC 5280, 4.2.1.6: four bytes or sixteen.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

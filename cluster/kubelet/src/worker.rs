@@ -137,7 +137,7 @@ pub(crate) async fn run(
                     began,
                 };
                 tokio::select! {
-                    () = worker.end(grace) => return,
+                    () = Box::pin(worker.end(grace)) => return,
                     // the sender's end is the kubelet's: it is to stay as it is
                     changed = orders.changed() => match changed {
                         Ok(()) => continue,
@@ -147,7 +147,8 @@ pub(crate) async fn run(
             }
         }
         let wait = tokio::select! {
-            wait = worker.sync() => wait,
+            // on the heap while it goes on: a pod that rests needs no room for what it might do
+            wait = Box::pin(worker.sync()) => wait,
             changed = orders.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,

@@ -7,10 +7,11 @@ use std::{path::PathBuf, process::ExitCode};
 use berth_controllers::{Options, Selection};
 use berth_leader::Seat;
 use clap::Args;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
 
+use crate::{error::Error, host::failed};
 use nodes::Nodes;
-
-use crate::error::Error;
 
 /// Upstream's: a stock controller manager and this one never lead at once.
 const LEASE: &str = "kube-controller-manager";
@@ -43,26 +44,38 @@ pub struct Controllers {
 
 impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
-        super::log();
+        super::serve();
         let options = Options {
             node_monitor: self.nodes.monitor(),
             pod_networks: self.nodes.networks()?,
         };
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
-        let keeps =
-            |ends| berth_controllers::run(client.clone(), &self.controllers, options.clone(), ends);
-        if !self.leader_elect {
-            keeps(ends).await;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
-        berth_leader::lead(client.clone(), seat, ends, keeps)
+        keep(client, self.controllers, options, self.leader_elect, ends)
             .await
-            .map(|_| ExitCode::SUCCESS)
-            .map_err(|error| Error::Invalid {
-                what: "the controllers have stopped".into(),
-                why: error.to_string(),
-            })
+            .map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// Until `ends`.
+///
+/// # Errors
+/// The lead is lost.
+pub async fn keep(
+    client: Client,
+    selection: Selection,
+    options: Options,
+    elect: bool,
+    ends: CancellationToken,
+) -> Result<(), Error> {
+    let keeps = |ends| berth_controllers::run(client.clone(), &selection, options.clone(), ends);
+    if !elect {
+        keeps(ends).await;
+        return Ok(());
+    }
+    let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
+    berth_leader::lead(client.clone(), seat, ends, keeps)
+        .await
+        .map(drop)
+        .map_err(|error| failed("the controllers have stopped", error))
 }

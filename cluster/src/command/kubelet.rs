@@ -159,7 +159,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 impl Kubelet {
     pub async fn run(self, address: &Address) -> Result<ExitCode, Error> {
-        super::log();
+        super::serve();
         let config = self.config();
         let runtime = Runtime::new(&address.to_string())?;
         let ends = super::ended()?;

@@ -5,8 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use berth_leader::Seat;
 use berth_scheduler::{Fit, Scheduler as Inner, Settings};
 use clap::Args;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::{error::Error, host::failed};
 
 /// Upstream's: a stock scheduler and this one never lead at once.
 const LEASE: &str = "kube-scheduler";
@@ -39,36 +41,64 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub async fn run(self) -> Result<ExitCode, Error> {
-        super::log();
+        super::serve();
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
         let settings = Settings {
             fit: self.fit,
             percentage_of_nodes_to_score: self.percentage_of_nodes_to_score.into(),
         };
-        let seed = std::time::UNIX_EPOCH
-            .elapsed()
-            .unwrap_or_default()
-            .subsec_nanos();
-        let inner = Inner::new(&self.scheduler_name, settings, seed.into());
-        let failed = |why: String| Error::Invalid {
-            what: "scheduling has stopped".into(),
-            why,
+        let wish = Wish {
+            name: self.scheduler_name,
+            settings,
         };
-        let name = self.scheduler_name;
-        let schedules = |ends| berth_scheduler::run(client.clone(), inner, &name, ends);
-        if !self.leader_elect {
-            let served = schedules(ends).await;
-            return served
-                .map(|()| ExitCode::SUCCESS)
-                .map_err(|error| failed(error.to_string()));
-        }
-        let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
-        match berth_leader::lead(client.clone(), seat, ends, schedules).await {
-            Ok(Some(Err(error))) => return Err(failed(error.to_string())),
-            Err(error) => return Err(failed(error.to_string())),
-            Ok(_) => {}
-        }
-        Ok(ExitCode::SUCCESS)
+        schedule(client, wish, self.leader_elect, ends)
+            .await
+            .map(|()| ExitCode::SUCCESS)
+    }
+}
+
+/// Which pods are scheduled, and how.
+pub struct Wish {
+    name: String,
+    settings: Settings,
+}
+
+pub fn by_default() -> Wish {
+    Wish {
+        name: "default-scheduler".into(),
+        settings: Settings {
+            fit: Fit::Worst,
+            percentage_of_nodes_to_score: 0,
+        },
+    }
+}
+
+/// Until `ends`.
+///
+/// # Errors
+/// The lead is lost, or a watch ends.
+pub async fn schedule(
+    client: Client,
+    wish: Wish,
+    elect: bool,
+    ends: CancellationToken,
+) -> Result<(), Error> {
+    let seed = std::time::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .subsec_nanos();
+    let inner = Inner::new(&wish.name, wish.settings, seed.into());
+    let stopped = |why: String| failed("scheduling has stopped", why);
+    let schedules = |ends| berth_scheduler::run(client.clone(), inner, &wish.name, ends);
+    if !elect {
+        let done = schedules(ends).await;
+        return done.map_err(|error| stopped(error.to_string()));
+    }
+    let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
+    match berth_leader::lead(client.clone(), seat, ends, schedules).await {
+        Ok(Some(Err(error))) => Err(stopped(error.to_string())),
+        Err(error) => Err(stopped(error.to_string())),
+        Ok(_) => Ok(()),
     }
 }

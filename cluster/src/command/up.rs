@@ -1,4 +1,4 @@
-//! `berth up`: the cluster, of which the API server is there.
+//! `berth up`: a cluster on this machine.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -6,48 +6,137 @@ use std::{
     process::ExitCode,
     str::FromStr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use berth_apiserver::{Config, Server};
+use berth_auth::{MASTERS, User};
+use berth_controllers::{Options, Selection};
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use k8s_openapi::api::core::v1::NodeCondition;
+use kube::{Api, Client, config::Kubeconfig};
+use serde_json::Value;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
-use crate::error::Error;
+use crate::{
+    error::Error,
+    host::{
+        self,
+        approve::{self, Own},
+        failed, network,
+        node::{self, Joins, Node, Wish},
+        program::Program,
+        token,
+    },
+    node::Address,
+};
 
-/// Serve the API of a cluster
+pub const DATA: &str = "/var/lib/berth/cluster";
+/// In DATA.
+pub const NODES: &str = "nodes";
+/// DATA/up.pid is of the process that has it.
+pub const PROGRAM: &str = "up";
+/// How long its own nodes may take to join.
+const OWN_TOKEN: Duration = Duration::from_secs(3600);
+/// After so long it is told that nodes are not ready.
+const READY: Duration = Duration::from_secs(60);
+
+/// Run a cluster: its API server, its controllers, its scheduler, and this machine as its node
+///
+/// The node's runtime is the one at --endpoint; where none answers there, a berthd is started. What is started beside this process (berthd, a kubelet) is started again
+/// when it ends, logs into DATA/nodes/NAME, and ends with this process; pods don't: the next `berth up` takes them over, and `berth down` ends them.
+///
+/// The first line on standard output says where the API is served, one each follows for nodes once they are ready. What it did is told on standard error; BERTH_LOG
+/// says how much of it.
 #[derive(Debug, Args)]
 pub struct Up {
-    /// Run the API server (the one part that there is)
-    #[arg(long, required = true)]
+    /// No node: API server, controllers and scheduler only
+    #[arg(long)]
     server: bool,
-    /// Where certificates, keys, the audit log and the store are kept (0700)
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth/cluster")]
+    /// With --server: neither controllers nor a scheduler; they run elsewhere, Berth's or stock ones
+    #[arg(long, requires = "server")]
+    api_only: bool,
+    /// So many nodes on this machine, to try things out: each has a network namespace of its own (by ip(8)) and a berthd
+    #[arg(long, value_name = "N", conflicts_with = "server", value_parser = clap::value_parser!(u8).range(1..=i64::from(network::MOST)))]
+    nodes: Option<u8>,
+    /// Where certificates, keys, the audit log, the store and the nodes' directories are kept (0700)
+    #[arg(long, value_name = "DIR", default_value = DATA)]
     data: PathBuf,
-    /// Where HTTPS is served; port 0 takes a free one
+    /// Where HTTPS is served; port 0 takes a free one. With --nodes the address is 10.240.0.1
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
-    /// Where the admin's kubeconfig is written (0600); DIR/admin.kubeconfig by default
+    /// Where the admin's kubeconfig is written (0600); DATA/admin.kubeconfig by default
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Where objects are kept: fjall (embedded, in DIR/store), memory (gone at the end), etcd=ENDPOINTS
+    /// Where objects are kept: fjall (embedded, in DATA/store), memory (gone at the end), etcd=ENDPOINTS
     #[arg(long, value_name = "KIND", default_value = "fjall")]
     store: StoreKind,
     /// The addresses of Services
     #[arg(long, value_name = "NETWORK/PREFIX", default_value = "10.96.0.0/16")]
     service_cidr: Network,
-    /// Where etcd's API is served, read only, for etcdctl: a loopback address; DIR/pki/etcd-client.crt and .key are for it
+    /// Where etcd's API is served, read only, for etcdctl: a loopback address; DATA/pki/etcd-client.crt and .key are for it
     #[arg(long, value_name = "ADDR:PORT")]
     etcd_listen: Option<SocketAddr>,
     /// A further name or address by which the server is reached (may be given several times)
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
     /// Admission plug-ins beside those that are always on. TaintNodesByCondition: nodes take no pods before they have said that they are ready, and before
-    /// a controller has seen it (`berth controllers`)
+    /// a controller has seen it; it is on where controllers run here
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     enable_admission_plugins: Vec<Plugin>,
+    #[command(flatten)]
+    node: OfNode,
+}
+
+/// What a node on this machine is given.
+#[derive(Debug, Args)]
+pub struct OfNode {
+    /// The node's name; this machine's by default
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Below which cgroup its pods are; / by default
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_root: Option<String>,
+    /// Registries' mirrors for a berthd that is started, in containerd's format: DIR/HOST/hosts.toml
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<PathBuf>,
+    /// A further argument of the kubelet (may be given several times): see `berth kubelet --help`
+    #[arg(
+        long = "kubelet-arg",
+        value_name = "ARGUMENT",
+        allow_hyphen_values = true
+    )]
+    kubelet: Vec<String>,
+}
+
+impl OfNode {
+    /// The only node of this machine.
+    pub fn wish(&self, endpoint: &Address) -> Wish {
+        Wish {
+            name: self
+                .node_name
+                .clone()
+                .unwrap_or_else(node::name_of_this_machine),
+            number: None,
+            endpoint: endpoint.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            hosts_dir: self.hosts_dir.clone(),
+            kubelet: self.kubelet.clone(),
+        }
+    }
+
+    /// One of several.
+    fn numbered(&self, number: u8, count: u8, endpoint: &Address) -> Wish {
+        let name = self.node_name.as_deref().unwrap_or("node");
+        Wish {
+            name: format!("{name}-{number}"),
+            number: Some((number, count)),
+            ..self.wish(endpoint)
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,62 +186,198 @@ impl FromStr for Network {
 
 impl Up {
     /// Runs until SIGTERM or SIGINT, on threads of its own: all other commands need but one.
-    pub fn run(self) -> Result<ExitCode, Error> {
+    pub fn run(self, endpoint: &Address) -> Result<ExitCode, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(|source| Error::Invalid {
-                what: "cannot start threads".into(),
-                why: source.to_string(),
-            })?;
-        runtime.block_on(self.serve())
+            .map_err(|error| failed("cannot start threads", error))?;
+        runtime.block_on(self.serve(endpoint))
     }
 
-    async fn serve(self) -> Result<ExitCode, Error> {
-        super::log();
-        let failed = |why: String| Error::Invalid {
-            what: "the API server".into(),
-            why,
-        };
+    async fn serve(self, endpoint: &Address) -> Result<ExitCode, Error> {
+        super::serve();
+        let begun = Instant::now();
+        let ends = super::ended()?;
+        host::make_dir(&self.data)?;
+        let own = Program::this(PROGRAM, &self.data);
+        own.claim()?;
+        let served = self.serve_all(endpoint, begun, &ends).await;
+        own.release();
+        served.map(|()| ExitCode::SUCCESS)
+    }
+
+    async fn serve_all(
+        &self,
+        endpoint: &Address,
+        begun: Instant,
+        ends: &CancellationToken,
+    ) -> Result<(), Error> {
+        let kubeconfig = self.kubeconfig.clone();
+        let kubeconfig = kubeconfig.unwrap_or_else(|| self.data.join("admin.kubeconfig"));
+        let mut listen = self.listen;
+        if self.nodes.is_some() {
+            network::make_bridge().await?;
+            listen.set_ip(network::HOST.into());
+        }
+        let of_server = |why: String| failed("the API server", why);
         let store = open(&self.store, &self.data)
             .await
-            .map_err(|error| failed(error.to_string()))?;
-        let kubeconfig = self
-            .kubeconfig
-            .unwrap_or_else(|| self.data.join("admin.kubeconfig"));
+            .map_err(|error| of_server(error.to_string()))?;
         let server = Server::start(Config {
-            data: self.data,
-            listen: self.listen,
+            data: self.data.clone(),
+            listen,
             kubeconfig: kubeconfig.clone(),
             store,
             services: (self.service_cidr.0, self.service_cidr.1),
             etcd_listen: self.etcd_listen,
-            names: self.names,
-            taints_new_nodes: self
-                .enable_admission_plugins
-                .contains(&Plugin::TaintNodesByCondition),
+            names: self.names.clone(),
+            // Without a controller nobody would take the taint away.
+            taints_new_nodes: !self.api_only
+                || self
+                    .enable_admission_plugins
+                    .contains(&Plugin::TaintNodesByCondition),
         })
         .await
-        .map_err(|error| failed(error.to_string()))?;
-        let ends = CancellationToken::new();
-        let mut signals = Vec::new();
-        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-            signals.push(signal(kind).map_err(|error| failed(error.to_string()))?);
-        }
-        for mut signal in signals {
-            let ends = ends.clone();
-            tokio::spawn(async move {
-                signal.recv().await;
-                ends.cancel();
-            });
-        }
+        .map_err(|error| of_server(error.to_string()))?;
         println!("https://{}", server.address());
         tracing::info!(address = %server.address(), kubeconfig = %kubeconfig.display(), "the API server serves");
-        server
-            .run(ends)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(ExitCode::SUCCESS)
+        let as_user = |name: &str, groups: &[&str]| {
+            let user = User {
+                username: name.into(),
+                groups: groups.iter().map(|&group| group.to_owned()).collect(),
+                ..User::default()
+            };
+            Client::new(server.in_process(user), "default")
+        };
+        let admin = as_user("berth:up", &[MASTERS]);
+        // theirs are the rights of all controllers' accounts together
+        let manager = as_user("system:kube-controller-manager", &[MASTERS]);
+        let scheduler = as_user("system:kube-scheduler", &["system:authenticated"]);
+
+        let mut tasks = JoinSet::new();
+        let stops = ends.clone();
+        tasks.spawn(async move {
+            let served = server.run(stops).await;
+            served.map_err(|error| failed("the API server", error))
+        });
+        if !self.api_only {
+            let alone = !matches!(self.store, StoreKind::Etcd(_));
+            tasks.spawn(super::controllers::keep(
+                manager,
+                Selection::default(),
+                Options::default(),
+                !alone,
+                ends.clone(),
+            ));
+            tasks.spawn(super::scheduler::schedule(
+                scheduler,
+                super::scheduler::by_default(),
+                !alone,
+                ends.clone(),
+            ));
+        }
+        let begins = async {
+            if !self.server {
+                self.begin_nodes(endpoint, &kubeconfig, &admin, &mut tasks, ends)
+                    .await?;
+                tell_ready(&admin, &self.wishes(endpoint), begun, ends).await;
+            }
+            Ok(())
+        };
+        let mut result = begins.await;
+        // whichever ends first ends all
+        if result.is_ok()
+            && let Some(ended) = tasks.join_next().await
+        {
+            result = ended.unwrap_or_else(|error| Err(failed("a part has ended", error)));
+        }
+        ends.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            let ended = ended.unwrap_or_else(|error| Err(failed("a part has ended", error)));
+            result = result.and(ended);
+        }
+        result
+    }
+
+    fn wishes(&self, endpoint: &Address) -> Vec<Wish> {
+        match self.nodes {
+            None => vec![self.node.wish(endpoint)],
+            Some(count) => (1..=count)
+                .map(|number| self.node.numbered(number, count, endpoint))
+                .collect(),
+        }
+    }
+
+    async fn begin_nodes(
+        &self,
+        endpoint: &Address,
+        kubeconfig: &Path,
+        admin: &Client,
+        tasks: &mut JoinSet<Result<(), Error>>,
+        ends: &CancellationToken,
+    ) -> Result<(), Error> {
+        let token = token::create(admin.clone(), OWN_TOKEN, "of `berth up`, for its own nodes");
+        let joins = Joins {
+            cluster: cluster_of(kubeconfig)?,
+            token: token.await?,
+        };
+        let own = self.wishes(endpoint).into_iter().map(|wish| Own {
+            name: wish.name,
+            address: wish
+                .number
+                .map(|(number, _)| network::address(number).into()),
+        });
+        let approves = approve::serving(admin.clone(), own.collect(), ends.clone());
+        tasks.spawn(async move {
+            approves.await;
+            Ok(())
+        });
+        for wish in self.wishes(endpoint) {
+            let node = Node::plan(&self.data.join(NODES), wish).await?;
+            node.begin(&joins, tasks, ends).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A kubeconfig's first cluster: server and CA.
+pub fn cluster_of(kubeconfig: &Path) -> Result<Value, Error> {
+    let unusable = |why: String| failed(format!("cannot use {}", kubeconfig.display()), why);
+    let read = Kubeconfig::read_from(kubeconfig).map_err(|error| unusable(error.to_string()))?;
+    let cluster = read.clusters.first().and_then(|it| it.cluster.as_ref());
+    let cluster = cluster.ok_or_else(|| unusable("it has no cluster".into()))?;
+    serde_json::to_value(cluster).map_err(|error| unusable(error.to_string()))
+}
+
+/// A line for each node that has become ready, until all have, or some are late.
+async fn tell_ready(admin: &Client, wishes: &[Wish], begun: Instant, ends: &CancellationToken) {
+    let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(admin.clone());
+    let mut waiting: Vec<&str> = wishes.iter().map(|wish| wish.name.as_str()).collect();
+    while !waiting.is_empty() && begun.elapsed() < READY && !ends.is_cancelled() {
+        let mut still = Vec::new();
+        for name in waiting {
+            let node = nodes.get_opt(name).await.ok().flatten();
+            let conditions = node.and_then(|node| node.status?.conditions);
+            let is_ready = |it: &NodeCondition| it.type_ == "Ready" && it.status == "True";
+            if conditions.iter().flatten().any(is_ready) {
+                println!(
+                    "node {name} is ready ({:.1} s)",
+                    begun.elapsed().as_secs_f64()
+                );
+            } else {
+                still.push(name);
+            }
+        }
+        waiting = still;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if !waiting.is_empty() && !ends.is_cancelled() {
+        let names = waiting.join(", ");
+        tracing::warn!(
+            nodes = names,
+            "not ready within {} s; their kubelets' logs say why",
+            READY.as_secs()
+        );
     }
 }
 

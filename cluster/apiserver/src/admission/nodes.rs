@@ -1,6 +1,6 @@
 //! TaintNodesByCondition: pods come to a node after it has said that it is ready, not before.
 //!
-//! On by `--enable-admission-plugins`: it takes a node controller to take the taint away.
+//! It takes a node controller to take the taint away: without one it is off.
 
 use serde_json::{Value, json};
 

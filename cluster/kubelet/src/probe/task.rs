@@ -77,7 +77,9 @@ async fn run(
     let mut told = None;
     loop {
         ticks.tick().await;
-        let (good, message) = match watch.check.ask(&runtime, &watch.container, within).await {
+        let asks = watch.check.ask(&runtime, &watch.container, within);
+        // on the heap while it goes on: most of the time a probe waits for its next turn
+        let (good, message) = match Box::pin(asks).await {
             Outcome::Good => (true, String::new()),
             Outcome::Bad(why) => (false, why),
             Outcome::Unknown(why) => {
