@@ -11,6 +11,7 @@ mod hostile;
 mod kube_rs;
 mod kubelets;
 mod manifests;
+mod nodes;
 mod policies;
 mod restarts;
 mod scheduler;

@@ -356,6 +356,11 @@ impl Server {
 }
 
 impl Proxy {
+    /// Of 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The whole answer of one request, or what there is of it within `limit`.
     pub fn request(
         &self,

@@ -57,6 +57,7 @@ async fn rounds(place: &str, pods: u64, changes: u64, watchers: u64) -> Result<(
         store,
         services: (Ipv4Addr::new(10, 96, 0, 0), 16),
         etcd_listen: None,
+        taints_new_nodes: false,
         names: Vec::new(),
     })
     .await?;

@@ -5,6 +5,7 @@ mod amounts;
 mod certificates;
 mod claims;
 mod limits;
+mod nodes;
 mod pod_security;
 mod pods;
 pub mod policies;
@@ -132,6 +133,13 @@ pub async fn admit(
     }
     if old.is_none() {
         claims::default_class(api, act, new);
+    }
+    if api.taints_new_nodes
+        && act.resource.is("", "nodes")
+        && act.subresource.is_empty()
+        && old.is_none()
+    {
+        nodes::taint(new);
     }
     for (group, plural, finalizer) in [
         ("", "persistentvolumes", "kubernetes.io/pv-protection"),

@@ -44,6 +44,8 @@ pub struct Api {
     pub quotas: Quotas,
     pub webhooks: Calls,
     pub policies: Policies,
+    /// A node that is made is not ready until it says so, and until a node controller has seen it.
+    pub taints_new_nodes: bool,
     /// Long requests end when it is cancelled.
     pub ends: CancellationToken,
     /// `https://HOST:PORT`, as clients reach it.

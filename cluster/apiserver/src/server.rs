@@ -58,6 +58,8 @@ pub struct Config {
     pub etcd_listen: Option<SocketAddr>,
     /// Further names and addresses by which the server is reached.
     pub names: Vec<String>,
+    /// The admission plug-in TaintNodesByCondition.
+    pub taints_new_nodes: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +158,7 @@ impl Server {
             quotas: Quotas::default(),
             webhooks: Calls::default(),
             policies: Policies::default(),
+            taints_new_nodes: config.taints_new_nodes,
             metrics: crate::metrics::Metrics::default(),
             ends: CancellationToken::new(),
             address,

@@ -84,6 +84,7 @@ async fn who_reads_misses_nothing_beside_a_hundred_who_do_not() {
         store: Arc::new(Memory::new()),
         services: (Ipv4Addr::new(10, 96, 0, 0), 16),
         etcd_listen: None,
+        taints_new_nodes: false,
         names: Vec::new(),
     })
     .await

@@ -21,7 +21,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error, Key,
+    Error, Key, Options,
     cache::{Cache, Kind},
     error::Call,
 };
@@ -40,6 +40,7 @@ pub enum Merge {
 
 pub struct Context {
     client: Client,
+    options: Options,
     ends: CancellationToken,
     caches: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
     /// Each waits until its cache has been listed.
@@ -56,12 +57,13 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, ends: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(client: Client, options: Options, ends: CancellationToken) -> Arc<Self> {
         let (recorder, records) = Recorder::new(client.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(records);
         Arc::new(Self {
             client,
+            options,
             ends,
             caches: Mutex::default(),
             lists: Mutex::default(),
@@ -74,6 +76,10 @@ impl Context {
     /// For what the functions here don't do: it is not told to the caches.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// In whole seconds, as the API keeps times.

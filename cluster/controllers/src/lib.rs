@@ -9,13 +9,26 @@
 //! Invariant: a controller sees what it wrote: what it made is in the cache before it looks again, so nothing is made twice.
 
 mod cache;
+mod condition;
 mod context;
 mod controller;
+mod disruption;
+mod endpoint_mirror;
+mod endpoint_slices;
+mod endpoints;
+mod ephemeral_volumes;
 mod error;
 mod key;
+mod node_ipam;
+mod node_lifecycle;
+mod options;
 pub mod owner;
+mod pods_on_nodes;
 mod queue;
+mod service_pods;
+mod taint_eviction;
 mod ttl;
+mod volume_protection;
 
 use std::sync::Arc;
 
@@ -28,17 +41,41 @@ pub use self::{
     context::{Context, Merge, get},
     error::{Call, Error},
     key::Key,
+    node_ipam::PodNetwork,
+    node_lifecycle::NodeMonitor,
+    options::Options,
     queue::Queue,
 };
 use crate::{
     controller::{Controller, Ready, ready},
+    disruption::Disruption,
+    endpoint_mirror::EndpointMirror,
+    endpoint_slices::EndpointSlices,
+    endpoints::EndpointsOfServices,
+    ephemeral_volumes::EphemeralVolumes,
+    node_ipam::NodeIpam,
+    node_lifecycle::NodeLifecycle,
+    taint_eviction::TaintEviction,
     ttl::Ttl,
+    volume_protection::{ClaimProtection, VolumeProtection},
 };
 
 type Begins = fn(&Arc<Context>, &CancellationToken) -> Ready;
 
 /// All there are, by upstream's names.
-const ALL: &[(&str, Begins)] = &[(Ttl::NAME, ready::<Ttl>)];
+const ALL: &[(&str, Begins)] = &[
+    (ClaimProtection::NAME, ready::<ClaimProtection>),
+    (Disruption::NAME, ready::<Disruption>),
+    (EndpointMirror::NAME, ready::<EndpointMirror>),
+    (EndpointSlices::NAME, ready::<EndpointSlices>),
+    (EndpointsOfServices::NAME, ready::<EndpointsOfServices>),
+    (EphemeralVolumes::NAME, ready::<EphemeralVolumes>),
+    (NodeIpam::NAME, ready::<NodeIpam>),
+    (NodeLifecycle::NAME, ready::<NodeLifecycle>),
+    (TaintEviction::NAME, ready::<TaintEviction>),
+    (Ttl::NAME, ready::<Ttl>),
+    (VolumeProtection::NAME, ready::<VolumeProtection>),
+];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +126,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Runs the selected controllers until `ends`.
-pub async fn run(client: Client, selection: &Selection, ends: CancellationToken) {
-    let context = Context::new(client, ends.clone());
+pub async fn run(client: Client, selection: &Selection, options: Options, ends: CancellationToken) {
+    let context = Context::new(client, options, ends.clone());
     let selected = ALL.iter().filter(|(name, _)| selection.has(name));
     let controllers: Vec<Ready> = selected
         .map(|(_, begins)| begins(&context, &ends))

@@ -1,14 +1,17 @@
 //! `berth controllers`: the cluster is kept as its objects say.
 
+mod nodes;
+
 use std::{path::PathBuf, process::ExitCode};
 
-use berth_controllers::Selection;
+use berth_controllers::{Options, Selection};
 use berth_leader::Seat;
 use clap::Args;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, host::failed};
+use nodes::Nodes;
 
 /// Upstream's: a stock controller manager and this one never lead at once.
 const LEASE: &str = "kube-controller-manager";
@@ -35,14 +38,20 @@ pub struct Controllers {
     /// Stand by while another one leads (the Lease kube-controller-manager in kube-system); end if the lead is lost
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     leader_elect: bool,
+    #[command(flatten)]
+    nodes: Nodes,
 }
 
 impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::serve();
+        let options = Options {
+            node_monitor: self.nodes.monitor(),
+            pod_networks: self.nodes.networks()?,
+        };
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
-        keep(client, self.controllers, self.leader_elect, ends)
+        keep(client, self.controllers, options, self.leader_elect, ends)
             .await
             .map(|()| ExitCode::SUCCESS)
     }
@@ -55,10 +64,11 @@ impl Controllers {
 pub async fn keep(
     client: Client,
     selection: Selection,
+    options: Options,
     elect: bool,
     ends: CancellationToken,
 ) -> Result<(), Error> {
-    let keeps = |ends| berth_controllers::run(client.clone(), &selection, ends);
+    let keeps = |ends| berth_controllers::run(client.clone(), &selection, options.clone(), ends);
     if !elect {
         keeps(ends).await;
         return Ok(());

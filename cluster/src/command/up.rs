@@ -11,9 +11,9 @@ use std::{
 
 use berth_apiserver::{Config, Server};
 use berth_auth::{MASTERS, User};
-use berth_controllers::Selection;
+use berth_controllers::{Options, Selection};
 use berth_store::{Embedded, Etcd, Memory, Store};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::NodeCondition;
 use kube::{Api, Client, config::Kubeconfig};
 use serde_json::Value;
@@ -83,6 +83,10 @@ pub struct Up {
     /// A further name or address by which the server is reached (may be given several times)
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
+    /// Admission plug-ins beside those that are always on. TaintNodesByCondition: nodes take no pods before they have said that they are ready, and before
+    /// a controller has seen it; it is on where controllers run here
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    enable_admission_plugins: Vec<Plugin>,
     #[command(flatten)]
     node: OfNode,
 }
@@ -133,6 +137,12 @@ impl OfNode {
             ..self.wish(endpoint)
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Plugin {
+    #[value(name = "TaintNodesByCondition")]
+    TaintNodesByCondition,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,6 +231,11 @@ impl Up {
             services: (self.service_cidr.0, self.service_cidr.1),
             etcd_listen: self.etcd_listen,
             names: self.names.clone(),
+            // Without a controller nobody would take the taint away.
+            taints_new_nodes: !self.api_only
+                || self
+                    .enable_admission_plugins
+                    .contains(&Plugin::TaintNodesByCondition),
         })
         .await
         .map_err(|error| of_server(error.to_string()))?;
@@ -250,6 +265,7 @@ impl Up {
             tasks.spawn(super::controllers::keep(
                 manager,
                 Selection::default(),
+                Options::default(),
                 !alone,
                 ends.clone(),
             ));
