@@ -8,26 +8,31 @@
 //! Invariant: a controller is a function of what is: it can be killed between any two writes, and whoever comes next goes on.
 //! Invariant: a controller sees what it wrote: what it made is in the cache before it looks again, so nothing is made twice.
 
+mod autoscale;
 mod cache;
 mod condition;
 mod context;
 mod controller;
+mod cron_job;
 mod disruption;
 mod endpoint_mirror;
 mod endpoint_slices;
 mod endpoints;
 mod ephemeral_volumes;
 mod error;
+mod job;
 mod key;
 mod node_ipam;
 mod node_lifecycle;
 mod options;
 pub mod owner;
+mod pod_gc;
 mod pods_on_nodes;
 mod queue;
 mod service_pods;
 mod taint_eviction;
 mod ttl;
+mod ttl_after_finished;
 mod volume_protection;
 
 use std::sync::Arc;
@@ -47,16 +52,21 @@ pub use self::{
     queue::Queue,
 };
 use crate::{
+    autoscale::Autoscalers,
     controller::{Controller, Ready, ready},
+    cron_job::CronJobs,
     disruption::Disruption,
     endpoint_mirror::EndpointMirror,
     endpoint_slices::EndpointSlices,
     endpoints::EndpointsOfServices,
     ephemeral_volumes::EphemeralVolumes,
+    job::Jobs,
     node_ipam::NodeIpam,
     node_lifecycle::NodeLifecycle,
+    pod_gc::PodGarbageCollector,
     taint_eviction::TaintEviction,
     ttl::Ttl,
+    ttl_after_finished::TtlAfterFinished,
     volume_protection::{ClaimProtection, VolumeProtection},
 };
 
@@ -75,6 +85,11 @@ const ALL: &[(&str, Begins)] = &[
     (TaintEviction::NAME, ready::<TaintEviction>),
     (Ttl::NAME, ready::<Ttl>),
     (VolumeProtection::NAME, ready::<VolumeProtection>),
+    (Autoscalers::NAME, ready::<Autoscalers>),
+    (CronJobs::NAME, ready::<CronJobs>),
+    (Jobs::NAME, ready::<Jobs>),
+    (PodGarbageCollector::NAME, ready::<PodGarbageCollector>),
+    (TtlAfterFinished::NAME, ready::<TtlAfterFinished>),
 ];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.
