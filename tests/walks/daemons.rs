@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
+use serde_json::json;
 
 use crate::{by_node, items};
 
@@ -73,9 +74,15 @@ fn every_node_has_one_pod_of_a_daemon_set_ds_01_ds_02_ds_03_ds_04_ds_05_ds_06() 
 
         // a node that does not match any more loses its pod, one that does gets one
         let gone = nodes.node(2);
-        let patch = format!(
-            r#"{{"spec":{{"updateStrategy":{{"type":"RollingUpdate"}},"template":{{"spec":{{"affinity":{{"nodeAffinity":{{"requiredDuringSchedulingIgnoredDuringExecution":{{"nodeSelectorTerms":[{{"matchExpressions":[{{"key":"leaves","operator":"DoesNotExist"}}]}}]}}}}}}}}}}}}}}"#
-        );
+        let leaves = json!({"key": "leaves", "operator": "DoesNotExist"});
+        let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [leaves]}],
+        }}});
+        let patch = json!({"spec": {
+            "updateStrategy": {"type": "RollingUpdate"},
+            "template": {"spec": {"affinity": affinity}},
+        }})
+        .to_string();
         nodes
             .kubectl
             .kubectl(&["patch", "daemonset", "agent", "-p", &patch])?;

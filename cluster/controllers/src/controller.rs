@@ -6,6 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Context, Error, Key, Queue};
 
+/// A key that is to be looked at again at once waits so long: one that never settles must not take a processor whole.
+const SOONEST: Duration = Duration::from_millis(20);
+
 /// What comes after a key was worked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -55,12 +58,14 @@ pub(crate) fn ready<C: Controller>(context: &Arc<Context>, ends: &CancellationTo
 async fn work<C: Controller>(controller: Arc<C>, queue: Queue) {
     loop {
         let key = queue.next().await;
+        // its answers may all be there: then nothing else would let others have a turn
+        tokio::task::yield_now().await;
         let reconciled = AssertUnwindSafe(controller.reconcile(&key)).catch_unwind();
         let why = match reconciled.await {
             Ok(Ok(next)) => {
                 queue.forget(&key);
                 if let Next::After(wait) = next {
-                    queue.add_after(key.clone(), wait);
+                    queue.add_after(key.clone(), wait.max(SOONEST));
                 }
                 None
             }
@@ -78,5 +83,43 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Queue) {
             tracing::warn!(controller = C::NAME, %key, ?wait, why, "worked again later");
         }
         queue.done(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Never settles, and never waits for anything.
+    struct Restless(AtomicUsize);
+
+    impl Controller for Restless {
+        const NAME: &'static str = "restless";
+
+        fn new(_: Arc<Context>, _: Queue) -> Self {
+            unreachable!("made by hand")
+        }
+
+        async fn reconcile(&self, _: &Key) -> Result<Next, Error> {
+            match self.0.fetch_add(1, Ordering::Relaxed) % 3 {
+                0 => Ok(Next::After(Duration::ZERO)),
+                1 => Err(Error::Other("it fails".into())),
+                _ => panic!("it panics"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_never_settles_is_worked_now_and_then_and_others_have_their_turn() {
+        let (queue, restless) = (Queue::default(), Arc::new(Restless(AtomicUsize::default())));
+        queue.add(Key::new("default", "it"));
+        let worker = tokio::spawn(work(restless.clone(), queue));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let times = restless.0.load(Ordering::Relaxed);
+        assert!((10..=150).contains(&times), "{times} times in a second");
+        worker.abort();
+        assert!(worker.await.is_err_and(|error| error.is_cancelled()));
     }
 }

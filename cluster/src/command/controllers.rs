@@ -11,7 +11,7 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, host::failed};
-use nodes::Nodes;
+pub use nodes::Nodes;
 
 /// Upstream's: a stock controller manager and this one never lead at once.
 const LEASE: &str = "kube-controller-manager";
@@ -45,10 +45,7 @@ pub struct Controllers {
 impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::serve();
-        let options = Options {
-            node_monitor: self.nodes.monitor(),
-            pod_networks: self.nodes.networks()?,
-        };
+        let options = self.nodes.options()?;
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
         keep(client, self.controllers, options, self.leader_elect, ends)

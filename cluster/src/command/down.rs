@@ -1,6 +1,6 @@
 //! `berth down`: what `berth up` and `berth join` have made is taken back.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 
@@ -9,6 +9,9 @@ use crate::{
     error::Error,
     host::{failed, file, network, node, program::Program},
 };
+
+/// `berth up` ends its programs first, each of which has ten seconds.
+const END: Duration = Duration::from_secs(60);
 
 /// End the cluster that runs on this machine, with the pods of its nodes
 ///
@@ -30,7 +33,7 @@ impl Down {
             let what = format!("cannot end the cluster of {}", self.data.display());
             return Err(failed(what, "there is none: --data names its directory"));
         }
-        Program::this(PROGRAM, &self.data).end().await;
+        Program::this(PROGRAM, &self.data).end_within(END).await;
         let nodes = node::known(&self.data.join(NODES));
         let mut first = None;
         for (dir, record) in &nodes {

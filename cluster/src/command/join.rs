@@ -7,7 +7,7 @@ use k8s_openapi::ByteString;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::up::{DATA, NODES, OfNode, PROGRAM};
+use super::up::{DATA, NODES, OfNode, PROGRAM, joined};
 use crate::{
     error::Error,
     host::{
@@ -80,8 +80,7 @@ impl Join {
             "the node joins"
         );
         while let Some(ended) = tasks.join_next().await {
-            let ended = ended.unwrap_or_else(|error| Err(failed("a part has ended", error)));
-            result = result.and(ended);
+            result = result.and(joined(ended));
             ends.cancel();
         }
         result

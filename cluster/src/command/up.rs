@@ -11,7 +11,7 @@ use std::{
 
 use berth_apiserver::{Config, Server};
 use berth_auth::{MASTERS, User};
-use berth_controllers::{Options, Selection};
+use berth_controllers::Selection;
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::NodeCondition;
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
+use super::controllers::Nodes as OfControllers;
 use crate::{
     error::Error,
     host::{
@@ -89,6 +90,8 @@ pub struct Up {
     enable_admission_plugins: Vec<Plugin>,
     #[command(flatten)]
     node: OfNode,
+    #[command(flatten, next_help_heading = "Of the controllers")]
+    controllers: OfControllers,
 }
 
 /// What a node on this machine is given.
@@ -254,49 +257,69 @@ impl Up {
         let manager = as_user("system:kube-controller-manager", &[MASTERS]);
         let scheduler = as_user("system:kube-scheduler", &["system:authenticated"]);
 
-        let mut tasks = JoinSet::new();
-        let stops = ends.clone();
-        tasks.spawn(async move {
+        // the nodes' programs end first: a kubelet has something to tell the server until its end
+        let serves = CancellationToken::new();
+        let (mut parts, mut programs) = (JoinSet::new(), JoinSet::new());
+        let stops = serves.clone();
+        parts.spawn(async move {
             let served = server.run(stops).await;
             served.map_err(|error| failed("the API server", error))
         });
         if !self.api_only {
             let alone = !matches!(self.store, StoreKind::Etcd(_));
-            tasks.spawn(super::controllers::keep(
+            parts.spawn(super::controllers::keep(
                 manager,
                 Selection::default(),
-                Options::default(),
+                self.controllers.options()?,
                 !alone,
-                ends.clone(),
+                serves.clone(),
             ));
-            tasks.spawn(super::scheduler::schedule(
+            parts.spawn(super::scheduler::schedule(
                 scheduler,
                 super::scheduler::by_default(),
                 !alone,
-                ends.clone(),
+                serves.clone(),
             ));
         }
-        let begins = async {
-            if !self.server {
-                self.begin_nodes(endpoint, &kubeconfig, &admin, &mut tasks, ends)
-                    .await?;
+        let mut result = Ok(());
+        if !self.server {
+            parts.spawn(approve::serving(
+                admin.clone(),
+                self.own(endpoint),
+                serves.clone(),
+            ));
+            result = self
+                .begin_nodes(endpoint, &kubeconfig, &admin, &mut programs, ends)
+                .await;
+            if result.is_ok() {
                 tell_ready(&admin, &self.wishes(endpoint), begun, ends).await;
             }
-            Ok(())
-        };
-        let mut result = begins.await;
-        // whichever ends first ends all
-        if result.is_ok()
-            && let Some(ended) = tasks.join_next().await
-        {
-            result = ended.unwrap_or_else(|error| Err(failed("a part has ended", error)));
         }
-        ends.cancel();
-        while let Some(ended) = tasks.join_next().await {
-            let ended = ended.unwrap_or_else(|error| Err(failed("a part has ended", error)));
-            result = result.and(ended);
+        if result.is_ok() {
+            // whichever ends by itself ends all
+            tokio::select! {
+                () = ends.cancelled() => {}
+                Some(ended) = parts.join_next() => result = joined(ended),
+                Some(ended) = programs.join_next() => result = joined(ended),
+            }
+        }
+        for (tasks, token) in [(&mut programs, ends), (&mut parts, &serves)] {
+            token.cancel();
+            while let Some(ended) = tasks.join_next().await {
+                result = result.and(joined(ended));
+            }
         }
         result
+    }
+
+    fn own(&self, endpoint: &Address) -> Vec<Own> {
+        let own = |wish: Wish| Own {
+            name: wish.name,
+            address: wish
+                .number
+                .map(|(number, _)| network::address(number).into()),
+        };
+        self.wishes(endpoint).into_iter().map(own).collect()
     }
 
     fn wishes(&self, endpoint: &Address) -> Vec<Wish> {
@@ -321,23 +344,17 @@ impl Up {
             cluster: cluster_of(kubeconfig)?,
             token: token.await?,
         };
-        let own = self.wishes(endpoint).into_iter().map(|wish| Own {
-            name: wish.name,
-            address: wish
-                .number
-                .map(|(number, _)| network::address(number).into()),
-        });
-        let approves = approve::serving(admin.clone(), own.collect(), ends.clone());
-        tasks.spawn(async move {
-            approves.await;
-            Ok(())
-        });
         for wish in self.wishes(endpoint) {
             let node = Node::plan(&self.data.join(NODES), wish).await?;
             node.begin(&joins, tasks, ends).await?;
         }
         Ok(())
     }
+}
+
+/// How a part has ended.
+pub fn joined(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|error| Err(failed("a part has ended", error)))
 }
 
 /// A kubeconfig's first cluster: server and CA.

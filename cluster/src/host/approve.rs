@@ -22,6 +22,8 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
+
 const SIGNER: &str = "kubernetes.io/kubelet-serving";
 
 /// A node that was made here.
@@ -52,7 +54,7 @@ fn is_of(own: &Own, username: &str, asked: &Requested) -> bool {
 }
 
 /// Approves what the kubelets of `own` ask for to serve by, until `ends`.
-pub async fn serving(client: Client, own: Vec<Own>, ends: CancellationToken) {
+pub async fn serving(client: Client, own: Vec<Own>, ends: CancellationToken) -> Result<(), Error> {
     let api = Api::<CertificateSigningRequest>::all(client);
     let requests = watcher(api.clone(), watcher::Config::default())
         .default_backoff()
@@ -61,7 +63,7 @@ pub async fn serving(client: Client, own: Vec<Own>, ends: CancellationToken) {
     loop {
         let request = tokio::select! {
             request = requests.next() => request,
-            () = ends.cancelled() => return,
+            () = ends.cancelled() => return Ok(()),
         };
         let request = match request {
             Some(Ok(request)) => request,
@@ -69,7 +71,7 @@ pub async fn serving(client: Client, own: Vec<Own>, ends: CancellationToken) {
                 tracing::debug!(%error, "a watch is begun again");
                 continue;
             }
-            None => return,
+            None => return Ok(()),
         };
         let is_decided = request
             .status

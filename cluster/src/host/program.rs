@@ -80,9 +80,9 @@ impl Identity {
         }
     }
 
-    async fn end(self) {
+    async fn end(self, within: Duration) {
         self.signal(Signal::TERM);
-        let until = Instant::now() + END;
+        let until = Instant::now() + within;
         while self.lives() && Instant::now() < until {
             sleep(Duration::from_millis(10)).await;
         }
@@ -142,12 +142,17 @@ impl Program {
         Identity::read(&self.pid_file()).is_some_and(Identity::lives)
     }
 
-    /// Ends what is left running, if it is.
-    pub async fn end(&self) {
+    /// Ends what is left running, if it is: by SIGTERM, or by SIGKILL after `within`.
+    pub async fn end_within(&self, within: Duration) {
         if let Some(before) = Identity::read(&self.pid_file()) {
-            before.end().await;
+            before.end(within).await;
         }
         let _ = fs::remove_file(self.pid_file());
+    }
+
+    /// … after ten seconds.
+    pub async fn end(&self) {
+        self.end_within(END).await;
     }
 
     fn spawn(&self) -> Result<Child, Error> {

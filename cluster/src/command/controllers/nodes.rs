@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use berth_controllers::{NodeMonitor, PodNetwork};
+use berth_controllers::{NodeMonitor, Options, PodNetwork};
 use berth_kubelet::duration;
 use clap::Args;
 
@@ -72,7 +72,14 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 impl Nodes {
-    pub fn monitor(&self) -> NodeMonitor {
+    pub fn options(&self) -> Result<Options, Error> {
+        Ok(Options {
+            node_monitor: self.monitor(),
+            pod_networks: self.networks()?,
+        })
+    }
+
+    fn monitor(&self) -> NodeMonitor {
         NodeMonitor {
             period: self.node_monitor_period,
             grace_period: self.node_monitor_grace_period,
@@ -84,7 +91,7 @@ impl Nodes {
         }
     }
 
-    pub fn networks(&self) -> Result<Vec<PodNetwork>, Error> {
+    fn networks(&self) -> Result<Vec<PodNetwork>, Error> {
         if !self.allocate_node_cidrs {
             return Ok(Vec::new());
         }
