@@ -3,6 +3,9 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,12 +16,17 @@ use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
 const CONTROLLERS: &str = "job-controller,cronjob-controller,ttl-after-finished-controller,horizontal-pod-autoscaler-controller,pod-garbage-collector-controller";
+const LOOPBACK: &str = "127.0.0.1";
 const TRACKED: &str = "batch.kubernetes.io/job-tracking";
 
 struct Controllers(Child);
 
 impl Controllers {
     fn start(server: &Server) -> Result<Self> {
+        Self::start_at(server, &server.kubeconfig())
+    }
+
+    fn start_at(server: &Server, kubeconfig: &Path) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -31,7 +39,7 @@ impl Controllers {
                 CONTROLLERS,
                 "--kubeconfig",
             ])
-            .arg(server.kubeconfig())
+            .arg(kubeconfig)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()?;
@@ -684,40 +692,81 @@ fn replicas(server: &Server, deployment: &str) -> Result<Value> {
     Ok(server.json(&["get", "deployment", deployment])?["spec"]["replicas"].clone())
 }
 
-/// The API of metrics, as far as it is lists of objects.
-fn metrics_api(server: &Server) -> Result<()> {
-    create(
-        server,
-        &json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {
-                "name": "pods.metrics.k8s.io",
-                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes/enhancements/pull/1111"},
-            },
-            "spec": {
-                "group": "metrics.k8s.io", "scope": "Namespaced",
-                "names": {"plural": "pods", "singular": "pod", "kind": "PodMetrics", "listKind": "PodMetricsList"},
-                "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
-                }}}],
-            },
-        }),
-    )?;
-    server
-        .kubectl(&[
-            "wait",
-            "--for=condition=established",
-            "crd/pods.metrics.k8s.io",
-            "--timeout=20s",
-        ])
-        .map(drop)
+/// The API server, but for metrics of pods, which are `list`.
+struct Metered {
+    kubeconfig: PathBuf,
+    proxy: Child,
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        let _ = self.proxy.kill();
+        let _ = self.proxy.wait();
+    }
+}
+
+impl Metered {
+    fn start(server: &Server, list: &Value) -> Result<Self> {
+        let mut proxy = server
+            .command(&["proxy", "--port=0", "--disable-filter"])?
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        let stdout = proxy.stdout.take().context("no stdout")?;
+        BufReader::new(stdout).read_line(&mut said)?;
+        let kubeconfig = server.dir().join("metered");
+        let metered = Self { kubeconfig, proxy };
+        let port = said.trim().rsplit(':').next().context("a port")?.parse()?;
+        let listener = TcpListener::bind((LOOPBACK, 0))?;
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", listener.local_addr()?)}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(&metered.kubeconfig, config.to_string())?;
+        let list = list.to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let list = list.clone();
+                std::thread::spawn(move || pass(stream, port, &list));
+            }
+        });
+        Ok(metered)
+    }
+}
+
+/// One request.
+fn pass(mut client: TcpStream, port: u16, list: &str) -> Result<()> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head)?;
+    let (line, rest) = head.split_once("\r\n").context("a line")?;
+    if line.starts_with("GET /apis/metrics.k8s.io/v1beta1/namespaces/default/pods?") {
+        write!(
+            client,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{list}",
+            list.len()
+        )?;
+    } else {
+        let mut server = TcpStream::connect((LOOPBACK, port))?;
+        write!(server, "{line}\r\nConnection: close\r\n{rest}")?;
+        let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        std::io::copy(&mut server, &mut client)?;
+    }
+    client.shutdown(Shutdown::Both)?;
+    Ok(())
 }
 
 #[test]
 fn an_autoscaler_scales_by_what_pods_use() -> Result<()> {
     let server = server()?;
-    metrics_api(&server)?;
     create(&server, &deployment("web", 2))?;
+    let mut metrics = Vec::new();
     for at in 0..2 {
         let pod = format!("web-{at}");
         create(
@@ -734,15 +783,14 @@ fn an_autoscaler_scales_by_what_pods_use() -> Result<()> {
             &pod,
             json!({"phase": "Running", "startTime": long_ago, "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": long_ago}]}),
         )?;
-        create(
-            &server,
-            &json!({
-                "apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetrics", "metadata": {"name": pod, "labels": {"app": "web"}},
-                "timestamp": "2026-11-01T00:00:00Z", "window": "15s", "containers": [{"name": "c", "usage": {"cpu": "200m", "memory": "1Mi"}}],
-            }),
-        )?;
+        metrics.push(json!({
+            "metadata": {"name": pod, "namespace": "default", "labels": {"app": "web"}},
+            "timestamp": "2026-11-01T00:00:00Z", "window": "15s", "containers": [{"name": "c", "usage": {"cpu": "200m", "memory": "1Mi"}}],
+        }));
     }
-    let _controllers = Controllers::start(&server)?;
+    let list = json!({"apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetricsList", "metadata": {}, "items": metrics});
+    let metered = Metered::start(&server, &list)?;
+    let _controllers = Controllers::start_at(&server, &metered.kubeconfig)?;
     server.kubectl(&[
         "autoscale",
         "deployment",

@@ -159,7 +159,7 @@ impl Controller for Jobs {
             let job = self.jobs.get(key);
             let Some(job) = job.filter(|job| !is_foreign(job) && finished(job).is_none()) else {
                 self.failures().remove(key);
-                break;
+                return failed.map_or(Ok(Next::Settled), Err);
             };
             let mode = job
                 .spec
@@ -168,7 +168,7 @@ impl Controller for Jobs {
             if mode.is_some_and(|mode| !matches!(mode, "Indexed" | "NonIndexed")) {
                 let message = "Skipped Job sync because completion mode is unknown".into();
                 self.tell(&job, Level::Warning, "UnknownCompletionMode", message);
-                break;
+                return Ok(Next::Settled);
             }
             if step == 0 {
                 self.claim(&job).await?;
@@ -197,10 +197,7 @@ impl Controller for Jobs {
                 }
             }
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Next::After(Duration::ZERO)),
-        }
+        failed.map_or(Ok(Next::After(Duration::ZERO)), Err)
     }
 }
 
