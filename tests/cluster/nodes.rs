@@ -24,7 +24,8 @@ use berth_tests::{
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-const WITHIN: Duration = Duration::from_secs(60);
+/// A watch that was cut is tried again after half a minute at the latest.
+const WITHIN: Duration = Duration::from_secs(120);
 /// So often hollow nodes renew their leases.
 const RENEWED: Duration = Duration::from_millis(200);
 const MERGE: &str = "application/merge-patch+json";

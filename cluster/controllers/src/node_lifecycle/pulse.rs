@@ -41,18 +41,24 @@ pub(super) struct Grace {
 #[derive(Debug)]
 pub(super) struct Pulse {
     sign: Sign,
+    /// The one before: a cache that is behind what was read afresh shows it again.
+    before: Option<Sign>,
     changed: Instant,
 }
 
 impl Pulse {
     pub(super) fn new(sign: Sign, now: Instant) -> Self {
-        Self { sign, changed: now }
+        Self {
+            sign,
+            before: None,
+            changed: now,
+        }
     }
 
     /// Any change is life, also one back in its own time.
     pub(super) fn look(&mut self, sign: Sign, now: Instant) {
-        if sign != self.sign {
-            self.sign = sign;
+        if sign != self.sign && self.before.as_ref() != Some(&sign) {
+            self.before = Some(std::mem::replace(&mut self.sign, sign));
             self.changed = now;
         }
     }
@@ -105,6 +111,20 @@ mod tests {
         assert!(pulse.is_silent(at(151), GRACE));
         pulse.restart(at(151));
         assert!(!pulse.is_silent(at(201), GRACE));
+    }
+
+    #[test]
+    fn a_cache_that_is_behind_shows_no_life() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let (cached, fresh) = (sign(Some(1), Some(1)), sign(Some(1), Some(2)));
+        let mut pulse = Pulse::new(cached.clone(), begin);
+        pulse.look(fresh.clone(), at(10));
+        for seconds in (11..60).step_by(2) {
+            pulse.look(cached.clone(), at(seconds));
+            pulse.look(fresh.clone(), at(seconds + 1));
+        }
+        assert!(pulse.is_silent(at(61), GRACE));
     }
 
     #[test]
