@@ -17,3 +17,4 @@ mod scheduler;
 mod transcripts;
 mod watches;
 mod webhooks;
+mod workloads;

@@ -9,12 +9,23 @@
 //! Invariant: a controller sees what it wrote: what it made is in the cache before it looks again, so nothing is made twice.
 
 mod cache;
+mod claim;
 mod context;
 mod controller;
+mod crew;
+mod daemonset;
+mod deployment;
 mod error;
 mod key;
 pub mod owner;
+mod percent;
+mod pod;
 mod queue;
+mod replicaset;
+mod revision;
+mod slow_start;
+mod statefulset;
+mod template;
 mod ttl;
 
 use std::sync::Arc;
@@ -32,13 +43,23 @@ pub use self::{
 };
 use crate::{
     controller::{Controller, Ready, ready},
+    daemonset::DaemonSets,
+    deployment::Deployments,
+    replicaset::ReplicaSets,
+    statefulset::StatefulSets,
     ttl::Ttl,
 };
 
 type Begins = fn(&Arc<Context>, &CancellationToken) -> Ready;
 
 /// All there are, by upstream's names.
-const ALL: &[(&str, Begins)] = &[(Ttl::NAME, ready::<Ttl>)];
+const ALL: &[(&str, Begins)] = &[
+    (DaemonSets::NAME, ready::<DaemonSets>),
+    (Deployments::NAME, ready::<Deployments>),
+    (ReplicaSets::NAME, ready::<ReplicaSets>),
+    (StatefulSets::NAME, ready::<StatefulSets>),
+    (Ttl::NAME, ready::<Ttl>),
+];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
