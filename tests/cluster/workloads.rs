@@ -16,7 +16,8 @@ use self::hollow::Hollow;
 
 const WITHIN: Duration = Duration::from_secs(60);
 /// Those that are asked for here, and what follows from them.
-const NAMES: &str = "deployment-controller,replicaset-controller,daemonset-controller,statefulset-controller";
+const NAMES: &str =
+    "deployment-controller,replicaset-controller,daemonset-controller,statefulset-controller";
 
 struct Controllers(Child);
 
@@ -27,7 +28,13 @@ impl Controllers {
             .append(true)
             .open(server.dir().join("controllers.log"))?;
         let child = Command::new(bin_dir()?.join("berth"))
-            .args(["controllers", "--leader-elect=false", "--controllers", NAMES, "--kubeconfig"])
+            .args([
+                "controllers",
+                "--leader-elect=false",
+                "--controllers",
+                NAMES,
+                "--kubeconfig",
+            ])
             .arg(server.kubeconfig())
             .stdin(Stdio::null())
             .stderr(log)
@@ -93,7 +100,10 @@ impl Cluster {
             }
             if Instant::now() > until {
                 let log = std::fs::read_to_string(self.server.dir().join("controllers.log"));
-                bail!("not within {} s: {what}: {items:#?}\ncontrollers: {log:?}", WITHIN.as_secs());
+                bail!(
+                    "not within {} s: {what}: {items:#?}\ncontrollers: {log:?}",
+                    WITHIN.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -102,7 +112,10 @@ impl Cluster {
     fn rolled(&self, what: &str) -> Result<String> {
         let limit = format!("--timeout={}s", WITHIN.as_secs() - 5);
         self.kubectl(&["rollout", "status", what, &limit])
-            .with_context(|| std::fs::read_to_string(self.server.dir().join("controllers.log")).unwrap_or_default())
+            .with_context(|| {
+                std::fs::read_to_string(self.server.dir().join("controllers.log"))
+                    .unwrap_or_default()
+            })
     }
 
     fn sets(&self) -> Result<Vec<Value>> {
@@ -174,7 +187,9 @@ fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
     cluster.hollow.begin();
     set_image(&cluster, typed, "nginx:1.9.1")?;
     cluster.rolled(what)?;
-    let pods = cluster.until("all are new", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 3])?;
+    let pods = cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 3]
+    })?;
     ensure!(pods.len() == 3);
     let counts = cluster.hollow.counts();
     ensure!(counts.most <= 4 && counts.least_ready >= 3, "{counts:?}");
@@ -183,38 +198,60 @@ fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
     cluster.rolled(what)?;
     cluster.kubectl(&["rollout", "undo", typed, "--to-revision=2"])?;
     cluster.rolled(what)?;
-    cluster.until("it is the second again", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 3])?;
+    cluster.until("it is the second again", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 3]
+    })?;
 
     // a bad image stalls, takes nothing away, and is told
     cluster.patch(what, &json!({"spec": {"progressDeadlineSeconds": 2}}))?;
     cluster.hollow.begin();
     set_image(&cluster, typed, "nginx:bad")?;
-    let stalled = cluster.server.refused(&["rollout", "status", what, "--timeout=55s"], "")?;
-    ensure!(stalled.contains("exceeded its progress deadline"), "{stalled}");
+    let stalled = cluster
+        .server
+        .refused(&["rollout", "status", what, "--timeout=55s"], "")?;
+    ensure!(
+        stalled.contains("exceeded its progress deadline"),
+        "{stalled}"
+    );
     let deployment = cluster.server.json(&["get", what])?;
     let progressing = condition(&deployment, "Progressing").context("Progressing")?;
-    ensure!(progressing["reason"] == "ProgressDeadlineExceeded" && progressing["status"] == "False");
+    ensure!(
+        progressing["reason"] == "ProgressDeadlineExceeded" && progressing["status"] == "False"
+    );
     ensure!(condition(&deployment, "Available").context("Available")?["status"] == "True");
     let counts = cluster.hollow.counts();
     ensure!(counts.most <= 4 && counts.least_ready >= 3, "{counts:?}");
     cluster.kubectl(&["rollout", "undo", what])?;
     cluster.rolled(what)?;
-    cluster.until("it is undone", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 3])?;
+    cluster.until("it is undone", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 3]
+    })?;
 
     cluster.kubectl(&["annotate", what, "kubernetes.io/change-cause=because"])?;
     cluster.until("its ReplicaSet has the cause", &["rs"], |sets| {
-        let of = |set: &Value| set["metadata"]["annotations"]["kubernetes.io/change-cause"] == "because";
+        let of =
+            |set: &Value| set["metadata"]["annotations"]["kubernetes.io/change-cause"] == "because";
         sets.iter().filter(|set| of(set)).count() == 1
     })?;
     let history = cluster.kubectl(&["rollout", "history", typed])?;
-    let revisions: Vec<_> = history.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let revisions: Vec<_> = history
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
     ensure!(revisions[2..] == ["1", "3", "5", "6"], "{history}");
-    ensure!(history.lines().any(|line| line.starts_with('6') && line.ends_with("because")), "{history}");
+    ensure!(
+        history
+            .lines()
+            .any(|line| line.starts_with('6') && line.ends_with("because")),
+        "{history}"
+    );
     let one = cluster.kubectl(&["rollout", "history", typed, "--revision=3"])?;
     ensure!(one.contains("nginx:1.16.1"), "{one}");
     let events = cluster.kubectl(&["describe", what])?;
     ensure!(
-        events.contains("ScalingReplicaSet") && events.contains("deployment-controller") && events.contains("Scaled down replica set"),
+        events.contains("ScalingReplicaSet")
+            && events.contains("deployment-controller")
+            && events.contains("Scaled down replica set"),
         "{events}"
     );
     cluster.kubectl(&["delete", what])?;
@@ -228,7 +265,11 @@ fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
 fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     let cluster = Cluster::start()?;
     let what = "deployment/web";
-    cluster.apply(&workload("Deployment", "web", &json!({"replicas": 2, "revisionHistoryLimit": 1})))?;
+    cluster.apply(&workload(
+        "Deployment",
+        "web",
+        &json!({"replicas": 2, "revisionHistoryLimit": 1}),
+    ))?;
     cluster.rolled(what)?;
     cluster.kubectl(&["rollout", "pause", what])?;
     set_image(&cluster, what, "nginx:1.9.1")?;
@@ -243,7 +284,9 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     ensure!(refused.contains("paused"), "{refused}");
     cluster.kubectl(&["rollout", "resume", what])?;
     cluster.rolled(what)?;
-    cluster.until("it goes on", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 5])?;
+    cluster.until("it goes on", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 5]
+    })?;
 
     // DP-11
     for _ in 0..2 {
@@ -257,20 +300,29 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     }
 
     // DP-10: ready is not enough
-    cluster.patch(what, &json!({"spec": {"minReadySeconds": 3600, "replicas": 4, "progressDeadlineSeconds": 7200}}))?;
+    cluster.patch(
+        what,
+        &json!({"spec": {"minReadySeconds": 3600, "replicas": 4, "progressDeadlineSeconds": 7200}}),
+    )?;
     cluster.until("none counts as available", &["deployments"], |all| {
         let status = &all[0]["status"];
-        status["readyReplicas"] == 4 && status["availableReplicas"].is_null() && status["replicas"] == 4
+        status["readyReplicas"] == 4
+            && status["availableReplicas"].is_null()
+            && status["replicas"] == 4
     })?;
     cluster.patch(what, &json!({"spec": {"minReadySeconds": 1}}))?;
-    cluster.until("all count a second later", &["deployments"], |all| all[0]["status"]["availableReplicas"] == 4)?;
+    cluster.until("all count a second later", &["deployments"], |all| {
+        all[0]["status"]["availableReplicas"] == 4
+    })?;
 
     // the old ones are gone before the new ones come
     cluster.patch(what, &json!({"spec": {"minReadySeconds": 0, "strategy": {"type": "Recreate", "rollingUpdate": null}}}))?;
     cluster.rolled(what)?;
     cluster.hollow.begin();
     set_image(&cluster, what, "nginx:1.16.1")?;
-    cluster.until("all are new", &["pods"], |pods| images(pods) == ["nginx:1.16.1"; 4])?;
+    cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.16.1"; 4]
+    })?;
     cluster.rolled(what)?;
     let counts = cluster.hollow.counts();
     ensure!(counts.most <= 4 && counts.least_ready == 0, "{counts:?}");
@@ -281,8 +333,13 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
 #[test]
 fn killed_controllers_make_nothing_twice() -> Result<()> {
     let mut cluster = Cluster::start()?;
-    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
-    cluster.apply(&workload("Deployment", "web", &json!({"replicas": 10, "strategy": strategy})))?;
+    let strategy =
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
+    cluster.apply(&workload(
+        "Deployment",
+        "web",
+        &json!({"replicas": 10, "strategy": strategy}),
+    ))?;
     for kill in 0..4 {
         std::thread::sleep(Duration::from_millis(150 * kill));
         if let Some(mut controllers) = cluster.controllers.take() {
@@ -293,7 +350,9 @@ fn killed_controllers_make_nothing_twice() -> Result<()> {
         cluster.controllers = Some(Controllers::start(&cluster.server)?);
     }
     cluster.rolled("deployment/web")?;
-    cluster.until("all are of the last", &["pods"], |pods| images(pods) == ["nginx:3"; 10])?;
+    cluster.until("all are of the last", &["pods"], |pods| {
+        images(pods) == ["nginx:3"; 10]
+    })?;
     let counts = cluster.hollow.counts();
     ensure!(counts.most <= 12, "{counts:?}");
     Ok(())
@@ -309,7 +368,8 @@ fn a_replica_set_takes_only_what_is_nobodys() -> Result<()> {
             "spec": {"containers": [{"name": "c", "image": "example/c:1"}]},
         })
     };
-    cluster.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}}))?;
+    cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}}))?;
     let other = cluster.server.json(&["get", "configmap", "other"])?;
     let other = json!([{
         "apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": other["metadata"]["uid"], "controller": true,
@@ -317,43 +377,79 @@ fn a_replica_set_takes_only_what_is_nobodys() -> Result<()> {
     cluster.apply(&pod("free", json!([])))?;
     cluster.apply(&pod("others", other))?;
     cluster.apply(&workload("ReplicaSet", "web", &json!({"replicas": 2})))?;
-    let is_of = |kind: &'static str| move |pod: &&Value| pod["metadata"]["ownerReferences"][0]["kind"] == kind;
-    let pods = cluster.until("it has two", &["pods"], |pods| pods.iter().filter(is_of("ReplicaSet")).count() == 2)?;
+    let is_of = |kind: &'static str| {
+        move |pod: &&Value| pod["metadata"]["ownerReferences"][0]["kind"] == kind
+    };
+    let pods = cluster.until("it has two", &["pods"], |pods| {
+        pods.iter().filter(is_of("ReplicaSet")).count() == 2
+    })?;
     ensure!(pods.len() == 3, "{:?}", names(&pods));
-    let free = pods.iter().find(|pod| pod["metadata"]["name"] == "free").context("free")?;
+    let free = pods
+        .iter()
+        .find(|pod| pod["metadata"]["name"] == "free")
+        .context("free")?;
     ensure!(is_of("ReplicaSet")(&free));
     ensure!(pods.iter().filter(is_of("ConfigMap")).count() == 1);
     // it is let go, and another is made
     cluster.kubectl(&["label", "pod", "free", "app=else", "--overwrite"])?;
     let pods = cluster.until("another is made", &["pods"], |pods| pods.len() == 4)?;
-    let free = pods.iter().find(|pod| pod["metadata"]["name"] == "free").context("free")?;
+    let free = pods
+        .iter()
+        .find(|pod| pod["metadata"]["name"] == "free")
+        .context("free")?;
     ensure!(free["metadata"]["ownerReferences"].is_null(), "{free}");
     // deleted under it
     let one = pods.iter().find(is_of("ReplicaSet")).context("one")?;
-    let one = one["metadata"]["name"].as_str().context("a name")?.to_owned();
+    let one = one["metadata"]["name"]
+        .as_str()
+        .context("a name")?
+        .to_owned();
     cluster.kubectl(&["delete", "pod", &one])?;
-    cluster.until("it is remade", &["rs"], |sets| sets[0]["status"]["readyReplicas"] == 2)?;
+    cluster.until("it is remade", &["rs"], |sets| {
+        sets[0]["status"]["readyReplicas"] == 2
+    })?;
     // its pods outlive it, and the next one takes them
     let before = cluster.items(&["pods", "-l", "app=web"])?;
     cluster.kubectl(&["delete", "rs", "web", "--cascade=orphan"])?;
-    cluster.until("they are nobody's", &["pods"], |pods| !pods.iter().any(|pod| is_of("ReplicaSet")(&pod)))?;
+    cluster.until("they are nobody's", &["pods"], |pods| {
+        !pods.iter().any(|pod| is_of("ReplicaSet")(&pod))
+    })?;
     cluster.apply(&workload("ReplicaSet", "next", &json!({
         "replicas": 2, "selector": {"matchLabels": {"app": "web"}},
         "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "example/c:1"}]}},
     })))?;
-    cluster.until("it has both", &["rs"], |sets| sets[0]["status"]["readyReplicas"] == 2)?;
+    cluster.until("it has both", &["rs"], |sets| {
+        sets[0]["status"]["readyReplicas"] == 2
+    })?;
     let after = cluster.items(&["pods", "-l", "app=web"])?;
-    ensure!(names(&after) == names(&before), "{:?} {:?}", names(&before), names(&after));
+    ensure!(
+        names(&after) == names(&before),
+        "{:?} {:?}",
+        names(&before),
+        names(&after)
+    );
 
     cluster.kubectl(&["create", "quota", "few", "--hard=pods=5"])?;
-    cluster.until("the quota is counted", &["quota"], |quotas| quotas[0]["status"]["used"]["pods"] == "4")?;
+    cluster.until("the quota is counted", &["quota"], |quotas| {
+        quotas[0]["status"]["used"]["pods"] == "4"
+    })?;
     cluster.kubectl(&["scale", "rs/next", "--replicas=5"])?;
-    let sets = cluster.until("it is told", &["rs"], |sets| condition(&sets[0], "ReplicaFailure").is_some())?;
+    let sets = cluster.until("it is told", &["rs"], |sets| {
+        condition(&sets[0], "ReplicaFailure").is_some()
+    })?;
     let failure = condition(&sets[0], "ReplicaFailure").context("ReplicaFailure")?;
     ensure!(failure["reason"] == "FailedCreate");
-    ensure!(failure["message"].as_str().is_some_and(|why| why.contains("exceeded quota: few")), "{failure}");
+    ensure!(
+        failure["message"]
+            .as_str()
+            .is_some_and(|why| why.contains("exceeded quota: few")),
+        "{failure}"
+    );
     let events = cluster.kubectl(&["describe", "rs/next"])?;
-    ensure!(events.contains("FailedCreate") && events.contains("replicaset-controller"), "{events}");
+    ensure!(
+        events.contains("FailedCreate") && events.contains("replicaset-controller"),
+        "{events}"
+    );
     cluster.kubectl(&["delete", "quota", "few"])?;
     cluster.until("it has all, and nothing is wrong", &["rs"], |sets| {
         sets[0]["status"]["readyReplicas"] == 5 && condition(&sets[0], "ReplicaFailure").is_none()
@@ -383,72 +479,125 @@ fn a_daemon_set_has_a_pod_on_each_node_that_suits() -> Result<()> {
     let what = "daemonset/agent";
     cluster.apply(&workload("DaemonSet", "agent", &json!({})))?;
     cluster.rolled(what)?;
-    let pods = cluster.until("each has one", &["pods"], |pods| nodes(pods) == ["n1", "n2"])?;
-    let tolerations = pods[0]["spec"]["tolerations"].as_array().context("tolerations")?;
+    let pods = cluster.until("each has one", &["pods"], |pods| {
+        nodes(pods) == ["n1", "n2"]
+    })?;
+    let tolerations = pods[0]["spec"]["tolerations"]
+        .as_array()
+        .context("tolerations")?;
     let tolerates = |key: &str, effect: &str| {
-        tolerations.iter().any(|one| one["key"] == format!("node.kubernetes.io/{key}") && one["effect"] == effect && one["operator"] == "Exists")
+        tolerations.iter().any(|one| {
+            one["key"] == format!("node.kubernetes.io/{key}")
+                && one["effect"] == effect
+                && one["operator"] == "Exists"
+        })
     };
-    ensure!(tolerates("not-ready", "NoExecute") && tolerates("unschedulable", "NoSchedule"), "{tolerations:?}");
+    ensure!(
+        tolerates("not-ready", "NoExecute") && tolerates("unschedulable", "NoSchedule"),
+        "{tolerations:?}"
+    );
 
     // a node joins, one has a taint, one leaves
     node(&cluster, "n3")?;
-    cluster.until("it has one, too", &["pods"], |pods| nodes(pods) == ["n1", "n2", "n3"])?;
+    cluster.until("it has one, too", &["pods"], |pods| {
+        nodes(pods) == ["n1", "n2", "n3"]
+    })?;
     cluster.kubectl(&["taint", "node", "n3", "own=yes:NoExecute"])?;
-    cluster.until("it is gone there", &["pods"], |pods| nodes(pods) == ["n1", "n2"])?;
+    cluster.until("it is gone there", &["pods"], |pods| {
+        nodes(pods) == ["n1", "n2"]
+    })?;
     cluster.kubectl(&["delete", "node", "n3"])?;
     cluster.until("it counts no more", &["ds"], |sets| {
         let status = &sets[0]["status"];
-        status["desiredNumberScheduled"] == 2 && status["numberReady"] == 2 && status["numberMisscheduled"] == 0
+        status["desiredNumberScheduled"] == 2
+            && status["numberReady"] == 2
+            && status["numberMisscheduled"] == 0
     })?;
 
     // a dead pod, and one that is deleted
     let pods = cluster.items(&["pods"])?;
     let (dead, gone) = (names(&pods)[0].to_owned(), names(&pods)[1].to_owned());
     let failed = json!({"status": {"phase": "Failed", "conditions": []}}).to_string();
-    cluster.kubectl(&["patch", "pod", &dead, "--subresource=status", "--type=merge", "-p", &failed])?;
+    cluster.kubectl(&[
+        "patch",
+        "pod",
+        &dead,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &failed,
+    ])?;
     cluster.kubectl(&["delete", "pod", &gone])?;
     cluster.until("both are remade", &["pods"], |pods| {
         let names = names(pods);
-        nodes(pods) == ["n1", "n2"] && !names.contains(&dead.as_str()) && !names.contains(&gone.as_str())
+        nodes(pods) == ["n1", "n2"]
+            && !names.contains(&dead.as_str())
+            && !names.contains(&gone.as_str())
     })?;
     cluster.rolled(what)?;
     let events = cluster.kubectl(&["describe", what])?;
-    ensure!(events.contains("FailedDaemonPod") && events.contains("daemonset-controller"), "{events}");
+    ensure!(
+        events.contains("FailedDaemonPod") && events.contains("daemonset-controller"),
+        "{events}"
+    );
 
     // DS-05: one node after another, the old one first
     cluster.hollow.begin();
     set_image(&cluster, what, "nginx:1.9.1")?;
     cluster.rolled(what)?;
-    cluster.until("all are new", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 2])?;
+    cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 2]
+    })?;
     let counts = cluster.hollow.counts();
     ensure!(counts.most == 2 && counts.least_ready == 1, "{counts:?}");
     // with surge, the new one first
-    let surge = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+    let surge =
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
     cluster.patch(what, &json!({"spec": {"updateStrategy": surge}}))?;
     cluster.hollow.begin();
     set_image(&cluster, what, "nginx:1.16.1")?;
     cluster.rolled(what)?;
-    cluster.until("all are new", &["pods"], |pods| images(pods) == ["nginx:1.16.1"; 2])?;
+    cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.16.1"; 2]
+    })?;
     let counts = cluster.hollow.counts();
     ensure!(counts.most == 3 && counts.least_ready == 2, "{counts:?}");
 
     let history = cluster.kubectl(&["rollout", "history", what])?;
-    ensure!(history.lines().filter(|line| line.starts_with(['1', '2', '3'])).count() == 3, "{history}");
+    ensure!(
+        history
+            .lines()
+            .filter(|line| line.starts_with(['1', '2', '3']))
+            .count()
+            == 3,
+        "{history}"
+    );
     cluster.kubectl(&["rollout", "undo", what, "--to-revision=1"])?;
     cluster.rolled(what)?;
-    cluster.until("it is the first again", &["pods"], |pods| images(pods) == ["nginx:1.7.9"; 2])?;
+    cluster.until("it is the first again", &["pods"], |pods| {
+        images(pods) == ["nginx:1.7.9"; 2]
+    })?;
 
     // DS-06
-    cluster.patch(what, &json!({"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}}}))?;
+    cluster.patch(
+        what,
+        &json!({"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}}}),
+    )?;
     set_image(&cluster, what, "nginx:1.9.1")?;
     let sets = cluster.until("it has looked", &["ds"], |sets| {
         sets[0]["status"]["observedGeneration"] == sets[0]["metadata"]["generation"]
     })?;
-    ensure!(sets[0]["status"]["updatedNumberScheduled"].is_null(), "{}", sets[0]);
+    ensure!(
+        sets[0]["status"]["updatedNumberScheduled"].is_null(),
+        "{}",
+        sets[0]
+    );
     let pods = cluster.items(&["pods"])?;
     ensure!(images(&pods) == ["nginx:1.7.9"; 2]);
     cluster.kubectl(&["delete", "pod", names(&pods)[0]])?;
-    cluster.until("that one is new", &["pods"], |pods| images(pods) == ["nginx:1.7.9", "nginx:1.9.1"])?;
+    cluster.until("that one is new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.7.9", "nginx:1.9.1"]
+    })?;
     cluster.kubectl(&["delete", what])?;
     cluster.until("they go with it", &["pods"], |pods| pods.is_empty())?;
     Ok(())
@@ -463,31 +612,54 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
         "metadata": {"name": "www"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     }]);
-    cluster.apply(&workload("StatefulSet", "web", &json!({
-        "replicas": 3, "serviceName": "nginx", "volumeClaimTemplates": claims,
-    })))?;
+    cluster.apply(&workload(
+        "StatefulSet",
+        "web",
+        &json!({
+            "replicas": 3, "serviceName": "nginx", "volumeClaimTemplates": claims,
+        }),
+    ))?;
     cluster.rolled(what)?;
     let pods = cluster.items(&["pods"])?;
     ensure!(names(&pods) == ["web-0", "web-1", "web-2"]);
-    let made = |at: usize| pods[at]["metadata"]["creationTimestamp"].as_str().map(str::to_owned);
+    let made = |at: usize| {
+        pods[at]["metadata"]["creationTimestamp"]
+            .as_str()
+            .map(str::to_owned)
+    };
     ensure!(made(0) <= made(1) && made(1) <= made(2));
     ensure!(pods[1]["spec"]["hostname"] == "web-1" && pods[1]["spec"]["subdomain"] == "nginx");
     ensure!(pods[1]["metadata"]["labels"]["apps.kubernetes.io/pod-index"] == "1");
     let volume = json!({"name": "www", "persistentVolumeClaim": {"claimName": "www-web-1"}});
-    ensure!(pods[1]["spec"]["volumes"].as_array().is_some_and(|all| all.contains(&volume)), "{}", pods[1]);
+    ensure!(
+        pods[1]["spec"]["volumes"]
+            .as_array()
+            .is_some_and(|all| all.contains(&volume)),
+        "{}",
+        pods[1]
+    );
     ensure!(names(&cluster.items(&["pvc"])?) == ["www-web-0", "www-web-1", "www-web-2"]);
 
     // its name comes back, with its claim
     let before = pods[1]["metadata"]["uid"].clone();
     cluster.kubectl(&["delete", "pod", "web-1"])?;
-    cluster.until("it is remade", &["pods"], |pods| pods.len() == 3 && pods[1]["metadata"]["uid"] != before)?;
+    cluster.until("it is remade", &["pods"], |pods| {
+        pods.len() == 3 && pods[1]["metadata"]["uid"] != before
+    })?;
     cluster.rolled(what)?;
 
     // one that isn't ready holds up those after it
-    cluster.patch(what, &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 2}}}}))?;
+    cluster.patch(
+        what,
+        &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 2}}}}),
+    )?;
     cluster.hollow.begin();
     set_image(&cluster, what, "nginx:1.9.1")?;
-    ensure!(cluster.rolled(what)?.contains("partitioned roll out complete"));
+    ensure!(
+        cluster
+            .rolled(what)?
+            .contains("partitioned roll out complete")
+    );
     ensure!(images(&cluster.items(&["pods"])?) == ["nginx:1.7.9", "nginx:1.7.9", "nginx:1.9.1"]);
     // what is remade below the partition is as it was
     cluster.kubectl(&["delete", "pod", "web-0"])?;
@@ -495,9 +667,14 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
         images(pods) == ["nginx:1.7.9", "nginx:1.7.9", "nginx:1.9.1"]
             && pods.iter().all(|pod| condition(pod, "Ready").is_some())
     })?;
-    cluster.patch(what, &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 0}}}}))?;
+    cluster.patch(
+        what,
+        &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 0}}}}),
+    )?;
     cluster.rolled(what)?;
-    cluster.until("all are new", &["pods"], |pods| images(pods) == ["nginx:1.9.1"; 3])?;
+    cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.9.1"; 3]
+    })?;
     let sets = cluster.until("the roll is over", &["sts"], |sets| {
         sets[0]["status"]["currentRevision"] == sets[0]["status"]["updateRevision"]
     })?;
@@ -506,22 +683,38 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
     ensure!(counts.most == 3 && counts.least_ready == 2, "{counts:?}");
     cluster.kubectl(&["rollout", "undo", what])?;
     cluster.rolled(what)?;
-    cluster.until("it is undone", &["pods"], |pods| images(pods) == ["nginx:1.7.9"; 3])?;
+    cluster.until("it is undone", &["pods"], |pods| {
+        images(pods) == ["nginx:1.7.9"; 3]
+    })?;
 
     // scaled away: the claims stay, until the policy says otherwise
     cluster.kubectl(&["scale", what, "--replicas=2"])?;
-    cluster.until("the highest goes", &["pods"], |pods| names(pods) == ["web-0", "web-1"])?;
+    cluster.until("the highest goes", &["pods"], |pods| {
+        names(pods) == ["web-0", "web-1"]
+    })?;
     ensure!(cluster.items(&["pvc"])?.len() == 3);
     let policy = json!({"whenScaled": "Delete", "whenDeleted": "Delete"});
-    cluster.patch(what, &json!({"spec": {"persistentVolumeClaimRetentionPolicy": policy}}))?;
-    cluster.until("the claims of those that are there are the set's", &["pvc"], |claims| {
-        let of_set = |claim: &&Value| claim["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
-        claims.iter().filter(of_set).count() == 2
-    })?;
+    cluster.patch(
+        what,
+        &json!({"spec": {"persistentVolumeClaimRetentionPolicy": policy}}),
+    )?;
+    cluster.until(
+        "the claims of those that are there are the set's",
+        &["pvc"],
+        |claims| {
+            let of_set =
+                |claim: &&Value| claim["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
+            claims.iter().filter(of_set).count() == 2
+        },
+    )?;
     cluster.kubectl(&["scale", what, "--replicas=1"])?;
-    cluster.until("its claim goes with it", &["pvc"], |claims| names(claims) == ["www-web-0", "www-web-2"])?;
+    cluster.until("its claim goes with it", &["pvc"], |claims| {
+        names(claims) == ["www-web-0", "www-web-2"]
+    })?;
     cluster.kubectl(&["delete", what])?;
-    cluster.until("all that is its goes", &["pvc"], |claims| names(claims) == ["www-web-2"])?;
+    cluster.until("all that is its goes", &["pvc"], |claims| {
+        names(claims) == ["www-web-2"]
+    })?;
     cluster.until("the pods, too", &["pods"], |pods| pods.is_empty())?;
 
     // all at once
@@ -532,6 +725,8 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
             "spec": {"containers": [{"name": "nginx", "image": "nginx:bad"}]},
         },
     })))?;
-    cluster.until("none waits for another", &["pods"], |pods| names(pods) == ["many-3", "many-4", "many-5", "many-6"])?;
+    cluster.until("none waits for another", &["pods"], |pods| {
+        names(pods) == ["many-3", "many-4", "many-5", "many-6"]
+    })?;
     Ok(())
 }

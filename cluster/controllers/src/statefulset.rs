@@ -76,10 +76,19 @@ impl Controller for StatefulSets {
         if claim::takes_all(&spec.selector) {
             return Ok(Next::Settled);
         }
-        let collisions = set.status.as_ref().and_then(|status| status.collision_count);
+        let collisions = set
+            .status
+            .as_ref()
+            .and_then(|status| status.collision_count);
         let (context, revisions) = (&self.context, &self.revisions);
-        let found =
-            revision::history(context, revisions, &*set, &spec.template, collisions, REVISION_HASH);
+        let found = revision::history(
+            context,
+            revisions,
+            &*set,
+            &spec.template,
+            collisions,
+            REVISION_HASH,
+        );
         let history = match found.await {
             Ok(Found::History(history)) => history,
             Ok(Found::Collided(collisions)) => {
@@ -91,7 +100,10 @@ impl Controller for StatefulSets {
             Err(error) if crew::is_end_of_namespace(&error) => return Ok(Next::Settled),
             Err(error) => return Err(error),
         };
-        let current = set.status.as_ref().and_then(|status| status.current_revision.as_deref());
+        let current = set
+            .status
+            .as_ref()
+            .and_then(|status| status.current_revision.as_deref());
         let current = current.and_then(|name| history.named(name));
         let work = Work {
             of: self,
@@ -221,7 +233,9 @@ impl Work<'_> {
         let pod = identity::pod(self.set, self.spec, &template, revision, ordinal);
         if Policy::of(self.spec).delete_when_scaled {
             let known = identity::claims(self.set, self.spec, ordinal);
-            let mut known = known.iter().filter_map(|claim| self.of.claims.get(&Key::of(claim)));
+            let mut known = known
+                .iter()
+                .filter_map(|claim| self.of.claims.get(&Key::of(claim)));
             if known.any(|claim| retention::goes_with_an_earlier(&claim, &pod)) {
                 // its going wakes the set
                 return Ok(());
@@ -380,7 +394,11 @@ fn status(set: &StatefulSet, way: &Way, current: &str, pods: &[Arc<Pod>]) -> Sta
         updated_replicas: some(updated),
         current_revision: Some(current),
         update_revision: Some(way.newest.clone()),
-        collision_count: Some(before.and_then(|before| before.collision_count).unwrap_or(0)),
+        collision_count: Some(
+            before
+                .and_then(|before| before.collision_count)
+                .unwrap_or(0),
+        ),
         conditions: before.and_then(|before| before.conditions.clone()),
     }
 }

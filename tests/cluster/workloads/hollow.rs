@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use berth_tests::cluster::Server;
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -18,7 +18,7 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
 
 /// Pods with this in their image never become ready.
 pub const BAD: &str = "bad";
@@ -55,7 +55,7 @@ impl Seen {
 
 pub struct Hollow {
     seen: Arc<Mutex<Seen>>,
-    ends: CancellationToken,
+    ends: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,15 +63,15 @@ impl Hollow {
     pub fn start(server: &Server) -> Result<Self> {
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig())?;
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let ends = CancellationToken::new();
+        let (ends, until) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (counts, until) = (seen.clone(), ends.clone());
+        let counts = seen.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = until.cancelled() => {}
+                    _ = until => {}
                     done = follow(kubeconfig, &counts) => {
                         if let Err(error) = done {
                             eprintln!("the hollow kubelets have ended: {error:#}");
@@ -82,24 +82,30 @@ impl Hollow {
         });
         Ok(Self {
             seen,
-            ends,
+            ends: Some(ends),
             thread: Some(thread),
         })
     }
 
     /// Counts from now on.
     pub fn begin(&self) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).begin();
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .begin();
     }
 
     pub fn counts(&self) -> Counts {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).counts
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counts
     }
 }
 
 impl Drop for Hollow {
     fn drop(&mut self) {
-        self.ends.cancel();
+        drop(self.ends.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -140,7 +146,10 @@ fn note(seen: &Mutex<Seen>, pod: &Pod, is_there: bool) {
 }
 
 fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -153,7 +162,10 @@ async fn drive(client: &Client, pod: &Pod) -> Result<()> {
         pods.delete(&name, &now).await?;
         return Ok(());
     }
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     let Some(spec) = pod.spec.as_ref().filter(|_| phase == Some("Pending")) else {
         return Ok(());
     };
@@ -171,15 +183,19 @@ async fn drive(client: &Client, pod: &Pod) -> Result<()> {
             .await?;
         return Ok(());
     }
-    let image = spec.containers.first().and_then(|container| container.image.as_deref());
+    let image = spec
+        .containers
+        .first()
+        .and_then(|container| container.image.as_deref());
     if image.is_some_and(|image| image.contains(BAD)) {
         return Ok(());
     }
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let now = Time(Timestamp::now());
     let status = json!({"metadata": {"uid": pod.uid()}, "status": {
         "phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
     }});
     let patch = Patch::Strategic(&status);
-    pods.patch_status(&name, &PatchParams::default(), &patch).await?;
+    pods.patch_status(&name, &PatchParams::default(), &patch)
+        .await?;
     Ok(())
 }

@@ -90,12 +90,7 @@ pub(super) fn is_identified(pod: &Pod) -> bool {
 }
 
 /// Its claims stand for whatever volumes of their names the template has.
-pub(super) fn give_storage(
-    set: &StatefulSet,
-    spec: &StatefulSetSpec,
-    pod: &mut Pod,
-    ordinal: i32,
-) {
+pub(super) fn give_storage(set: &StatefulSet, spec: &StatefulSetSpec, pod: &mut Pod, ordinal: i32) {
     let mut volumes: Vec<Volume> = Vec::new();
     for template in templates(spec) {
         volumes.push(Volume {
@@ -115,7 +110,12 @@ pub(super) fn give_storage(
     spec.volumes = Some(volumes).filter(|volumes| !volumes.is_empty());
 }
 
-pub(super) fn has_storage(set: &StatefulSet, spec: &StatefulSetSpec, pod: &Pod, ordinal: i32) -> bool {
+pub(super) fn has_storage(
+    set: &StatefulSet,
+    spec: &StatefulSetSpec,
+    pod: &Pod,
+    ordinal: i32,
+) -> bool {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
     templates(spec).iter().all(|template| {
         let wanted = claim_name(template, name(set), ordinal);
@@ -176,12 +176,19 @@ mod tests {
             value["metadata"]["labels"],
             json!({"app": "web", POD_NAME: "web-2", POD_INDEX: "2", "controller-revision-hash": "web-abc"})
         );
-        assert_eq!((&value["spec"]["hostname"], &value["spec"]["subdomain"]), (&json!("web-2"), &json!("nginx")));
+        assert_eq!(
+            (&value["spec"]["hostname"], &value["spec"]["subdomain"]),
+            (&json!("web-2"), &json!("nginx"))
+        );
         assert_eq!(
             value["spec"]["volumes"],
             json!([{"name": "www", "persistentVolumeClaim": {"claimName": "www-web-2"}}, {"name": "tmp", "emptyDir": {}}])
         );
-        assert!(is_identified(&one) && has_storage(&set, spec, &one, 2) && !has_storage(&set, spec, &one, 1));
+        assert!(
+            is_identified(&one)
+                && has_storage(&set, spec, &one, 2)
+                && !has_storage(&set, spec, &one, 1)
+        );
         let claims = claims(&set, spec, 2);
         assert_eq!(
             serde_json::to_value(&claims[0].metadata).unwrap(),

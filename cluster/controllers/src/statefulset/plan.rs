@@ -64,7 +64,10 @@ impl Way {
             replicas,
             is_parallel: spec.pod_management_policy.as_deref() == Some("Parallel"),
             rolling: (type_ != Some("OnDelete")).then(|| Rolling {
-                partition: rolling.and_then(|rolling| rolling.partition).unwrap_or(0).max(0),
+                partition: rolling
+                    .and_then(|rolling| rolling.partition)
+                    .unwrap_or(0)
+                    .max(0),
                 max_unavailable: unavailable
                     .map(|value| percent::of(Some(value), replicas, Round::Down).max(1)),
             }),
@@ -145,15 +148,20 @@ fn one_by_one(way: &Way, pods: &BTreeMap<i32, Arc<Pod>>, acts: &mut Vec<Act>) ->
         }
         acts.push(Act::Settle(pod.clone(), true));
     }
-    let beyond = || pods.iter().filter(|(ordinal, _)| !way.has(**ordinal)).map(|(_, pod)| pod);
+    let beyond = || {
+        pods.iter()
+            .filter(|(ordinal, _)| !way.has(**ordinal))
+            .map(|(_, pod)| pod)
+    };
     acts.extend(beyond().map(|pod| Act::Settle(pod.clone(), false)));
     let Some(highest) = beyond().next_back() else {
         return true;
     };
-    // one that is ill holds up the others, but not itself
-    let ill = beyond().find(|pod| way.is_missed(Some(pod)));
+    // one that is ill holds up the others, but not itself; and what has ended, nobody
+    let ill = beyond().find(|pod| !pod::is_terminal(pod) && way.is_missed(Some(pod)));
     let is_first_ill = ill.is_some_and(|ill| Arc::ptr_eq(ill, highest));
-    if !pod::is_deleted(highest) && (way.is_well(highest) || is_first_ill) {
+    let may_go = pod::is_terminal(highest) || way.is_well(highest) || is_first_ill;
+    if may_go && !pod::is_deleted(highest) {
         acts.push(Act::Delete(highest.clone()));
     }
     false
@@ -211,7 +219,9 @@ fn roll(way: &Way, pods: &BTreeMap<i32, Arc<Pod>>, acts: &mut Vec<Act>) {
         .filter(|ordinal| way.is_missed(pods.get(ordinal)))
         .count();
     let more = usize::try_from(most).unwrap_or(0).saturating_sub(missed);
-    let old = (from..way.end()).rev().filter_map(|ordinal| pods.get(&ordinal));
+    let old = (from..way.end())
+        .rev()
+        .filter_map(|ordinal| pods.get(&ordinal));
     for pod in old.filter(|pod| is_old(pod)).take(more) {
         delete(acts, pod);
     }

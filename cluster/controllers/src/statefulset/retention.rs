@@ -63,10 +63,14 @@ pub(super) fn owners(
     policy: Policy,
     kept: bool,
 ) -> Owners {
-    let known = claim.metadata.owner_references.as_deref().unwrap_or_default();
-    let stale = known.iter().any(|owner| {
-        names(owner, set) && !is(owner, set) || names(owner, pod) && !is(owner, pod)
-    });
+    let known = claim
+        .metadata
+        .owner_references
+        .as_deref()
+        .unwrap_or_default();
+    let stale = known
+        .iter()
+        .any(|owner| names(owner, set) && !is(owner, set) || names(owner, pod) && !is(owner, pod));
     // it goes with what has gone already
     if stale {
         return Owners::Right;
@@ -87,7 +91,10 @@ pub(super) fn owners(
         .iter()
         .filter(|owner| ours(owner))
         .all(|owner| owner.controller == Some(true));
-    if has(set.metadata.uid.as_ref()) == of_set && has(pod.metadata.uid.as_ref()) == of_pod && controls {
+    if has(set.metadata.uid.as_ref()) == of_set
+        && has(pod.metadata.uid.as_ref()) == of_pod
+        && controls
+    {
         return Owners::Right;
     }
     let mut wanted: Vec<_> = others().collect();
@@ -111,7 +118,8 @@ mod tests {
     }
 
     fn claim(owners: Value) -> PersistentVolumeClaim {
-        serde_json::from_value(json!({"metadata": {"name": "c", "ownerReferences": owners}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "c", "ownerReferences": owners}}))
+            .unwrap()
     }
 
     fn uids(owners: &Owners) -> Option<Vec<&str>> {
@@ -165,7 +173,10 @@ mod tests {
         assert_eq!(check(json!([earlier])), Owners::Right);
         let earlier = json!({"apiVersion": "v1", "kind": "Pod", "name": "web-1", "uid": "before"});
         assert!(goes_with_an_earlier(&claim(json!([earlier])), &pod()));
-        assert!(!goes_with_an_earlier(&claim(json!([owner::reference(&pod())])), &pod()));
+        assert!(!goes_with_an_earlier(
+            &claim(json!([owner::reference(&pod())])),
+            &pod()
+        ));
         let other = json!({"apiVersion": "example.com/v1", "kind": "Db", "name": "x", "uid": "x", "controller": true});
         assert_eq!(check(json!([other])), Owners::Conflict(None));
         let mixed = check(json!([other, owner::reference(&set())]));
@@ -176,9 +187,16 @@ mod tests {
         let plain = json!({"apiVersion": "example.com/v1", "kind": "Db", "name": "x", "uid": "x"});
         assert_eq!(uids(&check(json!([plain]))), Some(vec!["x", "set"]));
         // one that does not control is put right
-        let weak = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "set"});
+        let weak =
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "set"});
         assert_eq!(uids(&check(json!([weak]))), Some(vec!["set"]));
-        let retain = owners(&claim(json!([other])), &set(), &pod(), Policy::default(), true);
+        let retain = owners(
+            &claim(json!([other])),
+            &set(),
+            &pod(),
+            Policy::default(),
+            true,
+        );
         assert_eq!(retain, Owners::Right);
     }
 }

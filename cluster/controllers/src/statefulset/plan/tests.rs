@@ -36,7 +36,8 @@ fn pod(ordinal: i32, revision: &str, state: &str) -> Arc<Pod> {
 }
 
 fn pods(pods: &[(i32, &str, &str)]) -> BTreeMap<i32, Arc<Pod>> {
-    let one = |&(ordinal, revision, state): &(i32, &str, &str)| (ordinal, pod(ordinal, revision, state));
+    let one =
+        |&(ordinal, revision, state): &(i32, &str, &str)| (ordinal, pod(ordinal, revision, state));
     pods.iter().map(one).collect()
 }
 
@@ -44,7 +45,11 @@ fn pods(pods: &[(i32, &str, &str)]) -> BTreeMap<i32, Arc<Pod>> {
 fn acts(acts: &[Act]) -> Vec<String> {
     let shown = |act: &Act| match act {
         Act::Make(ordinal) => Some(format!("+{ordinal}")),
-        Act::Delete(pod) => pod.metadata.name.as_deref().map(|name| name.replace("web", "")),
+        Act::Delete(pod) => pod
+            .metadata
+            .name
+            .as_deref()
+            .map(|name| name.replace("web", "")),
         Act::Claims(_) | Act::Settle(..) => None,
     };
     acts.iter().filter_map(shown).collect()
@@ -60,18 +65,97 @@ fn one_comes_after_another_and_goes_before_another() {
         (&[(0, "new", "ready")], &["+1"]),
         (&[(0, "new", "going"), (1, "new", "ready")], &[]),
         (&[(0, "new", "ready"), (2, "new", "ready")], &["+1"]),
-        (&[(0, "new", "ready"), (1, "new", "failed"), (2, "new", "ready")], &["-1"]),
-        (&[(0, "new", "ready"), (1, "new", "ready"), (2, "new", "ready")], &[]),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "failed"),
+                (2, "new", "ready"),
+            ],
+            &["-1"],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "ready"),
+                (2, "new", "ready"),
+            ],
+            &[],
+        ),
         // beyond its size
-        (&[(0, "new", "ready"), (1, "new", "ready"), (2, "new", "ready"), (3, "new", "ready"), (4, "new", "ready")], &["-4"]),
-        (&[(0, "new", "ready"), (1, "new", "unready"), (2, "new", "ready"), (3, "new", "ready")], &[]),
-        (&[(0, "new", "ready"), (1, "new", "ready"), (2, "new", "ready"), (3, "new", "ready"), (4, "new", "going")], &[]),
-        (&[(0, "new", "ready"), (1, "new", "ready"), (2, "new", "ready"), (3, "new", "ready"), (4, "new", "unready")], &["-4"]),
-        (&[(0, "new", "ready"), (1, "new", "ready"), (2, "new", "ready"), (3, "new", "unready"), (4, "new", "unready")], &[]),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "ready"),
+                (2, "new", "ready"),
+                (3, "new", "ready"),
+                (4, "new", "ready"),
+            ],
+            &["-4"],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "unready"),
+                (2, "new", "ready"),
+                (3, "new", "ready"),
+            ],
+            &[],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "ready"),
+                (2, "new", "ready"),
+                (3, "new", "ready"),
+                (4, "new", "going"),
+            ],
+            &[],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "ready"),
+                (2, "new", "ready"),
+                (3, "new", "ready"),
+                (4, "new", "unready"),
+            ],
+            &["-4"],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "ready"),
+                (2, "new", "ready"),
+                (3, "new", "unready"),
+                (4, "new", "unready"),
+            ],
+            &[],
+        ),
         // rolled from the highest
-        (&[(0, "old", "ready"), (1, "old", "ready"), (2, "old", "ready")], &["-2"]),
-        (&[(0, "old", "ready"), (1, "old", "ready"), (2, "old", "going")], &[]),
-        (&[(0, "old", "ready"), (1, "old", "ready"), (2, "new", "ready")], &["-1"]),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "ready"),
+                (2, "old", "ready"),
+            ],
+            &["-2"],
+        ),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "ready"),
+                (2, "old", "going"),
+            ],
+            &[],
+        ),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "ready"),
+                (2, "new", "ready"),
+            ],
+            &["-1"],
+        ),
     ] {
         assert_eq!(acts(&plan(&three, &pods(there))), expected, "{there:?}");
     }
@@ -82,12 +166,47 @@ fn in_parallel_nothing_waits() {
     let three = way(json!({"replicas": 3, "podManagementPolicy": "Parallel"}));
     for (there, expected) in [
         (&[][..], &["+0", "+1", "+2"][..]),
-        (&[(1, "new", "unready"), (3, "new", "ready"), (4, "new", "going")], &["+0", "+2", "-3"]),
-        (&[(0, "new", "ready"), (1, "new", "failed"), (2, "new", "going")], &["-1"]),
+        (
+            &[
+                (1, "new", "unready"),
+                (3, "new", "ready"),
+                (4, "new", "going"),
+            ],
+            &["+0", "+2", "-3"],
+        ),
+        (
+            &[
+                (0, "new", "ready"),
+                (1, "new", "failed"),
+                (2, "new", "going"),
+            ],
+            &["-1"],
+        ),
         // but for a roll
-        (&[(0, "old", "ready"), (1, "old", "ready"), (2, "old", "ready")], &["-2"]),
-        (&[(0, "old", "ready"), (1, "old", "ready"), (2, "new", "unready")], &[]),
-        (&[(0, "old", "ready"), (1, "old", "unready"), (2, "new", "ready")], &["-1"]),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "ready"),
+                (2, "old", "ready"),
+            ],
+            &["-2"],
+        ),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "ready"),
+                (2, "new", "unready"),
+            ],
+            &[],
+        ),
+        (
+            &[
+                (0, "old", "ready"),
+                (1, "old", "unready"),
+                (2, "new", "ready"),
+            ],
+            &["-1"],
+        ),
     ] {
         assert_eq!(acts(&plan(&three, &pods(there))), expected, "{there:?}");
     }
@@ -97,7 +216,11 @@ fn in_parallel_nothing_waits() {
 
 #[test]
 fn a_roll_stops_at_its_partition() {
-    let old = &[(0, "old", "ready"), (1, "old", "ready"), (2, "new", "ready")];
+    let old = &[
+        (0, "old", "ready"),
+        (1, "old", "ready"),
+        (2, "new", "ready"),
+    ];
     let with = |strategy: Value| way(json!({"replicas": 3, "updateStrategy": strategy}));
     let rolling = |more: Value| with(json!({"type": "RollingUpdate", "rollingUpdate": more}));
     for (way, expected) in [
@@ -119,7 +242,11 @@ fn a_roll_stops_at_its_partition() {
 fn ordinals_may_begin_elsewhere() {
     let way = way(json!({"replicas": 2, "ordinals": {"start": 5}}));
     assert_eq!(acts(&plan(&way, &BTreeMap::new())), ["+5"]);
-    let there = [(4, "new", "ready"), (5, "new", "ready"), (6, "new", "ready")];
+    let there = [
+        (4, "new", "ready"),
+        (5, "new", "ready"),
+        (6, "new", "ready"),
+    ];
     assert_eq!(acts(&plan(&way, &pods(&there))), ["-4"]);
 }
 
@@ -166,13 +293,19 @@ impl World {
         for act in plan(&self.way, &self.pods) {
             match act {
                 Act::Make(ordinal) => {
-                    let revision = if self.way.is_held_back(ordinal) { "held" } else { &self.way.newest };
+                    let revision = if self.way.is_held_back(ordinal) {
+                        "held"
+                    } else {
+                        &self.way.newest
+                    };
                     let before = self.pods.insert(ordinal, pod(ordinal, revision, "pending"));
                     assert_eq!(before, None, "{ordinal} is there");
                 }
                 Act::Delete(gone) => {
                     let mut pods = self.pods.values_mut();
-                    let pod = pods.find(|pod| pod.metadata.name == gone.metadata.name).unwrap();
+                    let pod = pods
+                        .find(|pod| pod.metadata.name == gone.metadata.name)
+                        .unwrap();
                     Arc::make_mut(pod).metadata.deletion_timestamp = Some(Time(now()));
                 }
                 Act::Claims(_) | Act::Settle(..) => continue,
@@ -186,7 +319,8 @@ impl World {
 fn set(pod: &mut Pod, phase: &str, ready: &str) {
     let status = pod.status.as_mut().unwrap();
     status.phase = Some(phase.into());
-    status.conditions = serde_json::from_value(json!([{"type": "Ready", "status": ready}])).unwrap();
+    status.conditions =
+        serde_json::from_value(json!([{"type": "Ready", "status": ready}])).unwrap();
 }
 
 proptest! {
