@@ -730,3 +730,59 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// CP-12: what is as it should be is not written again, neither by those who made it so nor by the next ones.
+#[test]
+fn what_is_settled_stays_as_it_is() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    node(&cluster, "n1")?;
+    cluster.apply(&workload("Deployment", "web", &json!({"replicas": 2})))?;
+    cluster.apply(&workload("DaemonSet", "agent", &json!({})))?;
+    cluster.apply(&workload(
+        "StatefulSet",
+        "db",
+        &json!({"replicas": 2, "serviceName": "db"}),
+    ))?;
+    for what in ["deployment/web", "daemonset/agent", "statefulset/db"] {
+        cluster.rolled(what)?;
+    }
+    cluster.until("it is done", &["deployments"], |all| {
+        condition(&all[0], "Progressing")
+            .is_some_and(|said| said["reason"] == "NewReplicaSetAvailable")
+    })?;
+    let kinds = "deployments,replicasets,daemonsets,statefulsets,controllerrevisions,pods";
+    let versions = |cluster: &Cluster| -> Result<Vec<String>> {
+        let items = cluster.items(&[kinds])?;
+        let shown = |item: &Value| {
+            format!(
+                "{} {} {}",
+                item["kind"], item["metadata"]["name"], item["metadata"]["resourceVersion"]
+            )
+        };
+        let ours = items.iter().filter(|item| {
+            let name = item["metadata"]["name"].as_str().unwrap_or_default();
+            !name.starts_with("marker")
+        });
+        Ok(ours.map(shown).collect())
+    };
+    let before = versions(&cluster)?;
+    ensure!(before.len() == 11, "{before:?}");
+    for marker in ["marker1", "marker2"] {
+        // what there was is looked at before what is made later
+        cluster.controllers = None;
+        cluster.controllers = Some(Controllers::start(&cluster.server)?);
+        cluster.apply(&workload("Deployment", marker, &json!({"replicas": 1})))?;
+        cluster.apply(&workload("DaemonSet", marker, &json!({})))?;
+        cluster.apply(&workload(
+            "StatefulSet",
+            marker,
+            &json!({"replicas": 1, "serviceName": "db"}),
+        ))?;
+        for kind in ["deployment", "daemonset", "statefulset"] {
+            cluster.rolled(&format!("{kind}/{marker}"))?;
+        }
+        let after = versions(&cluster)?;
+        ensure!(after == before, "{before:#?}\n{after:#?}");
+    }
+    Ok(())
+}
