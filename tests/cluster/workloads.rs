@@ -132,6 +132,17 @@ fn images(pods: &[Value]) -> Vec<&str> {
     images
 }
 
+/// Those that are not asked to go.
+fn kept(objects: &[Value]) -> Vec<&str> {
+    let mut names: Vec<_> = objects
+        .iter()
+        .filter(|object| object["metadata"]["deletionTimestamp"].is_null())
+        .filter_map(|object| object["metadata"]["name"].as_str())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
 fn names(objects: &[Value]) -> Vec<&str> {
     let mut names: Vec<_> = objects
         .iter()
@@ -271,15 +282,20 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
         &json!({"replicas": 2, "revisionHistoryLimit": 1}),
     ))?;
     cluster.rolled(what)?;
+    set_image(&cluster, what, "nginx:1.8")?;
+    cluster.rolled(what)?;
+    cluster.until("all are new", &["pods"], |pods| {
+        images(pods) == ["nginx:1.8"; 2]
+    })?;
     cluster.kubectl(&["rollout", "pause", what])?;
     set_image(&cluster, what, "nginx:1.9.1")?;
     cluster.kubectl(&["scale", what, "--replicas=5"])?;
     cluster.until("it is scaled", &["pods"], |pods| pods.len() == 5)?;
-    let paused = cluster.until("it says that it is paused", &["deployments"], |all| {
+    cluster.until("it says that it is paused", &["deployments"], |all| {
         condition(&all[0], "Progressing").is_some_and(|said| said["reason"] == "DeploymentPaused")
+            && all[0]["status"]["observedGeneration"] == all[0]["metadata"]["generation"]
     })?;
-    ensure!(paused[0]["status"]["observedGeneration"] == paused[0]["metadata"]["generation"]);
-    ensure!(images(&cluster.items(&["pods"])?) == ["nginx:1.7.9"; 5] && cluster.sets()?.len() == 1);
+    ensure!(images(&cluster.items(&["pods"])?) == ["nginx:1.8"; 5] && cluster.sets()?.len() == 2);
     let refused = cluster.server.refused(&["rollout", "undo", what], "")?;
     ensure!(refused.contains("paused"), "{refused}");
     cluster.kubectl(&["rollout", "resume", what])?;
@@ -709,11 +725,11 @@ fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
     )?;
     cluster.kubectl(&["scale", what, "--replicas=1"])?;
     cluster.until("its claim goes with it", &["pvc"], |claims| {
-        names(claims) == ["www-web-0", "www-web-2"]
+        kept(claims) == ["www-web-0", "www-web-2"]
     })?;
     cluster.kubectl(&["delete", what])?;
     cluster.until("all that is its goes", &["pvc"], |claims| {
-        names(claims) == ["www-web-2"]
+        kept(claims) == ["www-web-2"]
     })?;
     cluster.until("the pods, too", &["pods"], |pods| pods.is_empty())?;
 
@@ -784,5 +800,101 @@ fn what_is_settled_stays_as_it_is() -> Result<()> {
         let after = versions(&cluster)?;
         ensure!(after == before, "{before:#?}\n{after:#?}");
     }
+    Ok(())
+}
+
+/// What fits badly together harms nobody, and nobody spins on it.
+#[test]
+fn bad_input_harms_nobody() -> Result<()> {
+    let cluster = Cluster::start()?;
+    // DP-14
+    let neither =
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}});
+    let stuck = workload("Deployment", "stuck", &json!({"strategy": neither}));
+    let refused = cluster
+        .server
+        .refused(&["apply", "-f", "-"], &stuck.to_string())?;
+    ensure!(
+        refused.contains("may not be 0 when `maxSurge` is 0"),
+        "{refused}"
+    );
+
+    // two that select the same: each has its own
+    let same = json!({"replicas": 2, "selector": {"matchLabels": {"app": "same"}}, "template": {
+        "metadata": {"labels": {"app": "same"}}, "spec": {"containers": [{"name": "nginx", "image": "nginx:1.7.9"}]},
+    }});
+    for name in ["a", "b"] {
+        cluster.apply(&workload("Deployment", name, &same))?;
+        cluster.rolled(&format!("deployment/{name}"))?;
+    }
+    let pods = cluster.until("each has two", &["pods"], |pods| pods.len() == 4)?;
+    let of = |name: &str| {
+        let begins = |pod: &&str| pod.starts_with(&format!("{name}-"));
+        names(&pods).into_iter().filter(begins).count()
+    };
+    ensure!((of("a"), of("b")) == (2, 2), "{:?}", names(&pods));
+
+    // its ReplicaSet is deleted under it
+    let before = cluster.sets()?[0]["metadata"]["uid"].clone();
+    let name = cluster.sets()?[0]["metadata"]["name"].clone();
+    cluster.kubectl(&["delete", "rs", name.as_str().context("a name")?])?;
+    cluster.until("it is remade", &["rs"], |sets| {
+        sets.len() == 2
+            && sets
+                .iter()
+                .all(|set| set["metadata"]["uid"] != before && set["status"]["readyReplicas"] == 2)
+    })?;
+
+    // the name that it would give its ReplicaSet is another's
+    cluster.kubectl(&["delete", "deployment", "a", "b"])?;
+    cluster.until("all are gone", &["rs,pods"], |all| all.is_empty())?;
+    let mut other = workload("ReplicaSet", "other", &json!({"replicas": 0}));
+    other["metadata"]["name"] = name.clone();
+    cluster.apply(&other)?;
+    cluster.apply(&workload("Deployment", "a", &same))?;
+    cluster.rolled("deployment/a")?;
+    let deployment = cluster.server.json(&["get", "deployment", "a"])?;
+    ensure!(deployment["status"]["collisionCount"] == 1, "{deployment}");
+    let sets = cluster.sets()?;
+    let other = sets.iter().find(|set| set["metadata"]["name"] == name);
+    ensure!(
+        sets.len() == 2 && other.context("the other")?["metadata"]["ownerReferences"].is_null(),
+        "{sets:?}"
+    );
+
+    // an owner and what it owns, each the other's
+    cluster.apply(&workload("ReplicaSet", "loop", &json!({"replicas": 1})))?;
+    let looped = ["pods", "-l", "app=loop"];
+    let pods = cluster.until("it has one", &looped, |pods| pods.len() == 1)?;
+    let owner = json!({
+        "apiVersion": "v1", "kind": "Pod", "controller": true,
+        "name": pods[0]["metadata"]["name"], "uid": pods[0]["metadata"]["uid"],
+    });
+    cluster.patch(
+        "rs/loop",
+        &json!({"metadata": {"ownerReferences": [owner]}}),
+    )?;
+    cluster.kubectl(&["delete", "pods", "-l", "app=loop"])?;
+    cluster.until("both go", &["rs,pods", "-l", "app=loop"], |all| {
+        all.is_empty()
+    })?;
+    cluster.until("it goes with its owner", &["rs"], |sets| {
+        !names(sets).contains(&"loop")
+    })?;
+
+    // a namespace goes with all that is in it
+    cluster.kubectl(&["create", "namespace", "going"])?;
+    for kind in ["Deployment", "StatefulSet"] {
+        let mut one = workload(kind, "web", &json!({"replicas": 3, "serviceName": "web"}));
+        one["metadata"]["namespace"] = "going".into();
+        if kind == "Deployment" {
+            one["spec"]
+                .as_object_mut()
+                .context("spec")?
+                .remove("serviceName");
+        }
+        cluster.apply(&one)?;
+    }
+    cluster.kubectl(&["delete", "namespace", "going", "--timeout=50s"])?;
     Ok(())
 }

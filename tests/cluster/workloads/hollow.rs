@@ -178,8 +178,7 @@ async fn drive(client: &Client, pod: &Pod) -> Result<()> {
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         });
-        let binding = serde_json::to_vec(&binding)?;
-        pods.create_subresource::<Value>("binding", &name, &PostParams::default(), binding)
+        pods.create_subresource::<Value, Value>("binding", &name, &PostParams::default(), &binding)
             .await?;
         return Ok(());
     }
