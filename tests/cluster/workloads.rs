@@ -50,11 +50,11 @@ impl Drop for Controllers {
     }
 }
 
-/// A server, controllers and hollow kubelets.
+/// Hollow kubelets, controllers and a server: in the order in which they end.
 struct Cluster {
-    server: Server,
-    controllers: Option<Controllers>,
     hollow: Hollow,
+    controllers: Option<Controllers>,
+    server: Server,
 }
 
 impl Cluster {
@@ -276,11 +276,7 @@ fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
 fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     let cluster = Cluster::start()?;
     let what = "deployment/web";
-    cluster.apply(&workload(
-        "Deployment",
-        "web",
-        &json!({"replicas": 2, "revisionHistoryLimit": 1}),
-    ))?;
+    cluster.apply(&workload("Deployment", "web", &json!({"replicas": 2})))?;
     cluster.rolled(what)?;
     set_image(&cluster, what, "nginx:1.8")?;
     cluster.rolled(what)?;
@@ -305,6 +301,7 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     })?;
 
     // DP-11
+    cluster.patch(what, &json!({"spec": {"revisionHistoryLimit": 1}}))?;
     for _ in 0..2 {
         let before = names(&cluster.items(&["pods"])?).join(" ");
         cluster.kubectl(&["rollout", "restart", what])?;

@@ -449,8 +449,11 @@ impl Roll<'_> {
 
     async fn scale(&mut self) -> Result<(), Error> {
         let known = self.status().replicas.unwrap_or(0);
-        let next = sizes::scale(&self.bounds, &self.sizes(), self.newest, known);
-        self.resize(&next, true).await.map(drop)
+        match sizes::scale(&self.bounds, &self.sizes(), self.newest, known) {
+            Some(next) => self.resize(&next, true).await.map(drop),
+            // what the ReplicaSets tell next wakes it
+            None => Ok(()),
+        }
     }
 
     /// Gives each its size. `all`: also who keeps its size is told what it is a share of. Whether any has another size now.

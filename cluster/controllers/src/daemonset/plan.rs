@@ -201,26 +201,34 @@ pub(super) fn roll(way: &Way, seen: &Seen) -> Plan {
     }
 }
 
-/// `(new, old)` of one node, unless there is more than one of either: then [`keep`] has to do with it first.
-fn pair<'a>(
-    way: &Way,
-    pods: &'a [Arc<Pod>],
-) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
-    let (mut new, mut old) = (None, None);
+/// Of one node: the one of the new template, and the old one.
+#[derive(Default)]
+struct Pair<'a> {
+    new: Option<&'a Arc<Pod>>,
+    old: Option<&'a Arc<Pod>>,
+}
+
+/// None if there is more than one of either: then [`keep`] has to do with it first.
+fn pair<'a>(way: &Way, pods: &'a [Arc<Pod>]) -> Option<Pair<'a>> {
+    let mut pair = Pair::default();
     for pod in pods.iter().filter(|pod| !pod::is_deleted(pod)) {
-        let one = if way.is_new(pod) { &mut new } else { &mut old };
+        let one = if way.is_new(pod) {
+            &mut pair.new
+        } else {
+            &mut pair.old
+        };
         if one.replace(pod).is_some() {
             return None;
         }
     }
-    Some((new, old))
+    Some(pair)
 }
 
 /// Old ones first (DS-05): each is deleted, and made anew when it is gone.
 fn replace(way: &Way, nodes: &BTreeMap<&str, &[Arc<Pod>]>, may_be_unavailable: i32) -> Plan {
     let (mut plan, mut candidates, mut unavailable) = (Plan::default(), Vec::new(), 0);
     for pods in nodes.values() {
-        match pair(way, pods) {
+        match pair(way, pods).map(|pair| (pair.new, pair.old)) {
             Some((Some(new), None)) if way.is_available(new) => {}
             Some((None, Some(old))) if way.is_available(old) => candidates.push(old.clone()),
             Some((None, Some(old))) => {
@@ -248,7 +256,7 @@ fn surging(
     let (mut candidates, mut leave) = (Vec::new(), Vec::new());
     let (mut surging, mut available) = (0, 0);
     for (node, pods) in nodes {
-        let Some((new, old)) = pair(way, pods) else {
+        let Some(Pair { new, old }) = pair(way, pods) else {
             surging += 1;
             continue;
         };

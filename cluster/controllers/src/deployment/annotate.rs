@@ -41,8 +41,12 @@ pub(super) fn size(set: &ReplicaSet) -> Size {
         number.filter(|number: &i32| *number >= 0)
     };
     let status = set.status.as_ref();
+    let replicas = set.spec.as_ref().map_or(0, replicas);
+    let observed = status.and_then(|status| status.observed_generation);
+    let told = status.filter(|_| observed >= set.metadata.generation);
     Size {
-        replicas: set.spec.as_ref().map_or(0, replicas),
+        replicas,
+        pods: told.map(|told| told.replicas.max(replicas)),
         available: status
             .and_then(|status| status.available_replicas)
             .unwrap_or(0),
@@ -146,6 +150,23 @@ mod tests {
             history.len() <= HISTORY_BYTES && history.ends_with(",2997,2998"),
             "{history}"
         );
+    }
+
+    #[test]
+    fn what_is_there_is_known_once_it_was_told_of_the_newest_size() {
+        for (generation, observed, told, expected) in [
+            (2, 2, 5, Some(5)),
+            (2, 2, 1, Some(3)),
+            (2, 1, 5, None),
+            (1, 0, 0, None),
+        ] {
+            let set: ReplicaSet = serde_json::from_value(json!({
+                "metadata": {"generation": generation}, "spec": {"replicas": 3, "selector": {}},
+                "status": {"replicas": told, "observedGeneration": observed},
+            }))
+            .unwrap();
+            assert_eq!(size(&set).pods, expected, "{generation} {observed} {told}");
+        }
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! How many pods each ReplicaSet of a Deployment shall have next: numbers alone.
 //!
-//! Invariant (DP-15): nothing here makes the sum of sizes more than replicas + surge, unless it is already.
-//! Invariant (DP-02): a roll takes no available pods where fewer than replicas − unavailable would be left.
-//!
-//! Both hold of sizes, and so of pods, since a ReplicaSet ends first what is not ready.
+//! Invariant (DP-15): nothing here makes pods more than replicas + surge, unless they are already. Upstream's controller promises that of sizes alone: while a ReplicaSet
+//! has yet to end pods, another grows. Here none grows before all have told that they have seen their sizes.
+//! Invariant (DP-02): a roll takes no available pods where fewer than replicas − unavailable would be left: a ReplicaSet ends first what is not ready.
 
 use k8s_openapi::api::apps::v1::DeploymentSpec;
 
@@ -14,6 +13,8 @@ use crate::percent::{self, Round};
 pub(super) struct Size {
     /// That it shall have.
     pub replicas: i32,
+    /// That it has told of, or shall have if that is more; none if it has not told since its size was changed.
+    pub pods: Option<i32>,
     /// That it has told of.
     pub available: i32,
     /// How many the Deployment was to have when this was last scaled, by the annotation.
@@ -75,7 +76,7 @@ impl Bounds {
     /// For a ReplicaSet that is about to be made, beside `others`.
     pub(super) fn first_size(&self, others: &[Size]) -> i32 {
         if self.is_rolling {
-            (self.most() - total(others)).clamp(0, self.replicas)
+            room(self, others).min(self.replicas)
         } else {
             self.replicas
         }
@@ -86,6 +87,14 @@ fn total(sizes: &[Size]) -> i32 {
     sizes
         .iter()
         .fold(0, |sum, size| sum.saturating_add(size.replicas))
+}
+
+/// For more pods: none while any may yet end some.
+fn room(bounds: &Bounds, sizes: &[Size]) -> i32 {
+    let pods = sizes
+        .iter()
+        .try_fold(0_i32, |sum, size| Some(sum.saturating_add(size.pods?)));
+    pods.map_or(0, |pods| bounds.most().saturating_sub(pods).max(0))
 }
 
 /// Of those that stay: where it tells of more than it shall have, some are about to end.
@@ -104,9 +113,9 @@ pub(super) fn roll(bounds: &Bounds, sizes: &[Size], new: usize) -> Vec<i32> {
         next[new] = bounds.replicas;
         return next;
     }
-    let room = (bounds.most() - total(sizes)).clamp(0, bounds.replicas - this.replicas);
-    if room > 0 {
-        next[new] += room;
+    let more = (bounds.most() - total(sizes)).clamp(0, bounds.replicas - this.replicas);
+    if more > 0 {
+        next[new] += more.min(room(bounds, sizes));
         return next;
     }
     // those of the new one that are not available yet stand for what may be missing
@@ -141,7 +150,24 @@ pub(super) fn is_scaled(bounds: &Bounds, sizes: &[Size]) -> bool {
 
 /// Sizes for a Deployment that was given another size, or is paused: each has its share of what comes or goes, so that a roll that is under way is neither hastened
 /// nor undone. `known` is how many pods the Deployment told of. `sizes` are in the order of their age, oldest first.
-pub(super) fn scale(bounds: &Bounds, sizes: &[Size], new: Option<usize>, known: i32) -> Vec<i32> {
+///
+/// None: they would grow, and what is there is not known yet.
+pub(super) fn scale(
+    bounds: &Bounds,
+    sizes: &[Size],
+    new: Option<usize>,
+    known: i32,
+) -> Option<Vec<i32>> {
+    let next = shares(bounds, sizes, new, known);
+    let grows = next
+        .iter()
+        .fold(0_i32, |sum, next| sum.saturating_add(*next))
+        > total(sizes);
+    let is_known = sizes.iter().all(|size| size.pods.is_some());
+    (is_known || !grows).then_some(next)
+}
+
+fn shares(bounds: &Bounds, sizes: &[Size], new: Option<usize>, known: i32) -> Vec<i32> {
     let mut next: Vec<i32> = sizes.iter().map(|size| size.replicas).collect();
     let active: Vec<usize> = (0..sizes.len())
         .filter(|at| sizes[*at].replicas > 0)

@@ -44,8 +44,10 @@ fn pod(name: &str, node: &str, state: &str) -> Arc<Pod> {
     Arc::new(pod)
 }
 
-/// `(node, place, pods)`.
-fn seen(nodes: &[(&str, Option<Place>, &[(&str, &str)])]) -> Seen {
+/// `(name, place, pods)`.
+type SeenNode<'a> = (&'a str, Option<Place>, &'a [(&'a str, &'a str)]);
+
+fn seen(nodes: &[SeenNode<'_>]) -> Seen {
     let mut seen = Seen {
         places: BTreeMap::new(),
         pods: BTreeMap::new(),

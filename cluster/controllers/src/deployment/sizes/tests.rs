@@ -21,6 +21,7 @@ fn rolling(replicas: i32, surge: Value, unavailable: Value) -> Bounds {
 fn sizes(sizes: &[(i32, i32)]) -> Vec<Size> {
     let size = |&(replicas, available): &(i32, i32)| Size {
         replicas,
+        pods: Some(replicas),
         available,
         desired: None,
         most: None,
@@ -98,11 +99,40 @@ fn a_roll_goes_step_by_step() {
     }
 }
 
+/// DP-15: of pods, not of sizes alone.
+#[test]
+fn nothing_grows_while_pods_may_yet_be_ended() {
+    let ten = rolling(10, json!(3), json!(2));
+    let mut both = sizes(&[(8, 8), (3, 0)]);
+    both[0].pods = None;
+    assert_eq!(
+        roll(&ten, &both, 1),
+        [8, 3],
+        "nobody knows how many there are"
+    );
+    assert_eq!(ten.first_size(&both[..1]), 0);
+    both[0].pods = Some(10);
+    assert_eq!(roll(&ten, &both, 1), [8, 3], "two are to end");
+    both[0].pods = Some(9);
+    assert_eq!(roll(&ten, &both, 1), [8, 4]);
+    assert_eq!(ten.first_size(&both[..1]), 4);
+    let fifteen = rolling(15, json!(3), json!(2));
+    assert!(scale(&fifteen, &both, Some(1), 13).is_some());
+    both[0].pods = None;
+    assert_eq!(scale(&fifteen, &both, Some(1), 13), None);
+    let one = rolling(1, json!(3), json!(2));
+    assert!(
+        scale(&one, &both, Some(1), 13).is_some(),
+        "fewer may be at any time"
+    );
+}
+
 #[test]
 fn what_is_scaled_keeps_its_proportions() {
     let with = |sizes: &[(i32, i32, i32)]| -> Vec<Size> {
         let size = |&(replicas, desired, most): &(i32, i32, i32)| Size {
             replicas,
+            pods: Some(replicas),
             available: replicas,
             desired: Some(desired),
             most: Some(most),
@@ -113,40 +143,40 @@ fn what_is_scaled_keeps_its_proportions() {
     // the example of Kubernetes' documents: 10 to 15 while 8 and 5 are there
     let mid_roll = with(&[(8, 10, 13), (5, 10, 13)]);
     assert!(is_scaled(&fifteen, &mid_roll));
-    assert_eq!(scale(&fifteen, &mid_roll, Some(1), 13), [11, 7]);
+    assert_eq!(shares(&fifteen, &mid_roll, Some(1), 13), [11, 7]);
     let five = rolling(5, json!(3), json!(2));
-    assert_eq!(scale(&five, &mid_roll, Some(1), 13), [5, 3]);
+    assert_eq!(shares(&five, &mid_roll, Some(1), 13), [5, 3]);
     let none = rolling(0, json!(3), json!(2));
-    assert_eq!(scale(&none, &mid_roll, Some(1), 13), [0, 0]);
+    assert_eq!(shares(&none, &mid_roll, Some(1), 13), [0, 0]);
     // one alone has all of it
     assert_eq!(
-        scale(&fifteen, &with(&[(0, 10, 13), (10, 10, 13)]), Some(1), 10),
+        shares(&fifteen, &with(&[(0, 10, 13), (10, 10, 13)]), Some(1), 10),
         [0, 15]
     );
     assert_eq!(
-        scale(&fifteen, &with(&[(10, 10, 13), (0, 10, 13)]), None, 10),
+        shares(&fifteen, &with(&[(10, 10, 13), (0, 10, 13)]), None, 10),
         [15, 0]
     );
     // none has any: the new one, or the newest
     assert_eq!(
-        scale(&fifteen, &with(&[(0, 0, 0), (0, 0, 0)]), None, 0),
+        shares(&fifteen, &with(&[(0, 0, 0), (0, 0, 0)]), None, 0),
         [0, 15]
     );
     assert_eq!(
-        scale(&fifteen, &with(&[(0, 0, 0), (0, 0, 0)]), Some(0), 0),
+        shares(&fifteen, &with(&[(0, 0, 0), (0, 0, 0)]), Some(0), 0),
         [15, 0]
     );
-    assert!(scale(&fifteen, &[], None, 0).is_empty());
+    assert!(shares(&fifteen, &[], None, 0).is_empty());
     // a new one that has all needs no others
     let ten = rolling(10, json!(3), json!(2));
     assert_eq!(
-        scale(&ten, &with(&[(3, 10, 13), (10, 10, 13)]), Some(1), 13),
+        shares(&ten, &with(&[(3, 10, 13), (10, 10, 13)]), Some(1), 13),
         [0, 10]
     );
     // annotations that somebody took away
     let bare = sizes(&[(8, 8), (5, 5)]);
     assert!(!is_scaled(&fifteen, &bare));
-    assert_eq!(scale(&fifteen, &bare, Some(1), 13), [11, 7]);
+    assert_eq!(shares(&fifteen, &bare, Some(1), 13), [11, 7]);
 }
 
 /// A cluster in which nothing is instant: ReplicaSets follow their sizes, and tell what they have, when they get to it.
@@ -164,6 +194,11 @@ struct Set {
     size: Size,
     ready: i32,
     unready: i32,
+    /// How often its size was changed, how often that was when it followed last, and when it told last.
+    changed: u32,
+    followed: u32,
+    told: u32,
+    told_pods: i32,
 }
 
 #[derive(Debug, Clone)]
@@ -189,6 +224,27 @@ impl Set {
             self.unready -= unready;
             self.ready -= -more - unready;
         }
+        self.followed = self.changed;
+    }
+
+    fn tell(&mut self) {
+        self.size.available = self.ready;
+        self.told = self.followed;
+        self.told_pods = self.ready + self.unready;
+        self.know();
+    }
+
+    fn resize(&mut self, replicas: i32) {
+        if self.size.replicas != replicas {
+            self.changed += 1;
+        }
+        self.size.replicas = replicas;
+        self.know();
+    }
+
+    fn know(&mut self) {
+        let is_told = self.told == self.changed;
+        self.size.pods = is_told.then_some(self.told_pods.max(self.size.replicas));
     }
 }
 
@@ -203,17 +259,22 @@ impl World {
 
     fn deployment(&mut self) -> bool {
         let sizes = self.sizes();
-        let next = if is_scaled(&self.bounds, &sizes) {
+        let is_scaled = is_scaled(&self.bounds, &sizes);
+        let next = if is_scaled {
             scale(&self.bounds, &sizes, Some(self.new), self.pods())
         } else {
-            roll(&self.bounds, &sizes, self.new)
+            Some(roll(&self.bounds, &sizes, self.new))
         };
         let mut changed = false;
-        for (set, next) in self.sets.iter_mut().zip(next) {
+        for (set, next) in self.sets.iter_mut().zip(next.into_iter().flatten()) {
             let (desired, most) = (Some(self.bounds.replicas), Some(self.bounds.most()));
-            changed |= set.size.replicas != next || (next > 0 && set.size.desired != desired);
-            set.size.replicas = next;
-            (set.size.desired, set.size.most) = (desired, most);
+            let annotated = is_scaled && next > 0 && set.size.desired != desired;
+            let resized = set.size.replicas != next;
+            if annotated || resized {
+                (set.size.desired, set.size.most) = (desired, most);
+            }
+            set.resize(next);
+            changed |= annotated || resized;
         }
         changed
     }
@@ -237,18 +298,19 @@ impl World {
                     set.unready += 1;
                 }
             }
-            Event::Tells(at) => {
-                let set = &mut self.sets[at % count];
-                set.size.available = set.ready;
-            }
+            Event::Tells(at) => self.sets[at % count].tell(),
             Event::Template(at) if at < count => self.new = at,
             Event::Template(_) if count < 6 => {
-                let first = self.bounds.first_size(&self.sizes());
-                let mut set = Set::default();
-                set.size.replicas = first;
-                set.size.desired = Some(self.bounds.replicas);
-                set.size.most = Some(self.bounds.most());
-                self.sets.push(set);
+                self.sets.push(Set {
+                    size: Size {
+                        replicas: self.bounds.first_size(&self.sizes()),
+                        desired: Some(self.bounds.replicas),
+                        most: Some(self.bounds.most()),
+                        ..Size::default()
+                    },
+                    changed: 1,
+                    ..Set::default()
+                });
                 self.new = count;
             }
             Event::Template(_) => {}
@@ -286,9 +348,14 @@ proptest! {
             sets: vec![Set::default()],
             new: 0,
         };
+        world.sets[0].tell();
+        let mut most = world.bounds.most();
         for event in &events {
             let before = world.clone();
             world.happen(event);
+            most = most.max(world.bounds.most());
+            // DP-15, of pods that are there, however late anybody hears of them
+            prop_assert!(world.pods() <= most, "{event:?} {before:?}");
             let sum = |world: &World| total(&world.sizes());
             if matches!(event, Event::Deployment | Event::Template(_)) {
                 prop_assert!(sum(&world) <= world.bounds.most().max(sum(&before)), "{event:?} {before:?}");
@@ -306,7 +373,7 @@ proptest! {
             for at in 0..world.sets.len() {
                 world.sets[at].follow();
                 world.sets[at].ready += std::mem::take(&mut world.sets[at].unready);
-                world.sets[at].size.available = world.sets[at].ready;
+                world.sets[at].tell();
             }
             if !world.deployment() {
                 break;

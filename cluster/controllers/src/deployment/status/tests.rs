@@ -105,12 +105,12 @@ fn a_roll_without_progress_is_late_after_its_deadline() {
         json!({"replicas": 2, "readyReplicas": 2, "availableReplicas": 2}),
     );
     assert_eq!(
-        look(&mut one, &[old.clone()], at(0)),
+        look(&mut one, std::slice::from_ref(&old), at(0)),
         is("True", "NewReplicaSetAvailable")
     );
     // nothing is expected of what is done
     assert_eq!(
-        look(&mut one, &[old.clone()], at(9999)),
+        look(&mut one, std::slice::from_ref(&old), at(9999)),
         is("True", "NewReplicaSetAvailable")
     );
     let fewer = set(
