@@ -19,3 +19,4 @@ mod scheduler;
 mod transcripts;
 mod watches;
 mod webhooks;
+mod workloads;

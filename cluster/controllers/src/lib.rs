@@ -10,10 +10,14 @@
 
 mod autoscale;
 mod cache;
+mod claim;
 mod condition;
 mod context;
 mod controller;
+mod crew;
 mod cron_job;
+mod daemonset;
+mod deployment;
 mod disruption;
 mod endpoint_mirror;
 mod endpoint_slices;
@@ -26,11 +30,18 @@ mod node_ipam;
 mod node_lifecycle;
 mod options;
 pub mod owner;
+mod percent;
+mod pod;
 mod pod_gc;
 mod pods_on_nodes;
 mod queue;
+mod replicaset;
+mod revision;
 mod service_pods;
+mod slow_start;
+mod statefulset;
 mod taint_eviction;
+mod template;
 mod ttl;
 mod ttl_after_finished;
 mod volume_protection;
@@ -55,6 +66,8 @@ use crate::{
     autoscale::Autoscalers,
     controller::{Controller, Ready, ready},
     cron_job::CronJobs,
+    daemonset::DaemonSets,
+    deployment::Deployments,
     disruption::Disruption,
     endpoint_mirror::EndpointMirror,
     endpoint_slices::EndpointSlices,
@@ -64,6 +77,8 @@ use crate::{
     node_ipam::NodeIpam,
     node_lifecycle::NodeLifecycle,
     pod_gc::PodGarbageCollector,
+    replicaset::ReplicaSets,
+    statefulset::StatefulSets,
     taint_eviction::TaintEviction,
     ttl::Ttl,
     ttl_after_finished::TtlAfterFinished,
@@ -90,6 +105,10 @@ const ALL: &[(&str, Begins)] = &[
     (Jobs::NAME, ready::<Jobs>),
     (PodGarbageCollector::NAME, ready::<PodGarbageCollector>),
     (TtlAfterFinished::NAME, ready::<TtlAfterFinished>),
+    (DaemonSets::NAME, ready::<DaemonSets>),
+    (Deployments::NAME, ready::<Deployments>),
+    (ReplicaSets::NAME, ready::<ReplicaSets>),
+    (StatefulSets::NAME, ready::<StatefulSets>),
 ];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.

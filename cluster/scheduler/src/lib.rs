@@ -19,6 +19,7 @@ mod class;
 mod cluster;
 mod decide;
 mod drive;
+mod fit;
 mod node;
 #[cfg(test)]
 mod oracle;
@@ -34,6 +35,7 @@ mod volumes;
 
 pub use decide::Settings;
 pub use drive::{Error, run};
+pub use fit::Demands;
 pub use pod::PodFacts;
 pub use scheduler::{Decision, Scheduler};
 pub use score::Fit;
