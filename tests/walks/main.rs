@@ -7,6 +7,7 @@ mod deployments;
 mod disruptions;
 mod placement;
 mod services;
+mod soak;
 
 use std::collections::BTreeMap;
 

@@ -45,7 +45,7 @@ struct Cluster {
 #[serde(rename_all = "camelCase")]
 struct OneNode {
     name: String,
-    /// `Ready`, `NotReady`, `Unknown`: as its condition is.
+    /// `Ready`, `NotReady`, `Unknown`: as its condition is. `Absent`: kept here, and the API knows none of the name.
     status: String,
     /// Whether `berth up` keeps it on this machine.
     here: bool,
@@ -157,5 +157,17 @@ async fn nodes(client: Client, here: &[String]) -> Result<Vec<OneNode>, Error> {
             name,
         }
     };
-    Ok(nodes.items.into_iter().map(one).collect())
+    let mut all: Vec<OneNode> = nodes.items.into_iter().map(one).collect();
+    for name in here {
+        if !all.iter().any(|node| node.name == *name) {
+            all.push(OneNode {
+                name: name.clone(),
+                status: "Absent".into(),
+                here: true,
+                pods: 0,
+                running: 0,
+            });
+        }
+    }
+    Ok(all)
 }
