@@ -128,34 +128,10 @@ impl Node {
     async fn start(place: &Place, images: &Path, mut setup: Setup) -> Result<Self> {
         let dir = place.dir.clone();
         let storage = dir.join("storage");
-        for part in [
-            "lib",
-            "run",
-            "logs",
-            "certs.d",
-            "cni",
-            "storage",
-            "storage-upper",
-            "storage-work",
-            "volumes",
-        ] {
+        for part in ["lib", "run", "logs", "certs.d", "cni", "volumes"] {
             fs::create_dir_all(dir.join(part))?;
         }
-        // Every test may push to its registry: it writes to a layer over the storage that all share.
-        let overlay = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            images.display(),
-            dir.join("storage-upper").display(),
-            dir.join("storage-work").display()
-        );
-        mount(
-            Some("overlay"),
-            &storage,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(overlay.as_str()),
-        )
-        .context("mount the registry's storage")?;
+        mount_storage(&dir, images)?;
         if let Some(bytes) = setup.root_bytes {
             let mut options = format!("size={bytes},mode=0700");
             if let Some(inodes) = setup.root_inodes {
@@ -425,6 +401,27 @@ pub fn parse_log(log: &[u8], stream: &str) -> Result<Vec<u8>> {
         }
     }
     Ok(out)
+}
+
+/// The registry's storage, in `dir`/storage: every test may push to its registry, and writes to a layer over the images that all share.
+pub(crate) fn mount_storage(dir: &Path, images: &Path) -> Result<()> {
+    for part in ["storage", "storage-upper", "storage-work"] {
+        fs::create_dir_all(dir.join(part))?;
+    }
+    let overlay = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        images.display(),
+        dir.join("storage-upper").display(),
+        dir.join("storage-work").display()
+    );
+    mount(
+        Some("overlay"),
+        &dir.join("storage"),
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(overlay.as_str()),
+    )
+    .context("mount the registry's storage")
 }
 
 /// The directory, cgroups and processes of one test; taken away on drop.

@@ -19,7 +19,7 @@ use crate::{
     daemon::bin_dir,
     debian, machine,
     machine::patient,
-    node::{MIRRORED, Place},
+    node::{MIRRORED, Place, mount_storage},
     process,
     registry::{Registry, write_mirrors},
 };
@@ -86,25 +86,14 @@ impl Nodes {
             )
             .with_context(|| format!("mount a tmpfs on {path}"))?;
         }
-        let storage = dir.join("storage");
-        for part in ["storage", "storage-upper", "storage-work", "certs.d"] {
-            fs::create_dir_all(dir.join(part))?;
-        }
-        let overlay = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            images.display(),
-            dir.join("storage-upper").display(),
-            dir.join("storage-work").display()
-        );
-        mount(
-            Some("overlay"),
-            &storage,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(overlay.as_str()),
-        )
-        .context("mount the registry's storage")?;
-        let registry = Registry::start(&dir.join("registry"), &storage, "0.0.0.0:5000", false)?;
+        mount_storage(dir, images)?;
+        fs::create_dir_all(dir.join("certs.d"))?;
+        let registry = Registry::start(
+            &dir.join("registry"),
+            &dir.join("storage"),
+            "0.0.0.0:5000",
+            false,
+        )?;
         write_mirrors(&dir.join("certs.d"), &MIRRORED, REGISTRY)?;
         // cgroups are the host's, so the names are no other test's
         let prefix = format!("w{}", std::process::id());
