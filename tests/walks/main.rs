@@ -5,6 +5,7 @@ mod cluster;
 mod daemons;
 mod deployments;
 mod disruptions;
+mod joining;
 mod placement;
 mod services;
 mod soak;

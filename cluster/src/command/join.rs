@@ -21,7 +21,7 @@ use crate::{
 
 /// Make this machine a node of a cluster
 ///
-/// `berth token create`, where the cluster is, prints the whole command. The token is good for asking once; what the node is known by from then on (a certificate) it renews
+/// `berth token create`, where the cluster is, prints the whole command. The token is shown the first time; what the node is known by from then on (a certificate) it renews
 /// itself. The node's runtime is the one at --endpoint; where none answers there, a berthd is started. Ending this command ends no pod.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("ca").required(true).args(["ca_cert_hash", "ca_file"]))]
