@@ -302,9 +302,13 @@ fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
 
     // DP-11
     cluster.patch(what, &json!({"spec": {"revisionHistoryLimit": 1}}))?;
-    for _ in 0..2 {
+    for restart in [true, false] {
         let before = names(&cluster.items(&["pods"])?).join(" ");
-        cluster.kubectl(&["rollout", "restart", what])?;
+        if restart {
+            cluster.kubectl(&["rollout", "restart", what])?;
+        } else {
+            set_image(&cluster, what, "nginx:1.10")?;
+        }
         cluster.rolled(what)?;
         cluster.until("all are others", &["pods"], |pods| {
             pods.len() == 5 && names(pods).iter().all(|name| !before.contains(name))
