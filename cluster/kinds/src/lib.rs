@@ -20,6 +20,7 @@ mod validate;
 mod write;
 
 pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
+pub use cron::{Calendar, Schedule};
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
 pub use list::{all, by_kind, by_plural};
 pub use quantity::Quantity;
