@@ -2,6 +2,7 @@
 
 mod admission;
 mod aggregated;
+mod batch;
 mod clients;
 mod collection;
 mod commands;

@@ -8,14 +8,19 @@
 //! Invariant: a controller is a function of what is: it can be killed between any two writes, and whoever comes next goes on.
 //! Invariant: a controller sees what it wrote: what it made is in the cache before it looks again, so nothing is made twice.
 
+mod autoscale;
 mod cache;
 mod context;
 mod controller;
+mod cron_job;
 mod error;
+mod job;
 mod key;
 pub mod owner;
+mod pod_gc;
 mod queue;
 mod ttl;
+mod ttl_after_finished;
 
 use std::sync::Arc;
 
@@ -31,14 +36,26 @@ pub use self::{
     queue::Queue,
 };
 use crate::{
+    autoscale::Autoscalers,
     controller::{Controller, Ready, ready},
+    cron_job::CronJobs,
+    job::Jobs,
+    pod_gc::PodGarbageCollector,
     ttl::Ttl,
+    ttl_after_finished::TtlAfterFinished,
 };
 
 type Begins = fn(&Arc<Context>, &CancellationToken) -> Ready;
 
 /// All there are, by upstream's names.
-const ALL: &[(&str, Begins)] = &[(Ttl::NAME, ready::<Ttl>)];
+const ALL: &[(&str, Begins)] = &[
+    (Autoscalers::NAME, ready::<Autoscalers>),
+    (CronJobs::NAME, ready::<CronJobs>),
+    (Jobs::NAME, ready::<Jobs>),
+    (PodGarbageCollector::NAME, ready::<PodGarbageCollector>),
+    (Ttl::NAME, ready::<Ttl>),
+    (TtlAfterFinished::NAME, ready::<TtlAfterFinished>),
+];
 
 /// Which controllers run: names, `-NAME` for all but that one, `*` for all. Upstream's `--controllers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
