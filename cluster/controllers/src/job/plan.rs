@@ -333,6 +333,8 @@ impl<'a> Tally<'a> {
         let fresh = tracked()
             .filter(|pod| terms.fails_index(pod, limit))
             .filter_map(|pod| terms.index(pod))
+            // another of its pods was faster
+            .filter(|index| !self.succeeded_indexes.contains(*index))
             .collect();
         let failed = before(status.and_then(|status| status.failed_indexes.as_ref())).with(&fresh);
         let active: Indexes = self
