@@ -2,16 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests::{cluster::Server, daemon::bin_dir};
+use berth_tests::cluster::{Component, Server};
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -19,45 +18,13 @@ const CONTROLLERS: &str = "job-controller,cronjob-controller,ttl-after-finished-
 const LOOPBACK: &str = "127.0.0.1";
 const TRACKED: &str = "batch.kubernetes.io/job-tracking";
 
-struct Controllers(Child);
-
-impl Controllers {
-    fn start(server: &Server) -> Result<Self> {
-        Self::start_at(server, &server.kubeconfig())
-    }
-
-    fn start_at(server: &Server, kubeconfig: &Path) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(server.dir().join("controllers.log"))?;
-        let child = Command::new(bin_dir()?.join("berth"))
-            .args([
-                "controllers",
-                "--leader-elect=false",
-                "--controllers",
-                CONTROLLERS,
-                "--kubeconfig",
-            ])
-            .arg(kubeconfig)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        Ok(Self(child))
-    }
-
-    fn kill_9(mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
+fn controllers(server: &Server) -> Result<Component> {
+    controllers_at(server, &server.kubeconfig())
 }
 
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn controllers_at(server: &Server, kubeconfig: &Path) -> Result<Component> {
+    let arguments = ["--leader-elect=false", "--controllers", CONTROLLERS];
+    Component::start_at(server, kubeconfig, "controllers", &arguments)
 }
 
 fn server() -> Result<Server> {
@@ -182,7 +149,7 @@ fn told(server: &Server, kind: &str, name: &str, words: &[&str]) -> Result<()> {
 #[test]
 fn eight_completions_two_at_a_time() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(
         &server,
         &job("j", json!({"completions": 8, "parallelism": 2})),
@@ -261,7 +228,7 @@ fn a_controller_that_is_killed_counts_no_pod_twice_and_loses_none() -> Result<()
     let mut complete = None;
     while complete.is_none() {
         ensure!(ended < 40, "it is never done");
-        let controllers = Controllers::start(&server)?;
+        let mut running = controllers(&server)?;
         // it dies in the midst of what comes of the last end: after a different time each round
         let one = eventually(&server, "the job goes on", || {
             let job = server.json(&["get", "job", "j"])?;
@@ -279,7 +246,7 @@ fn a_controller_that_is_killed_counts_no_pod_twice_and_loses_none() -> Result<()
             ended += 1;
             std::thread::sleep(Duration::from_millis(ended * 3));
         }
-        controllers.kill_9()?;
+        running.kill_9()?;
     }
     let job = complete.context("it is complete")?;
     ensure!(
@@ -301,7 +268,7 @@ fn a_controller_that_is_killed_counts_no_pod_twice_and_loses_none() -> Result<()
 #[test]
 fn a_job_fails_as_its_spec_says() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(&server, &job("once", json!({"backoffLimit": 0})))?;
     let pod = active(&server, "once", 1)?.remove(0);
     ends(&server, &pod, "Failed")?;
@@ -352,7 +319,7 @@ fn a_job_fails_as_its_spec_says() -> Result<()> {
 #[test]
 fn an_indexed_job_pauses_and_goes_on() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     let spec = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed", "suspend": true, "backoffLimitPerIndex": 1});
     create(&server, &job("i", spec))?;
     finished(&server, "i", "Suspended")?;
@@ -428,7 +395,7 @@ fn an_indexed_job_pauses_and_goes_on() -> Result<()> {
 #[test]
 fn pods_outlive_their_job_or_go_with_it() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(&server, &job("left", json!({})))?;
     let pod = active(&server, "left", 1)?.remove(0);
     server.kubectl(&["delete", "job", "left", "--cascade=orphan"])?;
@@ -497,7 +464,7 @@ fn jobs_of(server: &Server, cron: &Value) -> Result<Vec<Value>> {
 #[test]
 fn a_cron_job_starts_jobs_as_its_policy_says() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     for policy in ["Allow", "Forbid", "Replace"] {
         let name_of_cron = policy.to_lowercase();
         create(
@@ -585,7 +552,7 @@ fn a_cron_job_starts_jobs_as_its_policy_says() -> Result<()> {
 #[test]
 fn a_cron_job_keeps_some_of_its_jobs_and_starts_none_too_late() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(
         &server,
         &cron(
@@ -783,7 +750,7 @@ fn an_autoscaler_scales_by_what_pods_use() -> Result<()> {
     }
     let list = json!({"apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetricsList", "metadata": {}, "items": metrics});
     let metered = Metered::start(&server, &list)?;
-    let _controllers = Controllers::start_at(&server, &metered.kubeconfig)?;
+    let _controllers = controllers_at(&server, &metered.kubeconfig)?;
     server.kubectl(&[
         "autoscale",
         "deployment",
@@ -834,7 +801,7 @@ fn an_autoscaler_scales_by_what_pods_use() -> Result<()> {
 #[test]
 fn an_autoscaler_says_what_it_can_not_do() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(&server, &deployment("many", 5))?;
     server.kubectl(&[
         "autoscale",
@@ -885,7 +852,7 @@ fn an_autoscaler_says_what_it_can_not_do() -> Result<()> {
 #[test]
 fn a_pod_that_had_no_node_when_it_was_deleted_is_ended() -> Result<()> {
     let server = server()?;
-    let _controllers = Controllers::start(&server)?;
+    let _controllers = controllers(&server)?;
     create(
         &server,
         &json!({

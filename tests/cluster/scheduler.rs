@@ -1,44 +1,14 @@
 //! `berth scheduler` at our API server, by real kubectl: pods are bound, told why they are not, and make room. Its nodes are objects only: nobody runs the pods.
 
-use std::{
-    fs::File,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests::{cluster::Server, daemon::bin_dir};
+use berth_tests::cluster::{Component, Server};
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(30);
 /// It need not wait for one that was killed.
 const ALONE: &[&str] = &["--leader-elect=false"];
-
-struct Scheduler(Child);
-
-impl Scheduler {
-    fn start(server: &Server, arguments: &[&str]) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(server.dir().join("scheduler.log"))?;
-        let child = Command::new(bin_dir()?.join("berth"))
-            .args(["scheduler", "--kubeconfig"])
-            .arg(server.kubeconfig())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn apply(server: &Server, object: Value) -> Result<()> {
     server
@@ -129,7 +99,7 @@ fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()>
     node(&server, "n1", "2")?;
     node(&server, "n2", "2")?;
     server.kubectl(&["label", "node", "n2", "env_role=prod"])?;
-    let _scheduler = Scheduler::start(&server, ALONE)?;
+    let _scheduler = Component::start(&server, "scheduler", ALONE)?;
 
     // PO-15, PO-16: selectors and affinity
     apply(
@@ -214,7 +184,7 @@ fn the_more_important_pod_has_room_made_for_it_within_budgets() -> Result<()> {
     let server = server()?;
     node(&server, "n1", "1")?;
     node(&server, "n2", "1")?;
-    let scheduler = Scheduler::start(&server, ALONE)?;
+    let scheduler = Component::start(&server, "scheduler", ALONE)?;
     for (name, value) in [("low", 1), ("high", 1000)] {
         apply(
             &server,
@@ -277,7 +247,7 @@ fn the_more_important_pod_has_room_made_for_it_within_budgets() -> Result<()> {
     // another scheduler knows all that the one before it did
     drop(scheduler);
     apply(&server, pod("later", &json!({"priorityClassName": "high"})))?;
-    let _scheduler = Scheduler::start(&server, ALONE)?;
+    let _scheduler = Component::start(&server, "scheduler", ALONE)?;
     ensure!(node_of(&server, "later")? == kept);
     Ok(())
 }
@@ -289,7 +259,7 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
     for at in 0..5 {
         node(&server, &format!("n{at}"), "8")?;
     }
-    let mut scheduler = Scheduler::start(&server, ALONE)?;
+    let mut scheduler = Component::start(&server, "scheduler", ALONE)?;
     let mut list = Vec::new();
     for at in 0..45 {
         let mut one = pod(&format!("p{at}"), &json!({}));
@@ -302,9 +272,8 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
     )?;
     // killed in the middle of it, and begun again
     std::thread::sleep(Duration::from_millis(300));
-    scheduler.0.kill()?;
-    scheduler.0.wait()?;
-    let _scheduler = Scheduler::start(&server, ALONE)?;
+    scheduler.kill_9()?;
+    let _scheduler = Component::start(&server, "scheduler", ALONE)?;
     let counts = eventually("forty have a node", || {
         let pods = server.json(&["get", "pods"])?;
         let pods = pods["items"].as_array().context("items")?.clone();
@@ -355,7 +324,7 @@ fn replicas_are_spread_and_nodes_are_never_overdrawn() -> Result<()> {
 fn one_of_two_schedulers_leads_and_the_other_stands_by() -> Result<()> {
     let server = server()?;
     node(&server, "n1", "8")?;
-    let mut first = Scheduler::start(&server, &[])?;
+    let mut first = Component::start(&server, "scheduler", &[])?;
     let holder = |not: &str| {
         eventually("somebody leads", || {
             let lease = server.json(&[
@@ -373,22 +342,18 @@ fn one_of_two_schedulers_leads_and_the_other_stands_by() -> Result<()> {
         })
     };
     let leads = holder("")?;
-    let mut second = Scheduler::start(&server, &[])?;
+    let mut second = Component::start(&server, "scheduler", &[])?;
     apply(&server, pod("one", &json!({})))?;
     node_of(&server, "one")?;
     ensure!(holder("")? == leads);
     // asked to end, it gives the lease back
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(first.0.id().cast_signed()),
-        nix::sys::signal::SIGTERM,
-    )?;
-    ensure!(first.0.wait()?.success());
+    first.stop()?;
     let next = holder(&leads)?;
     apply(&server, pod("two", &json!({})))?;
     node_of(&server, "two")?;
     // killed, it does not: the third takes it when it is late
-    second.0.kill()?;
-    let _third = Scheduler::start(&server, &[])?;
+    second.kill_9()?;
+    let _third = Component::start(&server, "scheduler", &[])?;
     apply(&server, pod("three", &json!({})))?;
     node_of(&server, "three")?;
     ensure!(holder(&next)? != leads);

@@ -2,14 +2,10 @@
 
 mod hollow;
 
-use std::{
-    fs::File,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests::{cluster::Server, daemon::bin_dir};
+use berth_tests::cluster::{Component, Server};
 use serde_json::{Value, json};
 
 use self::hollow::Hollow;
@@ -19,41 +15,18 @@ const WITHIN: Duration = Duration::from_secs(60);
 const NAMES: &str =
     "deployment-controller,replicaset-controller,daemonset-controller,statefulset-controller";
 
-struct Controllers(Child);
-
-impl Controllers {
-    fn start(server: &Server) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(server.dir().join("controllers.log"))?;
-        let child = Command::new(bin_dir()?.join("berth"))
-            .args([
-                "controllers",
-                "--leader-elect=false",
-                "--controllers",
-                NAMES,
-                "--kubeconfig",
-            ])
-            .arg(server.kubeconfig())
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn controllers(server: &Server) -> Result<Component> {
+    Component::start(
+        server,
+        "controllers",
+        &["--leader-elect=false", "--controllers", NAMES],
+    )
 }
 
 /// Hollow kubelets, controllers and a server: in the order in which they end.
 struct Cluster {
     hollow: Hollow,
-    controllers: Option<Controllers>,
+    controllers: Option<Component>,
     server: Server,
 }
 
@@ -61,7 +34,7 @@ impl Cluster {
     fn start() -> Result<Self> {
         let server = Server::start("memory")?;
         Ok(Self {
-            controllers: Some(Controllers::start(&server)?),
+            controllers: Some(controllers(&server)?),
             hollow: Hollow::start(&server)?,
             server,
         })
@@ -360,11 +333,10 @@ fn killed_controllers_make_nothing_twice() -> Result<()> {
     for kill in 0..4 {
         std::thread::sleep(Duration::from_millis(150 * kill));
         if let Some(mut controllers) = cluster.controllers.take() {
-            controllers.0.kill()?;
-            controllers.0.wait()?;
+            controllers.kill_9()?;
         }
         set_image(&cluster, "deployment/web", &format!("nginx:{kill}"))?;
-        cluster.controllers = Some(Controllers::start(&cluster.server)?);
+        cluster.controllers = Some(controllers(&cluster.server)?);
     }
     cluster.rolled("deployment/web")?;
     cluster.until("all are of the last", &["pods"], |pods| {
@@ -787,7 +759,7 @@ fn what_is_settled_stays_as_it_is() -> Result<()> {
     for marker in ["marker1", "marker2"] {
         // what there was is looked at before what is made later
         cluster.controllers = None;
-        cluster.controllers = Some(Controllers::start(&cluster.server)?);
+        cluster.controllers = Some(controllers(&cluster.server)?);
         cluster.apply(&workload("Deployment", marker, &json!({"replicas": 1})))?;
         cluster.apply(&workload("DaemonSet", marker, &json!({})))?;
         cluster.apply(&workload(

@@ -314,6 +314,58 @@ impl Drop for Server {
     }
 }
 
+/// `berth scheduler` or `berth controllers` at a server: its log is NAME.log in the server's directory. Ended when it is dropped.
+#[derive(Debug)]
+pub struct Component(Child);
+
+impl Component {
+    pub fn start(server: &Server, name: &str, arguments: &[&str]) -> Result<Self> {
+        Self::start_at(server, &server.kubeconfig(), name, arguments)
+    }
+
+    /// By another way to the server.
+    pub fn start_at(
+        server: &Server,
+        kubeconfig: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(server.dir().join(format!("{name}.log")))?;
+        let child = Command::new(bin_dir()?.join("berth"))
+            .args([name, "--kubeconfig"])
+            .arg(kubeconfig)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        Ok(Self(child))
+    }
+
+    pub fn kill_9(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; it ends well.
+    pub fn stop(&mut self) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = self.0.wait()?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Component {
+    fn drop(&mut self) {
+        let _ = self.kill_9();
+    }
+}
+
 /// `kubectl proxy`: the admin's plain HTTP, for what no kubectl would send.
 #[derive(Debug)]
 pub struct Proxy {
