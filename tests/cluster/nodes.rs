@@ -3,11 +3,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU16, Ordering},
@@ -17,10 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests::{
-    cluster::{Proxy, Server},
-    daemon::bin_dir,
-};
+use berth_tests::cluster::{Component, Proxy, Server};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -40,40 +35,14 @@ const QUICK: &[&str] = &[
     "--node-eviction-rate=5",
 ];
 
-struct Controllers(Child);
-
-impl Controllers {
-    fn start(server: &Server, arguments: &[&str]) -> Result<Self> {
-        Self::start_with(server, &server.kubeconfig(), arguments)
-    }
-
-    fn start_with(server: &Server, kubeconfig: &Path, arguments: &[&str]) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(server.dir().join("controllers.log"))?;
-        let child = Command::new(bin_dir()?.join("berth"))
-            .args([
-                "controllers",
-                "--leader-elect=false",
-                "--controllers",
-                NAMES,
-            ])
-            .arg("--kubeconfig")
-            .arg(kubeconfig)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        Ok(Self(child))
-    }
+fn controllers(server: &Server, arguments: &[&str]) -> Result<Component> {
+    controllers_at(server, &server.kubeconfig(), arguments)
 }
 
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn controllers_at(server: &Server, kubeconfig: &Path, arguments: &[&str]) -> Result<Component> {
+    let own = ["--leader-elect=false", "--controllers", NAMES];
+    let arguments = [&own, arguments].concat();
+    Component::start_at(server, kubeconfig, "controllers", &arguments)
 }
 
 /// Nodes without a machine: alive as long as their leases are renewed.
@@ -348,7 +317,7 @@ fn a_silent_node_is_told_of_its_pods_leave_and_it_may_come_back() -> Result<()> 
         ensure!(taints_of(&made).contains("not-ready:NoSchedule"), "{made}");
         hollow.ready(name)?;
     }
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = controllers(&server, QUICK)?;
     for name in ["n1", "n2", "n3"] {
         has_taints(&server, name, &[])?;
         event(
@@ -448,7 +417,7 @@ fn while_all_nodes_are_silent_nobody_is_evicted() -> Result<()> {
             &tolerates(&REACH, Some(0)),
         )?;
     }
-    let _controllers = Controllers::start(&server, &quick)?;
+    let _controllers = controllers(&server, &quick)?;
     for name in names {
         event(
             &server,
@@ -581,7 +550,7 @@ fn a_server_that_answers_429_and_500_makes_no_node_silent() -> Result<()> {
     hollow.pod("short", "n1", "10.0.0.1", &tolerates(&REACH, Some(0)))?;
     let faulty = Faulty::start(hollow.proxy.port())?;
     let kubeconfig = faulty.kubeconfig(&server)?;
-    let _controllers = Controllers::start_with(&server, &kubeconfig, QUICK)?;
+    let _controllers = controllers_at(&server, &kubeconfig, QUICK)?;
     event(
         &server,
         "RegisteredNode",
@@ -624,7 +593,7 @@ fn a_server_that_is_away_makes_no_node_silent() -> Result<()> {
         hollow.join(name, "a")?;
     }
     hollow.pod("short", "n1", "10.0.0.1", &tolerates(&REACH, Some(0)))?;
-    let controllers = Controllers::start(&server, QUICK)?;
+    let first = controllers(&server, QUICK)?;
     event(
         &server,
         "RegisteredNode",
@@ -650,8 +619,8 @@ fn a_server_that_is_away_makes_no_node_silent() -> Result<()> {
     );
     ensure!(!is_ending(&server, "short")?);
     // The next one knows nothing of before, and evicts nobody for it.
-    drop(controllers);
-    let _controllers = Controllers::start(&server, QUICK)?;
+    drop(first);
+    let _controllers = controllers(&server, QUICK)?;
     hollow.ready("n2")?;
     has_taints(&server, "n2", &["unschedulable:NoSchedule"])?;
     server.kubectl(&["uncordon", "n2"])?;
@@ -673,7 +642,7 @@ fn taints_by_hand_evict_who_does_not_tolerate_them() -> Result<()> {
         ],
     ]
     .concat();
-    let _controllers = Controllers::start(&server, &arguments)?;
+    let _controllers = controllers(&server, &arguments)?;
     for name in ["n1", "n2"] {
         hollow.join(name, "a")?;
     }
@@ -752,7 +721,7 @@ fn a_claim_that_is_used_outlives_its_deletion() -> Result<()> {
     let server = Server::start("memory")?;
     let hollow = Hollow::start(&server)?;
     hollow.join("n1", "a")?;
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = controllers(&server, QUICK)?;
     let spec =
         json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": spec});
@@ -839,7 +808,7 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
     let server = Server::start("memory")?;
     let hollow = Hollow::start(&server)?;
     hollow.join("n1", "a")?;
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = controllers(&server, QUICK)?;
     for at in 1..=3 {
         hollow.pod(
             &format!("web-{at}"),
@@ -999,7 +968,7 @@ fn a_change_of_one_endpoint_of_many_is_one_small_write() -> Result<()> {
     let server = Server::start("memory")?;
     let hollow = Hollow::start(&server)?;
     hollow.join("n1", "a")?;
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = controllers(&server, QUICK)?;
     let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}]});
     let service =
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec});
@@ -1098,7 +1067,7 @@ fn a_drain_takes_no_more_than_the_budget_allows() -> Result<()> {
     for name in ["n1", "n2"] {
         hollow.join(name, "a")?;
     }
-    let _controllers = Controllers::start(&server, QUICK)?;
+    let _controllers = controllers(&server, QUICK)?;
     let at_once = json!({"terminationGracePeriodSeconds": 0});
     hollow.pod("a", "n1", "10.0.0.1", &at_once)?;
     hollow.pod("b", "n1", "10.0.0.2", &at_once)?;

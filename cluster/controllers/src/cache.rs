@@ -19,10 +19,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +28,10 @@ use crate::{Key, owner};
 
 /// For so long it is believed that something exists which a list has not shown and this process has written while that was made.
 const UNSEEN: Duration = Duration::from_secs(60);
+
+/// Before a watch that has broken is begun again; twice as long each time. A server that comes back is heard of soon.
+const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
 
 /// What can be cached.
 pub trait Kind:
@@ -363,11 +364,10 @@ impl<K: Kind> Cache<K> {
 
     /// Lists and watches until `ends`; a watch that breaks, or is too far behind (410), is begun again (CP-02).
     pub(crate) async fn follow(self, client: Client, ends: CancellationToken) {
-        let mut events = watcher(Api::<K>::all(client), watcher::Config::default())
-            .default_backoff()
-            .boxed();
+        let mut events = watcher(Api::<K>::all(client), watcher::Config::default()).boxed();
         let mut ticks = tokio::time::interval(UNSEEN);
         let mut failing = false;
+        let mut wait = AGAIN;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -379,7 +379,10 @@ impl<K: Kind> Cache<K> {
             };
             match event {
                 Some(Ok(event)) => {
-                    failing = false;
+                    // that it begins anew is no sign of the server's
+                    if !matches!(event, watcher::Event::Init) {
+                        (failing, wait) = (false, AGAIN);
+                    }
                     self.hear(event);
                 }
                 Some(Err(error)) => {
@@ -387,6 +390,11 @@ impl<K: Kind> Cache<K> {
                         tracing::warn!(kind = %K::kind(&()), %error, "a watch is begun again until it holds");
                     }
                     failing = true;
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = ends.cancelled() => return,
+                    }
+                    wait = (wait * 2).min(AGAIN_MOST);
                 }
                 None => return,
             }
