@@ -329,6 +329,8 @@ impl Nodes {
         ensure!(links.lines().count() == 1, "links are left: {links}");
         let left: Vec<_> = fs::read_dir("/run/netns")?.flatten().collect();
         ensure!(left.is_empty(), "namespaces are left: {left:?}");
+        let left: Vec<_> = fs::read_dir("/run/berth-nodes")?.flatten().collect();
+        ensure!(left.is_empty(), "the runtimes leave {left:?}");
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
         let data = format!("{}/", self.dir.join("data").display());
         let left: Vec<&str> = mounts.lines().filter(|line| line.contains(&data)).collect();

@@ -47,8 +47,8 @@ fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash() -> Result<()> {
         ensure!(output.status.success(), "{output:?}");
         let line = String::from_utf8(output.stdout)?;
         let name = format!("{}-joined", nodes.node(1));
-        let (data, state) = (nodes.dir.join("joined"), format!("/run/berth-nodes/{name}"));
-        let socket = format!("unix://{state}/berth.sock");
+        let (data, state) = (nodes.dir.join("joined"), nodes.dir.join("run"));
+        let socket = format!("unix://{}/berth.sock", state.display());
         let cgroup = format!("/berth-{name}");
         let data = data.display().to_string();
         #[rustfmt::skip]

@@ -375,6 +375,10 @@ pub async fn take_away(dir: &Path, record: &Record) -> Result<(), Error> {
     }
     if let Some(number) = record.number {
         network::remove(&record.name, number).await;
+        if let Some(own) = &record.runtime {
+            // sockets and empty directories, now that it has no pods: somebody may still hold one
+            let _ = fs::remove_dir_all(&own.state);
+        }
     }
     remove_cgroups(&record.cgroup_root);
     let path = dir.join(RECORD);

@@ -25,7 +25,10 @@ use crate::{
 
 /// Between two looks at how long the certificate still holds, and after something went wrong.
 const RENEW_LOOK: Duration = Duration::from_secs(600);
-const AGAIN: Duration = Duration::from_secs(10);
+/// Before a certificate that could not be had is asked for again: the first time, twice as long each time, and at most. Until then clients that know the cluster's
+/// CA alone are turned away.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// Renewed when less than a fifth of its life is left.
 const RENEW_LEFT: i64 = 5;
 
@@ -117,6 +120,7 @@ impl Identity {
         let Some(request) = &self.request else {
             return;
         };
+        let mut again = AGAIN;
         loop {
             let now = self
                 .now
@@ -131,6 +135,7 @@ impl Identity {
                 Ok(Some(new)) => {
                     tracing::info!("the cluster has signed a certificate for the kubelet's server");
                     *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+                    again = AGAIN;
                     continue;
                 }
                 Ok(None) => tracing::warn!(
@@ -141,7 +146,8 @@ impl Identity {
                     "no certificate of the cluster for the kubelet's server"
                 ),
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(again).await;
+            again = (again * 2).min(AGAIN_MOST);
         }
     }
 }
