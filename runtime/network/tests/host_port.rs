@@ -311,12 +311,12 @@ fn a_host_ip_limits_a_host_port_to_that_address() {
 #[test]
 fn a_port_that_another_pod_or_a_process_has_is_refused_by_name_and_leaves_nothing() {
     let wharf = Wharf::new(24);
-    let network = wharf.network();
     let (a, b) = (pod_id(), pod_id());
     let port = mapping(Protocol::Tcp, None, HOST_PORT);
-    attach(&network, &a, std::slice::from_ref(&port));
     // After a restart, too.
-    for network in [network, wharf.network()] {
+    for _ in 0..2 {
+        let network = wharf.network();
+        attach(&network, &a, std::slice::from_ref(&port));
         for host_ip in [None, Some("127.0.0.1")] {
             let wanted = mapping(Protocol::Tcp, host_ip, HOST_PORT);
             let error = run(network.attach(&with_ports(&b, &[wanted]))).unwrap_err();
@@ -572,6 +572,7 @@ fn rules_that_were_flushed_or_tampered_with_are_made_anew_and_others_left_alone_
     reaches(&server, None, at("127.0.0.1", HOST_PORT)).unwrap();
     nft(&["delete", "table", "inet", &table]);
     run(network.detach(&a)).unwrap();
+    drop(network);
     let network = wharf.network();
     run(network.detach(&b)).unwrap();
     gone(&network, &[]);

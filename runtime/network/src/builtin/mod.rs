@@ -84,6 +84,16 @@ struct Shared {
     at_work: RwLock<()>,
 }
 
+/// Pods that are on their way out have left: what opens the same ledger next makes links of the same names, and would lose them to us.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        inner
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait_until_left(None);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: Config,
