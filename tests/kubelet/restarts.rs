@@ -176,6 +176,37 @@ fn kill_9_of_the_kubelet_and_of_the_runtime_restarts_nothing_bo_15_rel_23() -> R
     })
 }
 
+#[test]
+fn a_sandbox_that_the_runtime_makes_after_its_pod_has_ended_is_ended_too_rel_23() -> Result<()> {
+    Node::test(async |node| {
+        let kubelet = Kubelet::start(node)?;
+        let sleeper = pod(
+            "stays",
+            "  terminationGracePeriodSeconds: 0\n  containers: [{name: a, image: busybox, command: [sleep, '1000']}]",
+        );
+        kubelet.put("stays.yaml", &sleeper)?;
+        kubelet.wait_ready("stays").await?;
+        // Whoever else uses the runtime is no concern of the kubelet's.
+        let other = node.cri.run_pod(&node.pod("other")).await?;
+        // Asked for by a kubelet that has died meanwhile, or has waited for it long enough.
+        let mut late = node.pod("late-n1");
+        let dir = node.dir.join("kubelet").display().to_string();
+        late.annotations.insert("berth/kubelet-dir".into(), dir);
+        let uid = late.metadata.clone().context("no metadata")?.uid;
+        late.labels.insert("io.kubernetes.pod.uid".into(), uid);
+        for _ in 0..2 {
+            node.cri.run_pod(&late).await?;
+            kubelet.wait_gone(node, "late").await?;
+        }
+        ensure!(node.cri.pod_status(&other).await?.state == 0);
+        node.cri.stop_pod(&other).await?;
+        node.cri.remove_pod(&other).await?;
+        kubelet.wait_ready("stays").await?;
+        kubelet.take("stays.yaml")?;
+        kubelet.wait_gone(node, "stays").await
+    })
+}
+
 /// The containers that run, by pod and name.
 async fn ids(node: &Node) -> Result<BTreeMap<String, String>> {
     let mut ids = BTreeMap::new();

@@ -5,7 +5,7 @@ use std::{
     fmt,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
@@ -40,6 +40,8 @@ use crate::{
 const CHANGES: usize = 256;
 /// Between two tries at a runtime that is not there yet.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks for pods that nobody wants, as upstream's housekeeping. There is one only after a pod has gone, or the runtime has told of one that has no worker.
+const ORPHANS: Duration = Duration::from_secs(2);
 
 type Hears<T> = Arc<dyn Fn(&T) + Send + Sync>;
 type HearsOfPod<T> = Arc<dyn Fn(&Desired, &T) + Send + Sync>;
@@ -274,12 +276,17 @@ impl Kubelet {
             None => (None, None),
         };
         let mut wanted = desired.borrow_and_update().clone();
-        let (mut is_open, mut is_adopted, mut is_waiting) = (true, false, false);
+        let (mut is_open, mut is_waiting) = (true, false);
+        // What is left of kubelets before this one; and what the runtime has made for a call that nobody waited for any more.
+        let mut orphans = Some(Instant::now());
         loop {
             if let Some(wanted) = &wanted {
                 is_waiting = self.reconcile(wanted).await;
-                if !is_adopted && self.is_certain() {
-                    is_adopted = self.end_orphans(wanted).await;
+                if orphans.is_some_and(|from| from <= Instant::now())
+                    && self.is_certain()
+                    && self.end_orphans(wanted).await
+                {
+                    orphans = None;
                 }
             }
             if !is_open && self.workers.is_empty() {
@@ -291,11 +298,10 @@ impl Kubelet {
                     Ok(()) => wanted = desired.borrow_and_update().clone(),
                     Err(_) => is_open = false,
                 },
-                Some(change) = changed.recv() => {
-                    if let Some(handle) = self.workers.get(&change.0) {
-                        handle.wake.notify_one();
-                    }
-                }
+                Some(change) = changed.recv() => match self.workers.get(&change.0) {
+                    Some(handle) => handle.wake.notify_one(),
+                    None => orphans = soon(orphans),
+                },
                 Some(evicted) = evicted.recv() => self.evict(evicted),
                 Some(news) = next(&mut news) => match (news, &policy) {
                     (ShutdownNews::Begins(lock), Some(policy)) => {
@@ -308,8 +314,12 @@ impl Kubelet {
                         self.shuts_down.send_replace(false);
                     }
                 },
-                Some(done) = self.tasks.join_next() => self.done(done),
-                () = tokio::time::sleep(AGAIN), if (is_waiting || !is_adopted) && wanted.is_some() => {}
+                Some(done) = self.tasks.join_next() => {
+                    self.done(done);
+                    // what came after its last look
+                    orphans = soon(orphans);
+                }
+                () = tokio::time::sleep(AGAIN), if (is_waiting || orphans.is_some()) && wanted.is_some() => {}
             }
         }
         beside.shutdown().await;
@@ -606,7 +616,7 @@ impl Kubelet {
         self.workers.insert(handle.pod.uid.clone(), handle);
     }
 
-    /// Ends what a kubelet before this one has made in the same directory, and nobody wants any more. Whether all could be looked at.
+    /// Ends what was made for this directory and nobody wants, or has ended already as far as its worker saw. Whether all could be looked at.
     async fn end_orphans(&mut self, wanted: &[Arc<Desired>]) -> bool {
         let sandboxes = match self.node.runtime.sandboxes(None).await {
             Ok(sandboxes) => sandboxes,
@@ -634,7 +644,10 @@ impl Kubelet {
         }
         for (uid, found) in orphans {
             let is_wanted = wanted.iter().any(|pod| pod.uid == uid);
-            if is_wanted || self.workers.contains_key(&uid) || !is_path_component(&uid) {
+            if (is_wanted && !self.ended.contains(&uid))
+                || self.workers.contains_key(&uid)
+                || !is_path_component(&uid)
+            {
                 continue;
             }
             let kept = store::kept_pod(&self.node, &uid)
@@ -661,6 +674,11 @@ impl Handle {
         self.pod = pod.clone();
         let _ = self.orders.send(Order::End { grace, pod });
     }
+}
+
+/// When orphans are looked for; not later than before.
+fn soon(orphans: Option<Instant>) -> Option<Instant> {
+    orphans.or_else(|| Some(Instant::now() + ORPHANS))
 }
 
 /// Seconds since the epoch.
