@@ -212,8 +212,12 @@ impl Nodes {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Nothing that a node's runtime has made is lost or left over.
+    /// Nothing that a node's runtime has made is lost or left over; and each controller may do what it does.
     pub fn audit(&self) -> Result<()> {
+        let log = fs::read_to_string(self.dir.join("up.log"))?;
+        let refused = "User \\\"system:serviceaccount:kube-system:";
+        let refused = log.lines().find(|line| line.contains(refused));
+        ensure!(refused.is_none(), "a controller was refused: {refused:?}");
         for number in 1..=self.count {
             let name = self.node(number);
             let root = self.node_dir(number).join("lib");

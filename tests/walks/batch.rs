@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
+use serde_json::Value;
 
 use crate::{condition, items};
 
@@ -61,6 +62,73 @@ spec:
         nodes.kubectl.kubectl(&["delete", "job", "eight"])?;
         nodes.until(&["pods"], "its pods go with it", |pods| {
             items(pods).next().is_none()
+        })?;
+        Ok(())
+    })
+}
+
+/// One whose Jobs do not end.
+const EVERY_MINUTE: &str = r#"
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: NAME}
+spec:
+  schedule: "* * * * *"
+  concurrencyPolicy: POLICY
+  jobTemplate:
+    spec:
+      template:
+        metadata: {labels: {of: NAME}}
+        spec:
+          restartPolicy: Never
+          terminationGracePeriodSeconds: 1
+          containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}]
+"#;
+
+#[test]
+fn a_minute_that_finds_the_last_one_s_job_at_work_joins_waits_or_replaces_it_cj_03() -> Result<()> {
+    Nodes::test(1, |nodes| {
+        let names = ["allow", "forbid", "replace"];
+        for (name, policy) in names.into_iter().zip(["Allow", "Forbid", "Replace"]) {
+            let yaml = EVERY_MINUTE.replace("NAME", name);
+            nodes.apply(&yaml.replace("POLICY", policy))?;
+        }
+        // The uids of the pods that run, of one of them.
+        let running = |pods: &Value, name: &str| -> Vec<String> {
+            items(pods)
+                .filter(|pod| {
+                    pod["metadata"]["labels"]["of"] == name
+                        && pod["metadata"]["deletionTimestamp"].is_null()
+                        && pod["status"]["phase"] == "Running"
+                })
+                .map(|pod| pod["metadata"]["uid"].to_string())
+                .collect()
+        };
+        let first = nodes.until(&["pods"], "a minute has begun", |pods| {
+            names.iter().all(|name| !running(pods, name).is_empty())
+        })?;
+        let before = |name: &str| running(&first, name);
+        let now = nodes.until(&["pods"], "the next one has, too", |pods| {
+            running(pods, "allow").len() > before("allow").len()
+                && running(pods, "replace").len() == 1
+                && running(pods, "replace") != before("replace")
+        })?;
+        ensure!(running(&now, "allow").contains(&before("allow")[0]));
+        ensure!(running(&now, "forbid") == before("forbid"), "{now:#}");
+        let told = ["events", "--field-selector", "reason=JobAlreadyActive"];
+        nodes.until(&told, "it is told that one waits", |events| {
+            items(events).any(|event| event["involvedObject"]["name"] == "forbid")
+        })?;
+        let of = |cron_job: &Value| cron_job["status"]["active"].as_array().map(Vec::len);
+        nodes.until(&["cronjob/forbid"], "one is active", |it| of(it) == Some(1))?;
+        nodes.until(&["cronjob/replace"], "one is active", |it| {
+            of(it) == Some(1)
+        })?;
+        nodes
+            .kubectl
+            .kubectl(&["delete", "cronjob", "allow", "forbid", "replace"])?;
+        nodes.until(&["jobs,pods"], "all goes with them", |all| {
+            items(all).next().is_none()
         })?;
         Ok(())
     })

@@ -20,12 +20,14 @@ spec:
       containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}]
 "#;
 
+pub fn apply(nodes: &Nodes, strategy: &str, turn: &str) -> Result<String> {
+    nodes.apply(&DAEMON.replace("STRATEGY", strategy).replace("TURN", turn))
+}
+
 #[test]
 fn every_node_has_one_pod_of_a_daemon_set_ds_01_ds_02_ds_03_ds_04_ds_05_ds_06() -> Result<()> {
     Nodes::test(3, |nodes| {
-        let daemon = |strategy: &str, turn: &str| {
-            nodes.apply(&DAEMON.replace("STRATEGY", strategy).replace("TURN", turn))
-        };
+        let daemon = |strategy: &str, turn: &str| apply(nodes, strategy, turn);
         let pods = ["pods", "-l", "app=agent"];
         let on_each = |pods: &serde_json::Value| {
             by_node(pods) == nodes.names().into_iter().map(|name| (name, 1)).collect()

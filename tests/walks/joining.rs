@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use berth_tests::{daemon::bin_dir, nodes::Nodes};
 
-use crate::condition;
+use crate::{by_node, condition, daemons, items};
 
 /// `berth join …` as `berth token create` has printed it.
 struct Joining(Option<Child>);
@@ -37,8 +37,9 @@ impl Drop for Joining {
 }
 
 #[test]
-fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash() -> Result<()> {
+fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash_ds_02_ds_03() -> Result<()> {
     Nodes::test(1, |nodes| {
+        daemons::apply(nodes, "RollingUpdate", "1")?;
         let berth = bin_dir()?.join("berth");
         let output = Command::new(&berth)
             .args(["token", "create", "--ttl", "10m", "--kubeconfig"])
@@ -51,9 +52,10 @@ fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash() -> Result<()> {
         let socket = format!("unix://{}/berth.sock", state.display());
         let cgroup = format!("/berth-{name}");
         let data = data.display().to_string();
+        let mirrors = nodes.dir.join("certs.d").display().to_string();
         #[rustfmt::skip]
         let more = [
-            "--endpoint", &socket, "--data", &data, "--node-name", &name, "--cgroup-root", &cgroup,
+            "--endpoint", &socket, "--data", &data, "--node-name", &name, "--cgroup-root", &cgroup, "--hosts-dir", &mirrors,
             "--kubelet-arg=--node-ip=10.240.0.1", "--kubelet-arg=--eviction-hard=nodefs.available<0%,imagefs.available<0%",
         ];
 
@@ -79,6 +81,11 @@ fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash() -> Result<()> {
         nodes.until(&[&format!("node/{name}")], "it is ready", |node| {
             condition(node, "Ready").is_some_and(|it| it["status"] == "True")
         })?;
+        // what every node has it gets, too
+        let pods = ["pods", "-l", "app=agent"];
+        nodes.until(&pods, "one on each", |pods| {
+            by_node(pods) == [(nodes.node(1), 1), (name.clone(), 1)].into()
+        })?;
         // the token is not what it is known by from now on
         let kubeconfig = format!("{data}/nodes/{name}/kubelet.kubeconfig");
         ensure!(!fs::read_to_string(&kubeconfig)?.contains("token"));
@@ -93,6 +100,9 @@ fn a_machine_joins_by_a_token_and_only_the_cluster_of_the_hash() -> Result<()> {
         let status = joins.0.take().context("not started")?.wait()?;
         ensure!(status.success(), "{status}: {}", fs::read_to_string(&log)?);
         nodes.kubectl.kubectl(&["delete", "node", &name])?;
+        nodes.until(&pods, "one on the node that stays", |pods| {
+            by_node(pods) == [(nodes.node(1), 1)].into() && items(pods).count() == 1
+        })?;
         Ok(())
     })
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod daemons;
 mod deployments;
 mod disruptions;
+mod identity;
 mod joining;
 mod placement;
 mod services;
