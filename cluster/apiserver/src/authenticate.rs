@@ -237,10 +237,7 @@ pub fn impersonate(api: &Api, headers: &HeaderMap, user: User) -> Result<User, F
     if groups.is_empty()
         && let Some((namespace, _)) = account
     {
-        groups = vec![
-            "system:serviceaccounts".into(),
-            format!("system:serviceaccounts:{namespace}"),
-        ];
+        groups = berth_auth::account_groups(namespace).into();
     }
     let impersonated = User {
         username: name,

@@ -484,6 +484,12 @@ impl InProcess {
             },
         }
     }
+
+    /// The same server, on behalf of another one.
+    #[must_use]
+    pub fn with_user(&self, user: User) -> Self {
+        Self::new(self.router.clone(), user)
+    }
 }
 
 impl<B> tower::Service<Request<B>> for InProcess

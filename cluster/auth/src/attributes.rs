@@ -14,12 +14,31 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+/// The groups of a namespace's ServiceAccounts.
+pub fn account_groups(namespace: &str) -> [String; 2] {
+    [
+        "system:serviceaccounts".to_owned(),
+        format!("system:serviceaccounts:{namespace}"),
+    ]
+}
+
 impl User {
     /// Who shows nothing at all.
     pub fn anonymous() -> Self {
         Self {
             username: "system:anonymous".to_owned(),
             groups: vec![crate::UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// A ServiceAccount, as its tokens say who it is (SA-03).
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let mut groups = account_groups(namespace).to_vec();
+        groups.push(crate::AUTHENTICATED.to_owned());
+        Self {
+            username: format!("{}{namespace}:{name}", crate::rbac::SERVICE_ACCOUNT_PREFIX),
+            groups,
             ..Self::default()
         }
     }

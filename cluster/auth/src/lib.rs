@@ -17,7 +17,7 @@ pub mod token;
 mod union;
 pub mod x509;
 
-pub use attributes::{Attributes, Authorizer, Decision, User};
+pub use attributes::{Attributes, Authorizer, Decision, User, account_groups};
 pub use error::Error;
 pub use node::NodeAuthorizer;
 pub use pki::Pki;

@@ -10,7 +10,7 @@ use ring::{
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{AUTHENTICATED, Error, User, rbac::SERVICE_ACCOUNT_PREFIX};
+use crate::{Error, User, rbac::SERVICE_ACCOUNT_PREFIX};
 
 /// What TokenRequest allows, in seconds.
 pub const MIN_EXPIRATION: u64 = 600;
@@ -302,8 +302,8 @@ fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
     let namespace = text(&private["namespace"]);
     let account = &private["serviceaccount"];
     let name = text(&account["name"]);
-    let username = format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}");
-    if namespace.is_empty() || name.is_empty() || claims["sub"] != username {
+    let user = User::service_account(&namespace, &name);
+    if namespace.is_empty() || name.is_empty() || claims["sub"] != user.username {
         return Err(Error::Token("it is of no ServiceAccount"));
     }
     let mut bound = vec![Bound {
@@ -346,14 +346,9 @@ fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
         });
     }
     let user = User {
-        username,
         uid: text(&account["uid"]),
-        groups: vec![
-            "system:serviceaccounts".to_owned(),
-            format!("system:serviceaccounts:{namespace}"),
-            AUTHENTICATED.to_owned(),
-        ],
         extra,
+        ..user
     };
     Ok((user, bound))
 }
@@ -429,7 +424,7 @@ mod tests {
             [
                 "system:serviceaccounts",
                 "system:serviceaccounts:ns",
-                AUTHENTICATED
+                crate::AUTHENTICATED
             ]
         );
         assert_eq!(

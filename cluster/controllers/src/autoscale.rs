@@ -126,6 +126,7 @@ impl Report {
 
 impl Controller for Autoscalers {
     const NAME: &'static str = "horizontal-pod-autoscaler-controller";
+    const ACCOUNT: &'static str = "horizontal-pod-autoscaler";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let autoscalers = context.cache::<HorizontalPodAutoscaler>();

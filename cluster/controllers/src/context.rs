@@ -38,8 +38,57 @@ pub enum Merge {
     Strategic,
 }
 
+/// Who the controllers are to the API server.
+#[derive(Clone)]
+pub struct Callers {
+    manager: Client,
+    account: Arc<dyn Fn(&str) -> Client + Send + Sync>,
+}
+
+impl std::fmt::Debug for Callers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callers").finish_non_exhaustive()
+    }
+}
+
+impl Callers {
+    /// One for all: upstream's `--use-service-account-credentials=false`. It must be allowed what any controller does.
+    pub fn one(client: Client) -> Self {
+        let account = client.clone();
+        Self {
+            manager: client,
+            account: Arc::new(move |_| account.clone()),
+        }
+    }
+
+    /// What is listed, watched and told is `manager`'s; each controller writes as its own ServiceAccount of the namespace `kube-system`, for whose name
+    /// `account` gives the client. The default roles `system:kube-controller-manager` and `system:controller:NAME` are enough for them.
+    pub fn by_account(
+        manager: Client,
+        account: impl Fn(&str) -> Client + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            manager,
+            account: Arc::new(account),
+        }
+    }
+
+    /// Who lists, watches and tells.
+    pub fn manager(&self) -> &Client {
+        &self.manager
+    }
+}
+
+/// What one controller works with.
 pub struct Context {
+    /// The controller's own.
     client: Client,
+    shared: Arc<Shared>,
+}
+
+/// What all of them have in common.
+struct Shared {
+    callers: Callers,
     options: Options,
     ends: CancellationToken,
     caches: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
@@ -57,19 +106,32 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, options: Options, ends: CancellationToken) -> Arc<Self> {
-        let (recorder, records) = Recorder::new(client.clone());
+    /// The manager's, from which each controller has its own.
+    pub(crate) fn new(callers: Callers, options: Options, ends: CancellationToken) -> Self {
+        let manager = callers.manager.clone();
+        let (recorder, records) = Recorder::new(manager.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(records);
+        Self {
+            client: manager,
+            shared: Arc::new(Shared {
+                callers,
+                options,
+                ends,
+                caches: Mutex::default(),
+                lists: Mutex::default(),
+                tasks: Mutex::new(tasks),
+                calls: Semaphore::new(CALLS),
+                recorder,
+            }),
+        }
+    }
+
+    /// That of a controller.
+    pub(crate) fn of(&self, account: &str) -> Arc<Self> {
         Arc::new(Self {
-            client,
-            options,
-            ends,
-            caches: Mutex::default(),
-            lists: Mutex::default(),
-            tasks: Mutex::new(tasks),
-            calls: Semaphore::new(CALLS),
-            recorder,
+            client: (self.shared.callers.account)(account),
+            shared: self.shared.clone(),
         })
     }
 
@@ -78,8 +140,13 @@ impl Context {
         &self.client
     }
 
+    /// The one that lists and watches for all controllers: it may look at everything.
+    pub(crate) fn manager(&self) -> &Client {
+        &self.shared.callers.manager
+    }
+
     pub(crate) fn options(&self) -> &Options {
-        &self.options
+        &self.shared.options
     }
 
     /// In whole seconds, as the API keeps times.
@@ -89,28 +156,27 @@ impl Context {
 
     /// The one cache of a kind; its watch begins when it is first asked for.
     pub fn cache<K: Kind>(&self) -> Cache<K> {
-        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cache) = self.known::<K>(&caches) {
+        let shared = &self.shared;
+        let mut caches = shared.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = known::<K>(&caches) {
             return cache;
         }
         let cache = Cache::<K>::new();
-        let follow = cache.clone().follow(self.client.clone(), self.ends.clone());
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let follow = cache.clone();
+        let follow = follow.follow(self.manager().clone(), shared.ends.clone());
+        let mut tasks = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(follow);
         let waits = cache.clone();
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = shared.lists.lock().unwrap_or_else(PoisonError::into_inner);
         lists.push(Box::pin(async move { waits.listed().await }));
         caches.insert(TypeId::of::<K>(), Box::new(cache.clone()));
         cache
     }
 
-    fn known<K: Kind>(&self, caches: &HashMap<TypeId, Box<dyn Any + Send>>) -> Option<Cache<K>> {
-        caches.get(&TypeId::of::<K>())?.downcast_ref().cloned()
-    }
-
     /// Waits until every cache that was asked for has all that there was.
     pub(crate) async fn listed(&self) {
-        let lists = std::mem::take(&mut *self.lists.lock().unwrap_or_else(PoisonError::into_inner));
+        let lists = &self.shared.lists;
+        let lists = std::mem::take(&mut *lists.lock().unwrap_or_else(PoisonError::into_inner));
         futures_util::future::join_all(lists).await;
     }
 
@@ -124,7 +190,7 @@ impl Context {
             Ok(request) => request,
             Err(error) => return Err(Error::new(call, kube::Error::BuildRequest(error))),
         };
-        let Ok(_permit) = self.calls.acquire().await else {
+        let Ok(_permit) = self.shared.calls.acquire().await else {
             return Err(Error::Other(format!("{call}: no more requests are made")));
         };
         match timeout(CALL, answer(self.client.clone(), request)).await {
@@ -153,8 +219,9 @@ impl Context {
     }
 
     fn cached<K: Kind>(&self, tell: impl FnOnce(&Cache<K>)) {
-        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        let cache = self.known::<K>(&caches);
+        let caches = &self.shared.caches;
+        let caches = caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = known::<K>(&caches);
         drop(caches);
         if let Some(cache) = cache {
             tell(&cache);
@@ -307,7 +374,7 @@ impl Context {
         reason: &str,
         message: String,
     ) {
-        self.recorder.record(Happening {
+        self.shared.recorder.record(Happening {
             level,
             reason: reason.to_owned(),
             message,
@@ -318,6 +385,10 @@ impl Context {
             },
         });
     }
+}
+
+fn known<K: Kind>(caches: &HashMap<TypeId, Box<dyn Any + Send>>) -> Option<Cache<K>> {
+    caches.get(&TypeId::of::<K>())?.downcast_ref().cloned()
 }
 
 fn bytes<K: Serialize>(object: &K) -> Result<Vec<u8>, Unbuilt> {

@@ -22,6 +22,8 @@ pub(crate) enum Next {
 pub(crate) trait Controller: Send + Sync + Sized + 'static {
     /// As upstream's `--controllers` names it.
     const NAME: &'static str;
+    /// The ServiceAccount of `kube-system` that it writes as: the default roles name what each may do.
+    const ACCOUNT: &'static str;
     /// Keys that are worked at the same time.
     const WORKERS: usize = 5;
 
@@ -40,9 +42,9 @@ pub(crate) trait Controller: Send + Sync + Sized + 'static {
 pub(crate) type Ready = BoxFuture<'static, ()>;
 
 /// Works until `ends`; what is under way then is given up between two writes: whoever works the key next goes on.
-pub(crate) fn ready<C: Controller>(context: &Arc<Context>, ends: &CancellationToken) -> Ready {
+pub(crate) fn ready<C: Controller>(context: &Context, ends: &CancellationToken) -> Ready {
     let queue = Queue::default();
-    let controller = Arc::new(C::new(context.clone(), queue.clone()));
+    let controller = Arc::new(C::new(context.of(C::ACCOUNT), queue.clone()));
     let ends = ends.clone();
     async move {
         let mut workers = JoinSet::new();
@@ -97,6 +99,7 @@ mod tests {
 
     impl Controller for Restless {
         const NAME: &'static str = "restless";
+        const ACCOUNT: &'static str = "restless-controller";
 
         fn new(_: Arc<Context>, _: Queue) -> Self {
             unreachable!("made by hand")

@@ -34,6 +34,7 @@ fn has_other_times(old: &CronJob, new: &CronJob) -> bool {
 
 impl Controller for CronJobs {
     const NAME: &'static str = "cronjob-controller";
+    const ACCOUNT: &'static str = "cronjob-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let (crons, jobs) = (context.cache::<CronJob>(), context.cache::<Job>());

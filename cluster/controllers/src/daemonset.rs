@@ -43,6 +43,7 @@ pub(crate) struct DaemonSets {
 
 impl Controller for DaemonSets {
     const NAME: &'static str = "daemonset-controller";
+    const ACCOUNT: &'static str = "daemon-set-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let (sets, nodes) = (context.cache::<DaemonSet>(), context.cache::<Node>());

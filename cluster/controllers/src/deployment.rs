@@ -48,6 +48,7 @@ pub(crate) struct Deployments {
 
 impl Controller for Deployments {
     const NAME: &'static str = "deployment-controller";
+    const ACCOUNT: &'static str = "deployment-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let deployments = context.cache::<Deployment>();

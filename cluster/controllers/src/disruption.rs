@@ -109,6 +109,7 @@ fn follow<K: Kind>(
 
 impl Controller for Disruption {
     const NAME: &'static str = "disruption-controller";
+    const ACCOUNT: &'static str = "disruption-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let budgets = context.cache::<PodDisruptionBudget>();

@@ -99,6 +99,7 @@ fn endpoint(address: &EndpointAddress, ip: IpAddr, ready: bool) -> Endpoint {
 
 impl Controller for EndpointMirror {
     const NAME: &'static str = "endpointslice-mirroring-controller";
+    const ACCOUNT: &'static str = "endpointslicemirroring-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let services = context.cache::<Service>();

@@ -90,6 +90,7 @@ fn node_zone(node: &Node) -> Option<&String> {
 
 impl Controller for EndpointSlices {
     const NAME: &'static str = "endpointslice-controller";
+    const ACCOUNT: &'static str = "endpointslice-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let services = context.cache::<Service>();

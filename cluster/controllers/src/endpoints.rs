@@ -45,6 +45,7 @@ fn is_ours(endpoints: &Endpoints) -> bool {
 
 impl Controller for EndpointsOfServices {
     const NAME: &'static str = "endpoints-controller";
+    const ACCOUNT: &'static str = "endpoint-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let services = context.cache::<Service>();

@@ -57,6 +57,7 @@ fn is_for(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {
 
 impl Controller for EphemeralVolumes {
     const NAME: &'static str = "ephemeral-volume-controller";
+    const ACCOUNT: &'static str = "ephemeral-volume-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let pods = context.cache::<Pod>();

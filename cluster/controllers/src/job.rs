@@ -101,6 +101,7 @@ fn left_key(pod: &Pod) -> Key {
 
 impl Controller for Jobs {
     const NAME: &'static str = "job-controller";
+    const ACCOUNT: &'static str = "job-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let (jobs, pods) = (context.cache::<Job>(), context.cache::<Pod>());

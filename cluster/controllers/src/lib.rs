@@ -46,15 +46,12 @@ mod ttl;
 mod ttl_after_finished;
 mod volume_protection;
 
-use std::sync::Arc;
-
 use futures_util::future::join_all;
-use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     cache::{Cache, Kind},
-    context::{Context, Merge, get},
+    context::{Callers, Context, Merge, get},
     error::{Call, Error},
     key::Key,
     node_ipam::PodNetwork,
@@ -85,7 +82,7 @@ use crate::{
     volume_protection::{ClaimProtection, VolumeProtection},
 };
 
-type Begins = fn(&Arc<Context>, &CancellationToken) -> Ready;
+type Begins = fn(&Context, &CancellationToken) -> Ready;
 
 /// All there are, by upstream's names.
 const ALL: &[(&str, Begins)] = &[
@@ -160,8 +157,13 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Runs the selected controllers until `ends`.
-pub async fn run(client: Client, selection: &Selection, options: Options, ends: CancellationToken) {
-    let context = Context::new(client, options, ends.clone());
+pub async fn run(
+    callers: Callers,
+    selection: &Selection,
+    options: Options,
+    ends: CancellationToken,
+) {
+    let context = Context::new(callers, options, ends.clone());
     let selected = ALL.iter().filter(|(name, _)| selection.has(name));
     let controllers: Vec<Ready> = selected
         .map(|(_, begins)| begins(&context, &ends))

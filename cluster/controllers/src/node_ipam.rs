@@ -144,6 +144,7 @@ fn has_part(node: &Node) -> bool {
 
 impl Controller for NodeIpam {
     const NAME: &'static str = "node-ipam-controller";
+    const ACCOUNT: &'static str = "node-controller";
     const WORKERS: usize = 1;
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {

@@ -29,7 +29,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::ResourceExt;
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::json;
 
 use self::{
@@ -121,6 +121,7 @@ fn uid(node: &Node) -> &str {
 
 impl Controller for NodeLifecycle {
     const NAME: &'static str = "node-lifecycle-controller";
+    const ACCOUNT: &'static str = "node-controller";
     const WORKERS: usize = 8;
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
@@ -206,12 +207,25 @@ impl NodeLifecycle {
 
     /// Whether the server answers: when it doesn't, nodes can't be heard either.
     async fn is_heard(&self) -> bool {
-        let key = Key::new("", LEASES);
-        let asked = self.context.read::<Namespace>(&key);
-        match tokio::time::timeout(HEARD_WITHIN, asked).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => error.is_not_found(),
-            Err(_) => false,
+        let namespaces = Api::<Namespace>::all(self.context.manager().clone());
+        let asked = tokio::time::timeout(HEARD_WITHIN, namespaces.get_opt(LEASES)).await;
+        asked.is_ok_and(|asked| asked.is_ok())
+    }
+
+    /// Its Lease as the server has it now.
+    async fn fresh_lease(&self, node: &str) -> Result<Option<Lease>, Error> {
+        let leases = Api::<Lease>::namespaced(self.context.manager().clone(), LEASES);
+        // listed, since the manager's role may not get it
+        let wanted = ListParams::default().fields(&format!("metadata.name={node}"));
+        match tokio::time::timeout(HEARD_WITHIN, leases.list(&wanted)).await {
+            Ok(Ok(found)) => Ok(found.items.into_iter().next()),
+            Ok(Err(error)) => Err(Error::Other(format!("read the lease of {node}: {error}"))),
+            Err(_) => {
+                let seconds = HEARD_WITHIN.as_secs();
+                Err(Error::Other(format!(
+                    "read the lease of {node}: no answer within {seconds} s"
+                )))
+            }
         }
     }
 
@@ -389,11 +403,7 @@ impl NodeLifecycle {
         }
         // Our watches may be behind.
         let key = Key::of(&*node);
-        let lease = match self.context.read::<Lease>(&Key::new(LEASES, &name)).await {
-            Ok(lease) => Some(lease),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error),
-        };
+        let lease = self.fresh_lease(&name).await?;
         let fresh = match self.context.read::<Node>(&key).await {
             Ok(fresh) => fresh,
             Err(error) if error.is_not_found() => return Ok(node),

@@ -116,6 +116,7 @@ fn long_missing(
 
 impl Controller for PodGarbageCollector {
     const NAME: &'static str = "pod-garbage-collector-controller";
+    const ACCOUNT: &'static str = "pod-garbage-collector";
     const WORKERS: usize = 1;
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {

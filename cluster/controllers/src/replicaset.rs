@@ -30,6 +30,7 @@ pub(crate) struct ReplicaSets {
 
 impl Controller for ReplicaSets {
     const NAME: &'static str = "replicaset-controller";
+    const ACCOUNT: &'static str = "replicaset-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let (sets, pods) = (context.cache::<ReplicaSet>(), context.cache::<Pod>());

@@ -42,6 +42,7 @@ pub(crate) struct StatefulSets {
 
 impl Controller for StatefulSets {
     const NAME: &'static str = "statefulset-controller";
+    const ACCOUNT: &'static str = "statefulset-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let (sets, pods) = (context.cache::<StatefulSet>(), context.cache::<Pod>());

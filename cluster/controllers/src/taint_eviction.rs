@@ -108,6 +108,7 @@ impl State {
 
 impl Controller for TaintEviction {
     const NAME: &'static str = "taint-eviction-controller";
+    const ACCOUNT: &'static str = "node-controller";
     const WORKERS: usize = 8;
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {

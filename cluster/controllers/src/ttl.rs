@@ -34,6 +34,7 @@ pub(crate) struct Ttl {
 
 impl Controller for Ttl {
     const NAME: &'static str = "ttl-controller";
+    const ACCOUNT: &'static str = "ttl-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let nodes = context.cache::<Node>();

@@ -35,6 +35,7 @@ fn left(at: Timestamp, now: Timestamp) -> Option<Duration> {
 
 impl Controller for TtlAfterFinished {
     const NAME: &'static str = "ttl-after-finished-controller";
+    const ACCOUNT: &'static str = "ttl-after-finished-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let jobs = context.cache::<Job>();

@@ -9,10 +9,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, ResourceExt, api::ListParams};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::{
-    Cache, Context, Error, Key, Kind, Merge, Queue, condition,
+    Cache, Context, Error, Key, Kind, Queue, condition,
     controller::{Controller, Next},
 };
 
@@ -24,7 +24,7 @@ fn is_held(meta: &ObjectMeta, finalizer: &str) -> bool {
 }
 
 /// With the finalizer as long as it lives, without it when it may go.
-async fn protect<K: Kind>(
+async fn protect<K: Kind + Serialize>(
     context: &Context,
     object: &K,
     finalizer: &str,
@@ -33,20 +33,13 @@ async fn protect<K: Kind>(
     if is_held(object.meta(), finalizer) == holds {
         return Ok(());
     }
-    let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
+    let mut object = object.clone();
+    let finalizers = object.meta_mut().finalizers.get_or_insert_default();
     finalizers.retain(|one| one != finalizer);
     if holds {
         finalizers.push(finalizer.into());
     }
-    let patch = json!({"metadata": {
-        "uid": object.meta().uid,
-        "resourceVersion": object.meta().resource_version,
-        "finalizers": finalizers,
-    }});
-    match context
-        .patch::<K>(&Key::of(object), &patch, Merge::Json)
-        .await
-    {
+    match context.update(&object).await {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
@@ -80,6 +73,7 @@ pub(crate) struct ClaimProtection {
 
 impl Controller for ClaimProtection {
     const NAME: &'static str = "persistentvolumeclaim-protection-controller";
+    const ACCOUNT: &'static str = "pvc-protection-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let all = context.cache::<PersistentVolumeClaim>();
@@ -143,6 +137,7 @@ pub(crate) struct VolumeProtection {
 
 impl Controller for VolumeProtection {
     const NAME: &'static str = "persistentvolume-protection-controller";
+    const ACCOUNT: &'static str = "pv-protection-controller";
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let volumes = context.cache::<PersistentVolume>();
@@ -171,6 +166,8 @@ impl Controller for VolumeProtection {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

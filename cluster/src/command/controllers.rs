@@ -4,10 +4,9 @@ mod nodes;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use berth_controllers::{Options, Selection};
+use berth_controllers::{Callers, Options, Selection};
 use berth_leader::Seat;
 use clap::Args;
-use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, host::failed};
@@ -46,9 +45,9 @@ impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::serve();
         let options = self.nodes.options()?;
-        let client = super::client(&self.kubeconfig).await?;
+        let callers = Callers::one(super::client(&self.kubeconfig).await?);
         let ends = super::ended()?;
-        keep(client, self.controllers, options, self.leader_elect, ends)
+        keep(callers, self.controllers, options, self.leader_elect, ends)
             .await
             .map(|()| ExitCode::SUCCESS)
     }
@@ -59,19 +58,19 @@ impl Controllers {
 /// # Errors
 /// The lead is lost.
 pub async fn keep(
-    client: Client,
+    callers: Callers,
     selection: Selection,
     options: Options,
     elect: bool,
     ends: CancellationToken,
 ) -> Result<(), Error> {
-    let keeps = |ends| berth_controllers::run(client.clone(), &selection, options.clone(), ends);
+    let keeps = |ends| berth_controllers::run(callers.clone(), &selection, options.clone(), ends);
     if !elect {
         keeps(ends).await;
         return Ok(());
     }
     let seat = Seat::new(LEASE, &berth_kubelet::NodeFacts::of_this_machine().name);
-    berth_leader::lead(client.clone(), seat, ends, keeps)
+    berth_leader::lead(callers.manager().clone(), seat, ends, keeps)
         .await
         .map(drop)
         .map_err(|error| failed("the controllers have stopped", error))

@@ -10,8 +10,8 @@ use std::{
 };
 
 use berth_apiserver::{Config, Server};
-use berth_auth::{MASTERS, User};
-use berth_controllers::Selection;
+use berth_auth::{AUTHENTICATED, MASTERS, User};
+use berth_controllers::{Callers, Selection};
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::NodeCondition;
@@ -244,18 +244,19 @@ impl Up {
         .map_err(|error| of_server(error.to_string()))?;
         println!("https://{}", server.address());
         tracing::info!(address = %server.address(), kubeconfig = %kubeconfig.display(), "the API server serves");
-        let as_user = |name: &str, groups: &[&str]| {
-            let user = User {
-                username: name.into(),
-                groups: groups.iter().map(|&group| group.to_owned()).collect(),
-                ..User::default()
-            };
-            Client::new(server.in_process(user), "default")
+        let as_user = |name: &str, group: &str| User {
+            username: name.into(),
+            groups: vec![group.to_owned()],
+            ..User::default()
         };
-        let admin = as_user("berth:up", &[MASTERS]);
-        // theirs are the rights of all controllers' accounts together
-        let manager = as_user("system:kube-controller-manager", &[MASTERS]);
-        let scheduler = as_user("system:kube-scheduler", &["system:authenticated"]);
+        let local = server.in_process(as_user("berth:up", MASTERS));
+        let admin = Client::new(local.clone(), "default");
+        let client = move |user| Client::new(local.with_user(user), "default");
+        let scheduler = client(as_user("system:kube-scheduler", AUTHENTICATED));
+        let manager = client(as_user("system:kube-controller-manager", AUTHENTICATED));
+        let callers = Callers::by_account(manager, move |account| {
+            client(User::service_account("kube-system", account))
+        });
 
         // the nodes' programs end first: a kubelet has something to tell the server until its end
         let serves = CancellationToken::new();
@@ -268,7 +269,7 @@ impl Up {
         if !self.api_only {
             let alone = !matches!(self.store, StoreKind::Etcd(_));
             parts.spawn(super::controllers::keep(
-                manager,
+                callers,
                 Selection::default(),
                 self.controllers.options()?,
                 !alone,
