@@ -66,11 +66,7 @@ impl Controller for DaemonSets {
                 }
             }
         });
-        sets.on_change(move |old, new| {
-            if let Some(set) = new.or(old) {
-                queue.add(Key::of(&**set));
-            }
-        });
+        queue.follow(&sets);
         Self {
             context,
             sets,

@@ -57,11 +57,7 @@ impl Controller for Deployments {
         let orphans = Orphans::of(&sets);
         claim::wake(&sets, &deployments, &queue);
         wake_recreated(&pods, &sets, &deployments, &queue);
-        deployments.on_change(move |old, new| {
-            if let Some(deployment) = new.or(old) {
-                queue.add(Key::of(&**deployment));
-            }
-        });
+        queue.follow(&deployments);
         Self {
             context,
             deployments,

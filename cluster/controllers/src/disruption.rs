@@ -114,12 +114,7 @@ impl Controller for Disruption {
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let budgets = context.cache::<PodDisruptionBudget>();
         let pods = context.cache::<Pod>();
-        let keys = queue.clone();
-        budgets.on_change(move |old, new| {
-            if let Some(budget) = new.or(old) {
-                keys.add(Key::of(&**budget));
-            }
-        });
+        queue.follow(&budgets);
         let (keys, all) = (queue.clone(), budgets.clone());
         pods.on_change(move |old, new| {
             let Some(pod) = new.or(old) else {

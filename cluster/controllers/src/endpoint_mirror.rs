@@ -119,12 +119,7 @@ impl Controller for EndpointMirror {
                 keys.add(Key::of(&**service));
             }
         });
-        let keys = queue.clone();
-        endpoints.on_change(move |old, new| {
-            if let Some(endpoints) = new.or(old) {
-                keys.add(Key::of(&**endpoints));
-            }
-        });
+        queue.follow(&endpoints);
         slices.on_change(move |old, new| {
             for slice in [old, new].into_iter().flatten() {
                 if let Some(key) = endpoint_slices::service_of(slice, MANAGER) {

@@ -97,12 +97,7 @@ impl Controller for EndpointSlices {
         let pods = context.cache::<Pod>();
         let nodes = context.cache::<Node>();
         let slices = context.cache::<EndpointSlice>();
-        let keys = queue.clone();
-        services.on_change(move |old, new| {
-            if let Some(service) = new.or(old) {
-                keys.add(Key::of(&**service));
-            }
-        });
+        queue.follow(&services);
         let (keys, of) = (queue.clone(), services.clone());
         pods.on_change(move |old, new| {
             let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));

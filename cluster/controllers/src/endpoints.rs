@@ -51,22 +51,13 @@ impl Controller for EndpointsOfServices {
         let services = context.cache::<Service>();
         let pods = context.cache::<Pod>();
         let endpoints = context.cache::<Endpoints>();
-        let keys = queue.clone();
-        services.on_change(move |old, new| {
-            if let Some(service) = new.or(old) {
-                keys.add(Key::of(&**service));
-            }
-        });
+        queue.follow(&services);
         let (keys, of) = (queue.clone(), services.clone());
         pods.on_change(move |old, new| {
             let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));
             service_pods::enqueue(&of, &keys, old, new);
         });
-        endpoints.on_change(move |old, new| {
-            if let Some(endpoints) = new.or(old) {
-                queue.add(Key::of(&**endpoints));
-            }
-        });
+        queue.follow(&endpoints);
         Self {
             context,
             services,

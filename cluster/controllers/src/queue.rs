@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::Key;
+use crate::{Cache, Key, Kind};
 
 /// The first wait after a failure; it doubles with each. Upstream's, as the greatest.
 const BACKOFF: Duration = Duration::from_millis(5);
@@ -79,6 +79,16 @@ impl Queue {
     pub fn add(&self, key: Key) {
         self.state().add(key);
         self.0.changed.notify_one();
+    }
+
+    /// Adds each object of the kind whenever it comes, changes or goes.
+    pub(crate) fn follow<K: Kind>(&self, cache: &Cache<K>) {
+        let queue = self.clone();
+        cache.on_change(move |old, new| {
+            if let Some(object) = new.or(old) {
+                queue.add(Key::of(&**object));
+            }
+        });
     }
 
     /// Not before `wait` is over. Of several such wishes for a key the earliest counts.

@@ -36,11 +36,7 @@ impl Controller for ReplicaSets {
         let (sets, pods) = (context.cache::<ReplicaSet>(), context.cache::<Pod>());
         let orphans = Orphans::of(&pods);
         claim::wake(&pods, &sets, &queue);
-        sets.on_change(move |old, new| {
-            if let Some(set) = new.or(old) {
-                queue.add(Key::of(&**set));
-            }
-        });
+        queue.follow(&sets);
         Self {
             context,
             sets,

@@ -53,11 +53,7 @@ impl Controller for StatefulSets {
         claim::wake(&pods, &sets, &queue);
         claim::wake(&revisions, &sets, &queue);
         wake_of_claims(&claims, &queue);
-        sets.on_change(move |old, new| {
-            if let Some(set) = new.or(old) {
-                queue.add(Key::of(&**set));
-            }
-        });
+        queue.follow(&sets);
         Self {
             context,
             sets,

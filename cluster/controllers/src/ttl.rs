@@ -38,11 +38,7 @@ impl Controller for Ttl {
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let nodes = context.cache::<Node>();
-        nodes.on_change(move |_, new| {
-            if let Some(node) = new {
-                queue.add(Key::of(&**node));
-            }
-        });
+        queue.follow(&nodes);
         Self {
             context,
             nodes,

@@ -78,12 +78,7 @@ impl Controller for ClaimProtection {
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let all = context.cache::<PersistentVolumeClaim>();
         let pods = context.cache::<Pod>();
-        let keys = queue.clone();
-        all.on_change(move |_, new| {
-            if let Some(claim) = new {
-                keys.add(Key::of(&**claim));
-            }
-        });
+        queue.follow(&all);
         pods.on_change(move |old, new| {
             let ends = |pod: &Arc<Pod>| condition::pod_has_ended(pod);
             let Some(pod) = old.or(new) else {
@@ -141,11 +136,7 @@ impl Controller for VolumeProtection {
 
     fn new(context: Arc<Context>, queue: Queue) -> Self {
         let volumes = context.cache::<PersistentVolume>();
-        volumes.on_change(move |_, new| {
-            if let Some(volume) = new {
-                queue.add(Key::of(&**volume));
-            }
-        });
+        queue.follow(&volumes);
         Self { context, volumes }
     }
 
