@@ -24,7 +24,7 @@ use std::{io::IsTerminal, path::Path, time::Duration};
 
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,15 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// By a kubeconfig's current context. Asks the server nothing yet.
 async fn client(kubeconfig: &Path) -> Result<Client, Error> {
+    client_of(kubeconfig, |_| ()).await
+}
+
+/// The same without anything that says who asks.
+async fn nobody(kubeconfig: &Path) -> Result<Client, Error> {
+    client_of(kubeconfig, |config| config.auth_info = AuthInfo::default()).await
+}
+
+async fn client_of(kubeconfig: &Path, change: impl FnOnce(&mut Config)) -> Result<Client, Error> {
     let failed = |why: String| Error::Invalid {
         what: format!("cannot use the kubeconfig {}", kubeconfig.display()),
         why,
@@ -45,6 +54,7 @@ async fn client(kubeconfig: &Path) -> Result<Client, Error> {
         .await
         .map_err(|error| failed(error.to_string()))?;
     config.connect_timeout = Some(CONNECT);
+    change(&mut config);
     Client::try_from(config).map_err(|error| failed(error.to_string()))
 }
 

@@ -1,5 +1,6 @@
 //! `berth controllers`: the cluster is kept as its objects say.
 
+mod accounts;
 mod nodes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -23,7 +24,8 @@ const LEASE: &str = "kube-controller-manager";
 /// What it did is told on standard error; BERTH_LOG says how much of it.
 #[derive(Debug, Args)]
 pub struct Controllers {
-    /// The API server, and who the controllers are to it (system:kube-controller-manager)
+    /// The API server, and who the controllers are to it: system:kube-controller-manager with --use-service-account-credentials, else one who may do what any of
+    /// them does
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
     /// Which controllers run: `*` for all, NAME for one, -NAME for all but one
@@ -37,6 +39,10 @@ pub struct Controllers {
     /// Stand by while another one leads (the Lease kube-controller-manager in kube-system); end if the lead is lost
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     leader_elect: bool,
+    /// Each controller is its own ServiceAccount of kube-system to the server, with the rights of its default role; who is in the kubeconfig lists and watches, makes
+    /// the accounts and asks for their tokens
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    use_service_account_credentials: bool,
     #[command(flatten)]
     nodes: Nodes,
 }
@@ -45,7 +51,12 @@ impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::serve();
         let options = self.nodes.options()?;
-        let callers = Callers::one(super::client(&self.kubeconfig).await?);
+        let manager = super::client(&self.kubeconfig).await?;
+        let callers = if self.use_service_account_credentials {
+            accounts::callers(manager, super::nobody(&self.kubeconfig).await?)
+        } else {
+            Callers::one(manager)
+        };
         let ends = super::ended()?;
         keep(callers, self.controllers, options, self.leader_elect, ends)
             .await
