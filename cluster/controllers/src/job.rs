@@ -8,6 +8,8 @@ mod indexes;
 mod plan;
 mod pods;
 mod policy;
+mod report;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +25,12 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::core::{Selector, SelectorExt};
 use serde_json::{Value, json};
 
-pub(crate) use self::plan::finished;
+pub(crate) use self::report::finished;
 use self::{
     failures::Failures,
-    plan::{AT_ONCE, Situation, Step, newly_ended, next},
+    plan::{AT_ONCE, Situation, Step, next},
     pods::{NewPod, TRACKED, is_deleted, is_tracked, uid},
+    tally::newly_ended,
 };
 use crate::{
     Cache, Context, Error, Key, Merge, Queue,

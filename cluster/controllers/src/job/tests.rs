@@ -17,8 +17,10 @@ use super::{
     failures::Failures,
     finished,
     indexes::Indexes,
-    plan::{COMPLETE, FAILED, Situation, Step, Told, newly_ended, next},
+    plan::{Situation, Step, next},
     pods::{NewPod, TRACKED, has_ended, index, is_active, is_deleted, is_tracked, phase, uid},
+    report::{COMPLETE, FAILED, Told},
+    tally::newly_ended,
 };
 
 /// Writes after which a history must have come to rest.
