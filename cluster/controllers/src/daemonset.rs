@@ -237,7 +237,7 @@ impl DaemonSets {
             let message = format!(
                 "Found succeeded daemon pod {} on node {}, will try to delete it",
                 Key::of(&*pod),
-                pod::node(&pod)
+                pod::node_of(&pod).unwrap_or_default()
             );
             event(Level::Normal, "SucceededDaemonPod", message);
             delete.push(pod);

@@ -30,7 +30,7 @@ use crate::{
     cache::Kind,
     condition, context,
     controller::{Controller, Next},
-    owner,
+    owner, pod,
 };
 
 /// Its events are told by the whole, as upstream's are.
@@ -67,7 +67,7 @@ fn covers(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
 /// What of a pod a budget counts.
 fn told(pod: &Pod) -> impl PartialEq + use<'_> {
     (
-        condition::pod_is_ready(pod),
+        pod::is_ready(pod),
         pod.metadata.deletion_timestamp.is_some(),
         pod.metadata.labels.as_ref(),
         pod.metadata.uid.as_deref(),
@@ -78,7 +78,7 @@ fn told(pod: &Pod) -> impl PartialEq + use<'_> {
 /// The condition that it will be disrupted, which nobody has kept.
 fn is_stale(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
-        && !condition::pod_has_ended(pod)
+        && !pod::is_terminal(pod)
         && condition::of_pod(pod, "DisruptionTarget").is_some_and(|target| {
             target.status == "True" && target.reason.as_deref() != Some("TerminationByKubelet")
         })

@@ -21,9 +21,9 @@ use kube::ResourceExt;
 
 use self::pack::{Dress, MANAGED_BY, Plan, SERVICE_NAME};
 use crate::{
-    Cache, Context, Error, Key, Queue, condition,
+    Cache, Context, Error, Key, Queue,
     controller::{Controller, Next},
-    owner,
+    owner, pod,
     pods_on_nodes::PodsOnNodes,
     service_pods::{self, HEADLESS, TRIGGER_TIME, Triggers},
 };
@@ -159,7 +159,7 @@ impl Controller for EndpointSlices {
         let mut endpoints = Vec::new();
         let mut next = Next::Settled;
         for pod in pods.iter().filter(|pod| service_pods::is_reachable(pod)) {
-            let node = condition::node_of(pod).and_then(|name| self.nodes.get(&Key::new("", name)));
+            let node = pod::node_of(pod).and_then(|name| self.nodes.get(&Key::new("", name)));
             if node.is_none() && !published {
                 next = Next::After(NO_NODE);
                 continue;

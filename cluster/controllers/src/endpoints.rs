@@ -20,8 +20,9 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    Cache, Context, Error, Key, Queue, condition,
+    Cache, Context, Error, Key, Queue,
     controller::{Controller, Next},
+    pod,
     service_pods::{self, HEADLESS, TRIGGER_TIME, Triggers},
 };
 
@@ -141,7 +142,7 @@ fn wanted(
         let Some(address) = address(service, spec, pod) else {
             continue;
         };
-        let ready = published || condition::pod_is_ready(pod);
+        let ready = published || pod::is_ready(pod);
         let mut add = |port: Option<EndpointPort>| {
             let addresses = Some(vec![address.clone()]);
             loose.push(EndpointSubset {
@@ -218,7 +219,7 @@ fn address(service: &Service, spec: &ServiceSpec, pod: &Pod) -> Option<EndpointA
     Some(EndpointAddress {
         ip: ip.to_string(),
         hostname: service_pods::hostname(pod, service),
-        node_name: condition::node_of(pod).map(str::to_owned),
+        node_name: pod::node_of(pod).map(str::to_owned),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".into()),
             namespace: pod.metadata.namespace.clone(),

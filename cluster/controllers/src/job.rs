@@ -29,13 +29,14 @@ pub(crate) use self::report::finished;
 use self::{
     failures::Failures,
     plan::{AT_ONCE, Situation, Step, next},
-    pods::{NewPod, TRACKED, is_deleted, is_tracked, uid},
+    pods::{NewPod, TRACKED, is_tracked, uid},
     tally::newly_ended,
 };
 use crate::{
     Cache, Context, Error, Key, Merge, Queue,
     controller::{Controller, Next},
     owner,
+    pod::is_deleted,
 };
 
 /// Writes of one job under way.

@@ -38,8 +38,9 @@ use self::{
     zones::{Outcome, Rates, Seen, State as ZoneState, Zones},
 };
 use crate::{
-    Cache, Context, Error, Key, Merge, Queue, condition,
+    Cache, Context, Error, Key, Merge, Queue,
     controller::{Controller, Next},
+    pod,
     pods_on_nodes::PodsOnNodes,
 };
 
@@ -136,7 +137,7 @@ impl Controller for NodeLifecycle {
         });
         let keys = queue.clone();
         pods.on_change(move |old, new| {
-            let bound = |pod: &Arc<Pod>| condition::node_of(pod).is_some();
+            let bound = |pod: &Arc<Pod>| pod::node_of(pod).is_some();
             if let Some(pod) = new
                 && bound(pod)
                 && !old.is_some_and(bound)
@@ -515,7 +516,7 @@ impl NodeLifecycle {
     }
 
     async fn mark_pod(&self, pod: &Pod) -> Result<(), Error> {
-        if !condition::pod_is_ready(pod) {
+        if !pod::is_ready(pod) {
             return Ok(());
         }
         let mut marked = pod.clone();
@@ -548,7 +549,7 @@ impl NodeLifecycle {
         let Some(pod) = self.pods.get(key) else {
             return Ok(Next::Settled);
         };
-        let node = condition::node_of(&pod).and_then(|name| self.nodes.get(&Key::new("", name)));
+        let node = pod::node_of(&pod).and_then(|name| self.nodes.get(&Key::new("", name)));
         if node.is_some_and(|node| Ready::of(&node) == Ready::Unknown) {
             self.mark_pod(&pod).await?;
         }

@@ -5,6 +5,8 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
+use crate::condition;
+
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// Empty while its status says none.
@@ -36,7 +38,7 @@ pub(crate) fn is_terminating(pod: &Pod) -> bool {
 }
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
-    ready(pod).is_some()
+    ready_since(pod).is_some()
 }
 
 /// Ready, and for so long that it counts.
@@ -46,10 +48,10 @@ pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
             || available_from(pod, min_ready_seconds).is_some_and(|from| from <= now))
 }
 
-/// Empty while it has none.
-pub(crate) fn node(pod: &Pod) -> &str {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-    node.unwrap_or_default()
+/// The node that it is bound to.
+pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
+    let name = pod.spec.as_ref()?.node_name.as_deref()?;
+    (!name.is_empty()).then_some(name)
 }
 
 /// When the first of those that are ready, but not for long enough, counts as available: so long from now.
@@ -70,18 +72,15 @@ pub(crate) fn next_available<'a>(
 }
 
 fn available_from(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
-    let since = ready(pod)??;
+    let since = ready_since(pod)??;
     since
         .checked_add(SignedDuration::from_secs(min_ready_seconds.into()))
         .ok()
 }
 
 /// Since when, if it says so.
-fn ready(pod: &Pod) -> Option<Option<Timestamp>> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions
-        .iter()
-        .find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+pub(crate) fn ready_since(pod: &Pod) -> Option<Option<Timestamp>> {
+    let ready = condition::of_pod(pod, "Ready").filter(|ready| ready.status == "True")?;
     Some(ready.last_transition_time.as_ref().map(|time| time.0))
 }
 
@@ -97,10 +96,10 @@ pub(crate) fn first_to_go(pods: &mut [Arc<Pod>], beside: impl Fn(&Pod) -> usize,
             "Running" => 2,
             _ => 0,
         };
-        let ready = ready(pod);
+        let ready = ready_since(pod);
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (
-            !node(pod).is_empty(),
+            node_of(pod).is_some(),
             progress,
             ready.is_some(),
             deletion_cost(pod),
@@ -251,7 +250,7 @@ mod tests {
                 json!({"metadata": {"annotations": {DELETION_COST: "-1"}}}),
             ),
         ];
-        let crowded = |pod: &Pod| usize::from(node(pod) == "crowded");
+        let crowded = |pod: &Pod| usize::from(node_of(pod) == Some("crowded"));
         first_to_go(&mut pods, crowded, now());
         let names: Vec<_> = pods
             .iter()

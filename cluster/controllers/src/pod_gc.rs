@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use crate::{
     Cache, Context, Error, Key, Merge, Queue,
     controller::{Controller, Next},
+    pod::{is_deleted, is_terminal, node_of, phase},
 };
 
 /// So many that have ended are kept (as upstream, and the next two).
@@ -42,35 +43,18 @@ fn all() -> Key {
     Key::new("", "pods")
 }
 
-fn node(pod: &Pod) -> Option<&str> {
-    let node = pod.spec.as_ref()?.node_name.as_deref()?;
-    Some(node).filter(|node| !node.is_empty())
-}
-
-fn is_deleted(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_some()
-}
-
-fn phase(pod: &Pod) -> &str {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    phase.unwrap_or_default()
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
 /// Deleted before it had a node.
 fn is_nowhere(pod: &Pod) -> bool {
-    is_deleted(pod) && node(pod).is_none()
+    is_deleted(pod) && node_of(pod).is_none()
 }
 
 /// Of those that have ended, all but so many: evicted ones first, then the oldest.
 fn beyond(pods: &[Arc<Pod>], kept: usize) -> Vec<Arc<Pod>> {
-    let mut ended: Vec<_> = pods.iter().filter(|pod| has_ended(pod)).cloned().collect();
+    let mut ended: Vec<_> = pods
+        .iter()
+        .filter(|pod| is_terminal(pod))
+        .cloned()
+        .collect();
     let many = ended.len().saturating_sub(kept);
     if many == 0 {
         return Vec::new();
@@ -103,7 +87,7 @@ fn long_missing(
     there: &HashSet<String>,
     now: Instant,
 ) -> Vec<String> {
-    let named: HashSet<&str> = pods.iter().filter_map(|pod| node(pod)).collect();
+    let named: HashSet<&str> = pods.iter().filter_map(|pod| node_of(pod)).collect();
     missing.retain(|node, _| named.contains(node.as_str()) && !there.contains(node));
     for node in named.into_iter().filter(|node| !there.contains(*node)) {
         missing.entry(node.to_owned()).or_insert(now);
@@ -160,7 +144,7 @@ impl Controller for PodGarbageCollector {
             .collect();
         for pod in &pods {
             if is_nowhere(pod)
-                || is_deleted(pod) && node(pod).is_some_and(|node| lost.contains(node))
+                || is_deleted(pod) && node_of(pod).is_some_and(|node| lost.contains(node))
             {
                 end(pod, None).await;
             }
@@ -177,7 +161,7 @@ impl Controller for PodGarbageCollector {
                 Ok(_) => continue,
                 Err(error) => return Err(error),
             }
-            for pod in pods.iter().filter(|pod| node(pod) == Some(&gone)) {
+            for pod in pods.iter().filter(|pod| node_of(pod) == Some(&gone)) {
                 end(pod, Some("PodGC: node no longer exists")).await;
             }
         }
@@ -191,7 +175,7 @@ impl PodGarbageCollector {
         let key = Key::of(pod);
         tracing::info!(pod = %key, why, "a pod that nobody will end is deleted");
         let uid = pod.metadata.uid.as_deref();
-        if !has_ended(pod) {
+        if !is_terminal(pod) {
             let generation = pod.metadata.generation;
             let mut status = json!({"phase": "Failed", "observedGeneration": generation});
             if let Some(why) = why {

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::{Cache, Key, condition};
+use crate::{Cache, Key, pod};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PodsOnNodes(Arc<Mutex<HashMap<String, BTreeSet<Key>>>>);
@@ -24,10 +24,7 @@ impl PodsOnNodes {
     }
 
     fn change(&self, old: Option<&Pod>, new: Option<&Pod>) {
-        let (before, after) = (
-            old.and_then(condition::node_of),
-            new.and_then(condition::node_of),
-        );
+        let (before, after) = (old.and_then(pod::node_of), new.and_then(pod::node_of));
         let Some(key) = new.or(old).map(Key::of) else {
             return;
         };

@@ -96,7 +96,12 @@ impl ReplicaSets {
         }
         if fewer < active.len() {
             let beside = self.related(set);
-            let beside = |pod: &Pod| beside.get(pod::node(pod)).copied().unwrap_or(0);
+            let beside = |pod: &Pod| {
+                beside
+                    .get(pod::node_of(pod).unwrap_or_default())
+                    .copied()
+                    .unwrap_or(0)
+            };
             pod::first_to_go(&mut active, beside, self.context.now());
         }
         active.truncate(fewer);
@@ -123,7 +128,9 @@ impl ReplicaSets {
         for uid in uids {
             for pod in self.pods.controlled_by(uid) {
                 if pod::is_active(&pod) {
-                    *count.entry(pod::node(&pod).to_owned()).or_default() += 1;
+                    *count
+                        .entry(pod::node_of(&pod).unwrap_or_default().to_owned())
+                        .or_default() += 1;
                 }
             }
         }

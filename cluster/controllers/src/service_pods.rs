@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use crate::{Cache, Key, Queue, condition};
+use crate::{Cache, Key, Queue, condition, pod};
 
 /// Services and their endpoints have it where no address stands for all of them.
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -69,7 +69,7 @@ fn may_be_endpoint(ip: &IpAddr) -> bool {
 
 /// It has an address and has not ended.
 pub(crate) fn is_reachable(pod: &Pod) -> bool {
-    !condition::pod_has_ended(pod) && ips(pod).next().is_some()
+    !pod::is_terminal(pod) && ips(pod).next().is_some()
 }
 
 /// The name under which it is an endpoint of a headless service.
@@ -107,12 +107,12 @@ pub(crate) fn find_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
 fn told(pod: &Pod) -> impl PartialEq + use<'_> {
     let spec = pod.spec.as_ref();
     (
-        condition::pod_is_ready(pod),
-        condition::pod_has_ended(pod),
+        pod::is_ready(pod),
+        pod::is_terminal(pod),
         pod.metadata.deletion_timestamp.is_some(),
         ips(pod).collect::<Vec<_>>(),
         pod.metadata.uid.as_deref(),
-        condition::node_of(pod),
+        pod::node_of(pod),
         spec.and_then(|spec| Some((spec.hostname.as_deref()?, spec.subdomain.as_deref()))),
     )
 }

@@ -18,6 +18,7 @@ use self::plan::{Leaves, Tainted};
 use crate::{
     Cache, Context, Error, Key, Merge, Queue, condition,
     controller::{Controller, Next},
+    pod,
 };
 
 pub(crate) struct TaintEviction {
@@ -76,7 +77,7 @@ impl State {
             return false;
         };
         let known = self.pods.get(&key);
-        let here = new.and_then(|pod| Some((uid(pod), condition::node_of(pod)?)));
+        let here = new.and_then(|pod| Some((uid(pod), pod::node_of(pod)?)));
         if known.map(|known| (known.uid.as_str(), known.node.as_str())) == here {
             return here.is_some() && old.map(tolerations) != new.map(tolerations);
         }

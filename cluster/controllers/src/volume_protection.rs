@@ -12,8 +12,9 @@ use kube::{Api, ResourceExt, api::ListParams};
 use serde::Serialize;
 
 use crate::{
-    Cache, Context, Error, Key, Kind, Queue, condition,
+    Cache, Context, Error, Key, Kind, Queue,
     controller::{Controller, Next},
+    pod,
 };
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
@@ -60,9 +61,7 @@ fn claims(pod: &Pod) -> impl Iterator<Item = String> + use<'_> {
 
 /// It is on a node, and hasn't ended there.
 fn uses(pod: &Pod, claim: &str) -> bool {
-    condition::node_of(pod).is_some()
-        && !condition::pod_has_ended(pod)
-        && claims(pod).any(|name| name == claim)
+    pod::node_of(pod).is_some() && !pod::is_terminal(pod) && claims(pod).any(|name| name == claim)
 }
 
 pub(crate) struct ClaimProtection {
@@ -80,7 +79,7 @@ impl Controller for ClaimProtection {
         let pods = context.cache::<Pod>();
         queue.follow(&all);
         pods.on_change(move |old, new| {
-            let ends = |pod: &Arc<Pod>| condition::pod_has_ended(pod);
+            let ends = |pod: &Arc<Pod>| pod::is_terminal(pod);
             let Some(pod) = old.or(new) else {
                 return;
             };

@@ -116,7 +116,7 @@ pub(super) fn bind(spec: &mut PodSpec, node: &str) {
 
 /// Where a pod is, or is to be.
 pub(super) fn node_of(pod: &Pod) -> Option<&str> {
-    let bound = pod::node(pod);
+    let bound = pod::node_of(pod).unwrap_or_default();
     if !bound.is_empty() {
         return Some(bound);
     }

@@ -99,7 +99,7 @@ pub(super) fn by_age(pods: &mut [Arc<Pod>]) {
     pods.sort_by_cached_key(|pod| {
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (
-            pod::node(pod).is_empty(),
+            pod::node_of(pod).is_none(),
             created.is_none(),
             created,
             pod.metadata.name.clone(),
@@ -138,7 +138,7 @@ pub(super) fn keep(way: &Way, seen: &Seen) -> Plan {
     // the pod collector takes those of nodes that are gone, but not those that never got there
     for (node, pods) in &seen.pods {
         if !seen.places.contains_key(node) {
-            let unbound = pods.iter().filter(|pod| pod::node(pod).is_empty());
+            let unbound = pods.iter().filter(|pod| pod::node_of(pod).is_none());
             plan.delete
                 .extend(unbound.filter(|pod| !pod::is_deleted(pod)).cloned());
         }

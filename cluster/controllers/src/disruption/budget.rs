@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use crate::condition;
+use crate::pod;
 
 /// A pod that was let go has to be on its way out within it; else it stays, and counts again.
 pub(super) const DELETION: Duration = Duration::from_secs(120);
@@ -96,7 +96,7 @@ impl Disrupted {
                 }
                 counted.stayed.push(name);
             }
-            counted.healthy += i32::from(condition::pod_is_ready(pod));
+            counted.healthy += i32::from(pod::is_ready(pod));
         }
         self.0 = seen;
         counted

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 
-use crate::{condition, service_pods};
+use crate::{pod, service_pods};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
@@ -67,13 +67,13 @@ pub(super) fn endpoint(
     }
     let spec = service.spec.as_ref();
     let published = spec.and_then(|spec| spec.publish_not_ready_addresses) == Some(true);
-    let serving = condition::pod_is_ready(pod);
+    let serving = pod::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = published || serving && !terminating;
     let zone = node
         .and_then(|node| node.labels().get("topology.kubernetes.io/zone"))
         .filter(|zone| !zone.is_empty());
-    let node_name = condition::node_of(pod);
+    let node_name = pod::node_of(pod);
     let wish = spec.and_then(|spec| spec.traffic_distribution.as_deref());
     Some(Endpoint {
         addresses,

@@ -22,14 +22,12 @@ use k8s_openapi::api::{
 use super::{
     failures::{self, Failures},
     indexes::Indexes,
-    pods::{
-        NewPod, ended_at, failures_before, index, is_active, is_terminating, least_first, phase,
-        restarts,
-    },
+    pods::{NewPod, ended_at, failures_before, index, least_first, restarts},
     policy::{Failure, enough},
     report::{BY_POLICY, Report, Told, Verdict, WILL_COMPLETE, WILL_FAIL, is_true},
     tally::{Tally, Terms, number},
 };
+use crate::pod::{is_active, is_terminating, phase};
 
 /// Pods that one step makes or ends at most (as upstream).
 pub(super) const AT_ONCE: usize = 500;

@@ -8,10 +8,13 @@ use k8s_openapi::{
         batch::v1::Job,
         core::v1::{ContainerStatus, EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::owner;
+use crate::{
+    condition, owner,
+    pod::{node_of, phase, ready_since},
+};
 
 /// Keeps a pod until it is counted.
 pub(crate) const TRACKED: &str = "batch.kubernetes.io/job-tracking";
@@ -22,29 +25,6 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 /// The server adds five characters to a prefix, of 63 that there may be.
 const LONGEST_PREFIX: usize = 58;
 
-pub(super) fn phase(pod: &Pod) -> &str {
-    let status = pod.status.as_ref();
-    status
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default()
-}
-
-pub(super) fn is_deleted(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_some()
-}
-
-pub(super) fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
-pub(super) fn is_active(pod: &Pod) -> bool {
-    !has_ended(pod) && !is_deleted(pod)
-}
-
-pub(super) fn is_terminating(pod: &Pod) -> bool {
-    !has_ended(pod) && is_deleted(pod)
-}
-
 pub(crate) fn is_tracked(pod: &Pod) -> bool {
     let mut finalizers = pod.metadata.finalizers.iter().flatten();
     finalizers.any(|one| one == TRACKED)
@@ -52,17 +32,6 @@ pub(crate) fn is_tracked(pod: &Pod) -> bool {
 
 pub(super) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
-}
-
-/// Since when it is ready.
-fn ready_since(pod: &Pod) -> Option<Option<&Time>> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().find(|one| one.type_ == "Ready")?;
-    (ready.status == "True").then_some(ready.last_transition_time.as_ref())
-}
-
-pub(super) fn is_ready(pod: &Pod) -> bool {
-    ready_since(pod).is_some()
 }
 
 fn annotation(pod: &Pod, name: &str) -> Option<u32> {
@@ -124,15 +93,13 @@ fn by_containers(pod: &Pod) -> Option<Timestamp> {
 }
 
 fn not_ready_since(pod: &Pod) -> Option<Timestamp> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().find(|one| one.type_ == "Ready")?;
+    let ready = condition::of_pod(pod, "Ready")?;
     (ready.status == "False").then_some(ready.last_transition_time.as_ref()?.0)
 }
 
 /// What there is least to lose by ending comes first.
 pub(super) fn least_first(pod: &Pod) -> impl Ord + use<> {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-    let has_node = node.is_some_and(|node| !node.is_empty());
+    let has_node = node_of(pod).is_some();
     let phase = match phase(pod) {
         "Running" => 2,
         "Unknown" => 1,
@@ -148,7 +115,7 @@ pub(super) fn least_first(pod: &Pod) -> impl Ord + use<> {
         has_node,
         phase,
         ready.is_some(),
-        young(ready.flatten().map(|time| time.0)),
+        young(ready.flatten()),
         Reverse(most_restarts.unwrap_or(0)),
         young(pod.metadata.creation_timestamp.as_ref().map(|time| time.0)),
     )

@@ -14,9 +14,10 @@ use k8s_openapi::{
 use super::{
     indexes::Indexes,
     plan::{Situation, Step},
-    pods::{index, is_ready, is_tracked, phase, uid},
+    pods::{index, is_tracked, uid},
     tally::{Tally, Terms, Uncounted, count, number},
 };
+use crate::pod::{is_ready, phase};
 
 /// Uids that the status holds at most: about 20 KB (as upstream).
 const UNCOUNTED: usize = 500;

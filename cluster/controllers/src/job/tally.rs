@@ -12,12 +12,10 @@ use k8s_openapi::api::{
 
 use super::{
     indexes::Indexes,
-    pods::{
-        ended_at, failures_before, index, is_active, is_deleted, is_terminating, is_tracked, phase,
-        uid,
-    },
+    pods::{ended_at, failures_before, index, is_tracked, uid},
     policy::Failure,
 };
+use crate::pod::{is_active, is_deleted, is_terminating, phase};
 
 pub(super) fn count(value: Option<i32>) -> usize {
     value

@@ -18,10 +18,11 @@ use super::{
     finished,
     indexes::Indexes,
     plan::{Situation, Step, next},
-    pods::{NewPod, TRACKED, has_ended, index, is_active, is_deleted, is_tracked, phase, uid},
+    pods::{NewPod, TRACKED, index, is_tracked, uid},
     report::{COMPLETE, FAILED, Told},
     tally::newly_ended,
 };
+use crate::pod::{is_active, is_deleted, is_terminal, phase};
 
 /// Writes after which a history must have come to rest.
 const MOST_WRITES: usize = 10_000;
@@ -243,7 +244,7 @@ impl World {
 
     /// The server lets go whom nothing keeps.
     fn collect(&mut self, uid: &str) {
-        let may_go = |pod: &Pod| is_deleted(pod) && has_ended(pod) && !is_tracked(pod);
+        let may_go = |pod: &Pod| is_deleted(pod) && is_terminal(pod) && !is_tracked(pod);
         if self.pods.get(uid).is_some_and(may_go) {
             self.pods.remove(uid);
         }
@@ -261,7 +262,7 @@ impl World {
         let running: Vec<_> = self
             .pods
             .iter()
-            .filter(|(_, pod)| !has_ended(pod))
+            .filter(|(_, pod)| !is_terminal(pod))
             .collect();
         let (uid, _) = running.get(at % running.len().max(1))?;
         Some((*uid).clone())
@@ -312,7 +313,7 @@ impl World {
             let running: Vec<String> = self
                 .pods
                 .iter()
-                .filter(|(_, pod)| !has_ended(pod))
+                .filter(|(_, pod)| !is_terminal(pod))
                 .map(|(uid, _)| uid.clone())
                 .collect();
             for uid in running {

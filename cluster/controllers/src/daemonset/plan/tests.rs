@@ -394,8 +394,8 @@ proptest! {
                     let before = world.available();
                     let plan = roll(&world.way, &world.seen);
                     let alone = plan.delete.iter().filter(|pod| {
-                        let node = world.seen.pods.get(pod::node(pod));
-                        let wanted = world.seen.places.get(pod::node(pod)) == Some(&Wanted);
+                        let node = world.seen.pods.get(pod::node_of(pod).unwrap_or_default());
+                        let wanted = world.seen.places.get(pod::node_of(pod).unwrap_or_default()) == Some(&Wanted);
                         let others = node.into_iter().flatten();
                         let mut others = others.filter(|one| one.metadata.name != pod.metadata.name);
                         wanted && !others.any(|one| world.way.is_available(one))
