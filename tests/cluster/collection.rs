@@ -160,3 +160,45 @@ fn a_namespace_on_its_way_out_takes_nothing_new() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn those_that_own_each_other_live_and_go_together() -> Result<()> {
+    let server = Server::start("memory")?;
+    for cascade in ["background", "foreground"] {
+        let ring = family(&server, cascade)?;
+        // the eldest is owned by the youngest
+        let youngest = server.json(&["get", "configmap", &ring[2]])?;
+        let of_youngest: serde_json::Value = serde_json::from_str(&owned(&ring[0], &youngest))?;
+        let patch =
+            json!({"metadata": {"ownerReferences": of_youngest["metadata"]["ownerReferences"]}});
+        server.kubectl(&[
+            "patch",
+            "configmap",
+            &ring[0],
+            "--type=merge",
+            "-p",
+            &patch.to_string(),
+        ])?;
+        // something that is collected afterwards: the ring has been looked at by then
+        let [other, child, _] = family(&server, &format!("{cascade}-other"))?;
+        server.kubectl(&["delete", "configmap", &other])?;
+        ensure!(
+            eventually(LIMIT, || !is_there(&server, &child)),
+            "{cascade}"
+        );
+        ensure!(
+            ring.iter().all(|name| is_there(&server, name)),
+            "{cascade}: {}",
+            server.log()
+        );
+        let how = format!("--cascade={cascade}");
+        server.kubectl(&["delete", "configmap", &ring[1], &how, "--wait=false"])?;
+        ensure!(
+            eventually(LIMIT, || !ring.iter().any(|name| is_there(&server, name))),
+            "{cascade}: {}\n{}",
+            server.kubectl(&["get", "configmaps", "--output=yaml"])?,
+            server.log()
+        );
+    }
+    Ok(())
+}

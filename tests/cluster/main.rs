@@ -1,5 +1,6 @@
 //! The API server, by its real clients: what they send, what they understand, what they must not be able to do.
 
+mod accounts;
 mod admission;
 mod aggregated;
 mod batch;

@@ -215,8 +215,9 @@ impl Nodes {
     /// Nothing that a node's runtime has made is lost or left over; and each controller may do what it does.
     pub fn audit(&self) -> Result<()> {
         let log = fs::read_to_string(self.dir.join("up.log"))?;
-        let refused = "User \\\"system:serviceaccount:kube-system:";
-        let refused = log.lines().find(|line| line.contains(refused));
+        let refused = log.lines().find(|line| {
+            line.contains("forbidden: User") && line.contains("system:serviceaccount:kube-system:")
+        });
         ensure!(refused.is_none(), "a controller was refused: {refused:?}");
         for number in 1..=self.count {
             let name = self.node(number);
