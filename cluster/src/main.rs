@@ -7,11 +7,14 @@ mod node;
 mod output;
 mod rest;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
 use crate::{command::*, error::Error, node::Address, output::Format};
+
+/// What blocks still when a command is over is not waited for any longer: a name that is looked up takes ten seconds where nobody answers.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Pods, containers and images on this node.
 #[derive(Debug, Parser)]
@@ -78,8 +81,20 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn run(endpoint: Address, output: Format, command: Command) -> Result<ExitCode, Error> {
+fn run(endpoint: Address, output: Format, command: Command) -> Result<ExitCode, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Invalid {
+            what: "cannot begin".into(),
+            why: error.to_string(),
+        })?;
+    let done = runtime.block_on(carry_out(endpoint, output, command));
+    runtime.shutdown_timeout(LINGER);
+    done
+}
+
+async fn carry_out(endpoint: Address, output: Format, command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Run(run) => run.run(&endpoint, output).await,
         Command::Pod(pod) => pod.run(&endpoint, output).await,

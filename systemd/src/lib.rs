@@ -2,6 +2,7 @@
 //!
 //! - `name`: slices by name and by path, and what a scope of a container is called
 //! - `property`: what a unit is told of limits, from the files of cgroup v2
+//! - `weight`: a cgroup's part of the processors, in v2's measure
 //! - `units`: starting, changing and stopping them; each waits for systemd's answer, for a bounded time
 //! - `login`: a lock on the machine's shutdown, and the word that one is coming (logind)
 //! - `bus`: a connection to the system bus: authentication, calls and their answers
@@ -19,7 +20,9 @@ mod message;
 pub mod name;
 pub mod property;
 mod units;
+mod weight;
 
 pub use login::Login;
 pub use property::Property;
 pub use units::{Error, Started, Units, is_booted};
+pub use weight::weight_of_shares;

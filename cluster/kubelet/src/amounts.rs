@@ -1,6 +1,8 @@
 //! What a pod asks for and may have altogether, by upstream's arithmetic: its containers together with its sidecars, or the largest init container
 //! beside the sidecars before it where that is more (KEP 753); what is said of the pod as a whole goes before that (KEP 2837); and its overhead.
 
+use berth_kinds::{Amount, Runs, neediest};
+
 use crate::{
     pod::{ContainerSpec, Desired, Role},
     qos::nano,
@@ -58,31 +60,36 @@ fn overhead(pod: &Desired, name: &str) -> i128 {
 /// The amount, and whether everybody adds to it.
 fn together(pod: &Desired, of: impl Fn(&ContainerSpec) -> Option<i128>) -> (i128, bool) {
     let of = |spec: &ContainerSpec| of(spec).unwrap_or(0).max(0);
-    let (mut sum, mut all) = (0_i128, true);
-    let (mut most, mut before) = (0_i128, 0_i128);
+    let (mut all, mut sidecars) = (true, false);
+    let mut own = Vec::new();
     for spec in &pod.containers {
         let one = of(spec);
-        let counts = match spec.role {
-            Role::Main => {
-                sum = sum.saturating_add(one);
-                one
-            }
-            Role::Sidecar => {
-                sum = sum.saturating_add(one);
-                before = before.saturating_add(one);
-                before
-            }
-            Role::Init => {
-                let beside = before.saturating_add(one);
-                most = most.max(beside);
-                beside
-            }
+        let runs = match spec.role {
+            Role::Main => Runs::Main,
+            Role::Sidecar => Runs::Sidecar,
+            Role::Init => Runs::Init,
             // those for a look have nothing of their own
             Role::Ephemeral => continue,
         };
-        all &= counts > 0;
+        sidecars |= runs == Runs::Sidecar && one > 0;
+        // whoever begins beside a sidecar adds to what that has
+        all &= one > 0 || (sidecars && runs != Runs::Main);
+        own.push((runs, Nano(one)));
     }
-    (sum.max(most), all)
+    (neediest(own).0, all)
+}
+
+#[derive(Default)]
+struct Nano(i128);
+
+impl Amount for Nano {
+    fn add(&mut self, more: &Self) {
+        self.0 = self.0.saturating_add(more.0);
+    }
+
+    fn at_least(&mut self, least: &Self) {
+        self.0 = self.0.max(least.0);
+    }
 }
 
 #[cfg(test)]

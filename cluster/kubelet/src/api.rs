@@ -26,11 +26,14 @@ mod statuses;
 
 use std::{future::Future, path::Path, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::Error;
 
@@ -87,6 +90,15 @@ impl Cluster {
             .await
             .map_err(|error| failed(error.to_string()))?;
         config.connect_timeout = Some(CONNECT);
+        if let Some(until) = ended(&config.auth_info) {
+            tracing::error!(
+                "the client certificate of {} ended at {until}: no API server knows the node by it. Have a new one signed (for {}{node} of the group {}), or let the \
+                 node join by a token: --bootstrap-kubeconfig",
+                path.display(),
+                berth_auth::NODE_PREFIX,
+                berth_auth::NODES
+            );
+        }
         let (ca, server) = (
             config.root_cert.clone().unwrap_or_default(),
             config.cluster_url.to_string(),
@@ -103,6 +115,19 @@ impl Cluster {
     pub(crate) fn pods(&self, namespace: &str) -> Api<Pod> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+/// When the certificate has ended by which a kubeconfig's user is known; none: it goes on, or there is none that can be read.
+fn ended(user: &AuthInfo) -> Option<Timestamp> {
+    let pem = match (&user.client_certificate_data, &user.client_certificate) {
+        (Some(data), _) => BASE64.decode(data).ok()?,
+        (None, Some(path)) => std::fs::read(path).ok()?,
+        (None, None) => return None,
+    };
+    let leaf = CertificateDer::from_pem_slice(&pem).ok()?;
+    let (_, until) = berth_auth::x509::validity(&leaf)?;
+    let until = Timestamp::from_second(until).ok()?;
+    (until <= Timestamp::now()).then_some(until)
 }
 
 /// How a request went that has not succeeded.
@@ -157,5 +182,40 @@ fn failed(error: &kube::Error) -> Failed {
             }
             Failed::Unreached(text)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_has_ended_is_told_from_one_that_goes_on() {
+        let until = |year| {
+            let mut params = CertificateParams::default();
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(year, 1, 1);
+            let key = KeyPair::generate().unwrap();
+            params.self_signed(&key).unwrap().pem()
+        };
+        let of = |pem: &str| AuthInfo {
+            client_certificate_data: Some(BASE64.encode(pem)),
+            ..AuthInfo::default()
+        };
+        let told = ended(&of(&until(2021))).map(|it| it.to_string());
+        assert_eq!(told.as_deref(), Some("2021-01-01T00:00:00Z"));
+        assert_eq!(ended(&of(&until(2200))), None);
+        assert_eq!(ended(&of("no certificate")), None);
+        assert_eq!(ended(&AuthInfo::default()), None);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("client.pem");
+        std::fs::write(&file, until(2021)).unwrap();
+        let user = AuthInfo {
+            client_certificate: Some(file.display().to_string()),
+            ..AuthInfo::default()
+        };
+        assert!(ended(&user).is_some());
     }
 }

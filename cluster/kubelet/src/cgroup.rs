@@ -30,7 +30,7 @@ use std::{
 use berth_systemd::{Property, Started, Units, property};
 
 use crate::{
-    Error, amounts,
+    Error, Level, amounts,
     node::Node,
     pod::Desired,
     qos::{Class, rounded},
@@ -360,9 +360,24 @@ fn limits_of(pod: &Desired, class: Class, pids: Option<u64>, page_sizes: &[u64])
     }
 }
 
+fn tell(node: &Node, failure: Option<&str>) {
+    match failure {
+        None => node.tell_of_node(
+            Level::Normal,
+            "NodeAllocatableEnforced",
+            "Updated Node Allocatable limit across pods",
+        ),
+        Some(why) => node.tell_of_node(
+            Level::Warning,
+            "FailedNodeAllocatableEnforcement",
+            format!("Failed to update Node Allocatable Limits: {why}; tried again every 10 s"),
+        ),
+    }
+}
+
 /// Looks after the cgroups of the node until it is dropped.
 pub(crate) async fn keep(node: Node) {
-    let mut said = String::new();
+    let mut said = None;
     loop {
         if let Some(cgroups) = node.cgroups.clone() {
             let of = node.clone();
@@ -372,13 +387,14 @@ pub(crate) async fn keep(node: Node) {
                 cgroups.restore(&known)
             });
             match done.await {
-                Ok(Ok(())) => said.clear(),
                 // once, as long as it stays the same
-                Ok(Err(error)) if said != error.to_string() => {
-                    tracing::error!(%error, "the node's cgroups are not as they should be: tried again every 10 s");
-                    said = error.to_string();
+                Ok(done) => {
+                    let says = done.err().map(|error| error.to_string());
+                    if said.as_ref() != Some(&says) {
+                        tell(&node, says.as_deref());
+                        said = Some(says);
+                    }
                 }
-                Ok(Err(_)) => {}
                 Err(error) => tracing::error!(%error, "the work on cgroups broke"),
             }
         }

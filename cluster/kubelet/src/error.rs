@@ -50,6 +50,12 @@ pub enum Error {
         "container {container:?} must have image {image:?}, which is not here, and imagePullPolicy is Never"
     )]
     ImageNeverPull { container: String, image: String },
+    #[error("cannot look at image {image:?} for container {container:?}: {why}")]
+    ImageStatus {
+        container: String,
+        image: String,
+        why: String,
+    },
     #[error("cannot pull {image:?} for container {container:?}: {why}")]
     Pull {
         container: String,

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use tokio::sync::mpsc;
 
 use crate::{
-    Desired, Thresholds, admission, amounts, images, keys,
+    Desired, Level, Thresholds, admission, amounts, images, keys,
     machine::{Fs, Machine, binary},
     node::Node,
     qos::{rounded, units},
@@ -90,6 +90,8 @@ pub(crate) async fn watch(node: Node, thresholds: Thresholds, told: mpsc::Sender
         let Some(threshold) = verdict.acts.filter(|_| !is_over) else {
             continue;
         };
+        let message = format!("Attempting to reclaim {}", threshold.signal.resource());
+        node.tell_of_node(Level::Warning, "EvictionThresholdMet", message);
         // what nobody uses goes before who is used
         if threshold.signal.is_of_disk() {
             if let Err(error) = images::remove_unused(&node).await {

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_proto::cri::PodSandboxConfig;
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
@@ -76,6 +75,16 @@ pub(crate) struct NotStarted {
 impl NotStarted {
     fn because(reason: &'static str) -> impl FnOnce(Error) -> Self {
         move |error| Self { reason, error }
+    }
+
+    /// What is told of it beside what was told where it happened, as upstream: of images the reason alone.
+    pub fn in_words(&self) -> String {
+        match self.error {
+            Error::ImageNeverPull { .. } | Error::ImageStatus { .. } | Error::Pull { .. } => {
+                format!("Error: {}", self.reason)
+            }
+            _ => format!("Error: {}: {}", self.reason, self.error),
+        }
     }
 }
 
@@ -165,14 +174,18 @@ pub(crate) async fn start(
             .await
             .map_err(NotStarted::because("CreateContainerError"))?;
     }
-    let id = create_and_start(node, sandbox.id.clone(), config, sandbox_config).await?;
-    node.tell(
-        Level::Normal,
-        pod,
-        name,
-        "Started",
-        format!("Container {name} started"),
-    );
+    let id = node
+        .runtime
+        .create_container(&sandbox.id, config, sandbox_config)
+        .await
+        .map_err(NotStarted::because("CreateContainerError"))?;
+    let told = |reason, message| node.tell(Level::Normal, pod, name, reason, message);
+    told("Created", "Container created");
+    node.runtime
+        .start_container(&id)
+        .await
+        .map_err(NotStarted::because("RunContainerError"))?;
+    told("Started", "Container started");
     let hook = spec
         .container
         .lifecycle
@@ -186,10 +199,9 @@ pub(crate) async fn start(
                 pod,
                 name,
                 "FailedPostStartHook",
-                error.to_string(),
+                format!("PostStartHook failed: {error}"),
             );
-            let message = format!("Container {name} failed its postStart hook and is killed");
-            node.tell(Level::Normal, pod, name, "Killing", message);
+            told("Killing", "FailedPostStartHook");
             let seen = Seen {
                 id,
                 name: name.to_owned(),
@@ -205,27 +217,10 @@ pub(crate) async fn start(
     Ok(())
 }
 
-async fn create_and_start(
-    node: &Inner,
-    sandbox: String,
-    config: berth_proto::cri::ContainerConfig,
-    sandbox_config: PodSandboxConfig,
-) -> Result<String, NotStarted> {
-    let id = node
-        .runtime
-        .create_container(&sandbox, config, sandbox_config)
-        .await
-        .map_err(NotStarted::because("CreateContainerError"))?;
-    node.runtime
-        .start_container(&id)
-        .await
-        .map_err(NotStarted::because("RunContainerError"))?;
-    Ok(id)
-}
-
 fn not_pulled(error: Error) -> NotStarted {
     let reason = match error {
         Error::ImageNeverPull { .. } => "ErrImageNeverPull",
+        Error::ImageStatus { .. } => "ImageInspectError",
         _ => "ErrImagePull",
     };
     NotStarted { reason, error }
@@ -333,7 +328,7 @@ pub(crate) async fn stop_one(
                 pod,
                 &seen.name,
                 "FailedPreStopHook",
-                error.to_string(),
+                format!("PreStopHook failed: {error}"),
             );
         }
     }

@@ -1,4 +1,7 @@
-//! What is told of pods, in the words of upstream's events.
+//! What is told of pods and of the node, in the words of upstream's events.
+
+/// Nothing is left of a pod: told to who keeps one by hand, no event of the API.
+pub(crate) const REMOVED: &str = "Removed";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -6,13 +9,13 @@ pub enum Level {
     Warning,
 }
 
-/// One thing that happened to a pod.
+/// One thing that happened to a pod, or to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Happening {
     pub level: Level,
-    /// `Pulled`, `Started`, `Unhealthy`, `BackOff`, …
+    /// `Pulled`, `Started`, `Unhealthy`, `BackOff`, `NodeReady`, …
     pub reason: &'static str,
-    /// `namespace/name`.
+    /// `namespace/name`; empty: it is about the node itself.
     pub pod: String,
     pub uid: String,
     /// `v1.Pod`'s field that it is about: `spec.containers{a}`; empty: the whole pod.

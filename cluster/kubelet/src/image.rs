@@ -17,6 +17,7 @@ pub(crate) struct ImageFacts {
     /// The image's user by number, or by name; neither: root.
     pub user: Option<i64>,
     pub username: String,
+    pub bytes: u64,
 }
 
 /// The image `name` for `container` of the pod, pulled where `policy` says so.
@@ -34,14 +35,26 @@ pub(crate) async fn ensure(
         annotations: sandbox.annotations.clone(),
         ..Default::default()
     };
-    let here = facts(node, spec(name)).await?;
+    let tell = |level, reason, message| node.tell(level, pod, container, reason, message);
+    let here = facts(node, spec(name)).await.map_err(|error| {
+        let message = format!("Failed to inspect image {name:?}: {error}");
+        tell(Level::Warning, "InspectFailed", message);
+        Error::ImageStatus {
+            container: container.to_owned(),
+            image: name.to_owned(),
+            why: error.to_string(),
+        }
+    })?;
     match (policy, here) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, Some(facts)) => {
             let message = format!("Container image {name:?} already present on machine");
-            node.tell(Level::Normal, pod, container, "Pulled", message);
+            tell(Level::Normal, "Pulled", message);
             return Ok(facts);
         }
         (PullPolicy::Never, None) => {
+            let message =
+                format!("Container image {name:?} is not present with pull policy of Never");
+            tell(Level::Warning, "ErrImageNeverPull", message);
             return Err(Error::ImageNeverPull {
                 container: container.to_owned(),
                 image: name.to_owned(),
@@ -49,18 +62,30 @@ pub(crate) async fn ensure(
         }
         (PullPolicy::Always | PullPolicy::IfNotPresent, _) => {}
     }
-    node.tell(
-        Level::Normal,
-        pod,
-        container,
-        "Pulling",
-        format!("Pulling image {name:?}"),
-    );
+    let missing = missing_secrets(pod, &node.objects);
+    if !missing.is_empty() {
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            missing.join(", ")
+        );
+        node.tell(
+            Level::Warning,
+            pod,
+            "",
+            "FailedToRetrieveImagePullSecret",
+            message,
+        );
+    }
+    tell(Level::Normal, "Pulling", format!("Pulling image {name:?}"));
     let began = std::time::Instant::now();
-    let failed = |error: Error| Error::Pull {
-        container: container.to_owned(),
-        image: name.to_owned(),
-        why: error.to_string(),
+    let failed = |error: Error| {
+        let message = format!("Failed to pull image {name:?}: {error}");
+        tell(Level::Warning, "Failed", message);
+        Error::Pull {
+            container: container.to_owned(),
+            image: name.to_owned(),
+            why: error.to_string(),
+        }
     };
     let mut pulled = Err(Error::Answer {
         rpc: "PullImage",
@@ -73,15 +98,22 @@ pub(crate) async fn ensure(
         }
     }
     let id = pulled.map_err(failed)?;
-    let facts = facts(node, spec(&id)).await?.ok_or(Error::Answer {
-        rpc: "ImageStatus",
-        lacks: "the image just pulled",
-    })?;
+    let facts = facts(node, spec(&id))
+        .await
+        .and_then(|facts| {
+            facts.ok_or(Error::Answer {
+                rpc: "ImageStatus",
+                lacks: "the image just pulled",
+            })
+        })
+        .map_err(failed)?;
+    // pulls of one node wait for nobody: both times are one
+    let took = format!("{:.3}s", began.elapsed().as_secs_f64());
     let message = format!(
-        "Successfully pulled image {name:?} in {:.3}s",
-        began.elapsed().as_secs_f64()
+        "Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {} bytes.",
+        facts.bytes
     );
-    node.tell(Level::Normal, pod, container, "Pulled", message);
+    tell(Level::Normal, "Pulled", message);
     Ok(facts)
 }
 
@@ -91,7 +123,17 @@ async fn facts(node: &Inner, spec: ImageSpec) -> Result<Option<ImageFacts>, Erro
         id: image.id,
         user: image.uid.map(|uid| uid.value),
         username: image.username,
+        bytes: image.size,
     }))
+}
+
+/// The names of the pull secrets that are not there: without them an image of everybody's can be pulled still.
+fn missing_secrets(pod: &Desired, objects: &Objects) -> Vec<String> {
+    let all = pod.spec.image_pull_secrets.iter().flatten();
+    all.map(|it| &it.name)
+        .filter(|name| objects.secret(&pod.namespace, name).is_none())
+        .cloned()
+        .collect()
 }
 
 /// Those of the pod's pull secrets that are for the image's registry, the closest first; none where there are none.
@@ -202,6 +244,7 @@ mod tests {
         let pod = pod(
             "  containers: [{name: a, image: x}]\n  imagePullSecrets: [{name: none}, {name: s}]",
         );
+        assert_eq!(missing_secrets(&pod, &objects), ["none"]);
         for (image, users) in [
             ("nginx", "hub"),
             ("me/nginx:1", "hub"),

@@ -8,7 +8,7 @@ use std::{
 
 use berth_proto::cri;
 
-use crate::{machine::Fs, node::Node};
+use crate::{Level, machine::Fs, node::Node};
 
 /// Upstream's defaults: above the one they go, until the other is reached.
 const HIGH_PERCENT: u64 = 85;
@@ -28,10 +28,18 @@ pub(crate) struct Use {
 
 /// Looks after the images until it is dropped.
 pub(crate) async fn keep(node: Node) {
+    let mut has_failed = false;
     loop {
-        if let Err(error) = look(&node, Wanted::Room).await {
-            tracing::warn!(%error, "images are not looked after");
+        let looked = look(&node, Wanted::Room).await;
+        match &looked {
+            Err(error) if has_failed => {
+                node.tell_of_node(Level::Warning, "ImageGCFailed", error.to_string());
+            }
+            // a runtime may be about to come
+            Err(error) => tracing::warn!(%error, "images are not looked after"),
+            Ok(()) => {}
         }
+        has_failed = looked.is_err();
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -70,10 +78,11 @@ async fn look(node: &Node, wanted: Wanted) -> Result<(), crate::Error> {
     let Some(dir) = node.runtime.image_fs().await? else {
         return Ok(());
     };
-    let mut excess = match wanted {
+    let first = match wanted {
         Wanted::Room => Fs::of(Path::new(&dir)).map_or(0, |fs| excess(&fs)),
         Wanted::All => u64::MAX,
     };
+    let mut excess = first;
     for image in unused(uses, &images, &used, now) {
         if excess == 0 {
             break;
@@ -88,10 +97,12 @@ async fn look(node: &Node, wanted: Wanted) -> Result<(), crate::Error> {
         excess = excess.saturating_sub(image.size);
     }
     if excess > 0 && wanted == Wanted::Room {
-        tracing::warn!(
-            bytes = excess,
-            "the disk of images fills up, and all that are left are used or new"
+        // all that are left are used or new
+        let message = format!(
+            "Failed to garbage collect required amount of images. Attempted to free {first} bytes, but only found {} bytes eligible to free.",
+            first - excess
         );
+        node.tell_of_node(Level::Warning, "FreeDiskSpaceFailed", message);
     }
     Ok(())
 }

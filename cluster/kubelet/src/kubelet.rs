@@ -81,6 +81,21 @@ impl Default for Told {
     }
 }
 
+impl Told {
+    /// What happens to the node itself.
+    pub(crate) fn of_node(&self, level: Level, reason: &'static str, message: impl Into<String>) {
+        (self.happened)(&Happening {
+            level,
+            reason,
+            pod: String::new(),
+            uid: String::new(),
+            field: String::new(),
+            container: String::new(),
+            message: message.into(),
+        });
+    }
+}
+
 impl fmt::Debug for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Told")
@@ -344,6 +359,11 @@ impl Kubelet {
         tracing::warn!(
             pods = self.workers.len(),
             "the machine shuts down: pods end"
+        );
+        self.node.tell_of_node(
+            Level::Normal,
+            "Shutdown",
+            "Shutdown manager detected shutdown event",
         );
         self.shuts_down.send_replace(true);
         let all = self.workers.values().filter(|handle| !handle.is_ending);

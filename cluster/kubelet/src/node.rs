@@ -184,6 +184,11 @@ impl Inner {
         };
         (self.told.happened)(&happening);
     }
+
+    /// What happens to the node itself.
+    pub fn tell_of_node(&self, level: Level, reason: &'static str, message: impl Into<String>) {
+        self.told.of_node(level, reason, message);
+    }
 }
 
 fn broken(what: &'static str, path: String, error: &tokio::task::JoinError) -> Error {

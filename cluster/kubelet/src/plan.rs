@@ -362,7 +362,7 @@ impl Walk<'_> {
         };
         match seen.state {
             State::Running if !same(spec, &seen) => {
-                self.kill(&seen, "its definition changed".into(), None);
+                self.kill(&seen, "definition changed, will be restarted".into(), None);
             }
             State::Running => {
                 if let Some((why, grace_seconds)) = self.around.health.to_be_killed(&seen.id) {
@@ -378,7 +378,11 @@ impl Walk<'_> {
                 }
             }
             State::Created => self.start(spec, Some(&seen)),
-            State::Unknown => self.kill(&seen, "its state is not known".into(), None),
+            State::Unknown => self.kill(
+                &seen,
+                "is in an unknown state, will be restarted".into(),
+                None,
+            ),
             State::Exited => {
                 let restarts = spec.restarts(self.pod.restart_policy(), seen.exit_code);
                 if restarts || seen.restarting || !same(spec, &seen) {

@@ -4,12 +4,14 @@
 //! The kubelet gives orders by a `watch`; only the last one counts. Whatever is being done is dropped when a new order comes: each call to
 //! the runtime is one that can be given up, and what it has brought about is seen at the next look.
 
+mod backing_off;
 mod message;
 mod probing;
 mod resizing;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +23,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::{
     API, Error, Level,
     backoff::Backoffs,
-    execute::{self, Grace, NotStarted},
+    execute::{self, Grace},
+    happening::REMOVED,
     node::Node,
     observed::{Observed, State},
     plan::{Around, Failure, Over, Plan, SANDBOX, Step, had_containers, plan},
@@ -30,6 +33,7 @@ use crate::{
     status::{OWN_CONDITIONS, Parts, status},
     store, volume,
 };
+use backing_off::BackingOff;
 use probing::{Probing, Scene};
 use resizing::Resizing;
 
@@ -46,6 +50,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const CONFIG_RETRY: i64 = 5 * SECOND;
 /// … and for a token, where no server could be asked.
 const TOKEN_RETRY: Duration = Duration::from_secs(5);
+/// Upstream's: an eviction has the pod's grace and half of it, and this at least, before it is told to be late.
+const LATE_AT_LEAST: Duration = Duration::from_secs(10);
 /// Steps in a row without a pause: more would be a plan that goes round in circles.
 const ROUNDS: usize = 100;
 /// Reports of probes that wait for the worker.
@@ -80,6 +86,7 @@ pub(crate) struct Worker {
     probing: Probing,
     backoffs: Backoffs,
     failures: BTreeMap<String, Failure>,
+    backing_off: BackingOff,
     /// Of containers whose clock was ahead of ours: when we first saw that they had ended.
     ended: HashMap<String, i64>,
     messages: message::Messages,
@@ -116,6 +123,7 @@ pub(crate) async fn run(
         probing: Probing::default(),
         backoffs: Backoffs::default(),
         failures: BTreeMap::new(),
+        backing_off: BackingOff::default(),
         ended: HashMap::new(),
         messages: message::Messages::default(),
         volumes_made: None,
@@ -254,6 +262,8 @@ impl Worker {
         };
         let plan = plan(&self.pod, &observed, &around);
         self.publish(&observed, &plan.waiting, plan.over.as_ref());
+        let waits = backing_off::waits(&plan, &observed, &self.failures);
+        self.backing_off.tell(&self.node, &self.pod, &waits);
         if plan.steps.is_empty() && matches!(self.failed, Some((Over::Evicted(_), _))) {
             // What it wrote is what the node was short of, perhaps.
             execute::remove(&self.node, &self.pod, &observed).await?;
@@ -458,11 +468,20 @@ impl Worker {
             Step::End => {
                 let most = self.failed.as_ref().and_then(|failed| failed.1);
                 let grace = most.map_or(self.pod.grace(), |most| most.min(self.pod.grace()));
-                execute::end(&self.node, &self.pod, observed, Grace::now(grace)).await?
+                let ends = execute::end(&self.node, &self.pod, observed, Grace::now(grace));
+                match &self.failed {
+                    Some((Over::Evicted(_), _)) => self.in_time(grace, ends).await?,
+                    _ => ends.await?,
+                }
             }
             Step::MakeSandbox { attempt } => {
                 if self.volumes_made.is_none() {
                     return Ok(false);
+                }
+                if *attempt > 0 && !self.failures.contains_key(SANDBOX) {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.node
+                        .tell(Level::Normal, &self.pod, "", "SandboxChanged", message);
                 }
                 match execute::make_sandbox(&self.node, &self.pod, *attempt).await {
                     Ok(id) => {
@@ -495,7 +514,7 @@ impl Worker {
                 why,
                 grace_seconds,
             } => {
-                let message = format!("Container {name} is killed: {why}");
+                let message = format!("Container {name} {why}");
                 self.node
                     .tell(Level::Normal, &self.pod, name, "Killing", message);
                 let grace = match grace_seconds {
@@ -517,6 +536,24 @@ impl Worker {
         Ok(true)
     }
 
+    /// The end of an evicted pod: told to be late where it is.
+    async fn in_time<T>(&self, grace: Duration, ends: impl Future<Output = T>) -> T {
+        let mut ends = pin!(ends);
+        let limit = (grace + grace / 2).max(LATE_AT_LEAST);
+        if let Ok(ended) = tokio::time::timeout(limit, &mut ends).await {
+            return ended;
+        }
+        let message = "Container runtime did not kill the pod within specified grace period.";
+        self.node.tell(
+            Level::Warning,
+            &self.pod,
+            "",
+            "ExceededGracePeriod",
+            message,
+        );
+        ends.await
+    }
+
     async fn start(&mut self, name: &str, attempt: u32, observed: &Observed) {
         let pod = self.pod.clone();
         let Some(spec) = pod.container(name) else {
@@ -536,16 +573,12 @@ impl Worker {
             Ok(()) => {
                 self.failures.remove(name);
             }
-            Err(NotStarted { reason, error }) => {
-                self.node.tell(
-                    Level::Warning,
-                    &pod,
-                    name,
-                    "Failed",
-                    format!("{reason}: {error}"),
-                );
+            Err(failed) => {
+                let node = &self.node;
+                node.tell(Level::Warning, &pod, name, "Failed", failed.in_words());
+                let reason = failed.reason;
                 let retry = (reason == "CreateContainerConfigError").then_some(CONFIG_RETRY);
-                self.failed(name, reason, error.to_string(), retry);
+                self.failed(name, reason, failed.error.to_string(), retry);
             }
         }
     }
@@ -585,7 +618,9 @@ impl Worker {
             self.node
                 .tell(Level::Warning, &self.pod, &name, "Unhealthy", &told);
             if counts && kind != Kind::Readiness && self.health.knows(&container) {
-                self.health.condemn(&container, &told, grace_seconds);
+                let kind = kind.as_str().to_lowercase();
+                let why = format!("failed {kind} probe, will be restarted");
+                self.health.condemn(&container, &why, grace_seconds);
             }
         }
         if counts && self.health.knows(&container) {
@@ -597,11 +632,18 @@ impl Worker {
     async fn end(&mut self, grace: Grace) {
         // nobody is asked how it feels while it ends
         self.probing = Probing::default();
+        let mut said = String::new();
         loop {
             match self.end_once(grace).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(pod = %self.pod.full_name(), %error, "the pod can't be ended yet");
+                    let message = format!("error killing pod: {error}");
+                    // once, however often it is tried
+                    if said != message {
+                        self.node
+                            .tell(Level::Warning, &self.pod, "", "FailedKillPod", &message);
+                        said = message;
+                    }
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -616,7 +658,7 @@ impl Worker {
         self.tell_the_end(&observed);
         execute::remove(&self.node, &self.pod, &observed).await?;
         self.node
-            .tell(Level::Normal, &self.pod, "", "Removed", "The pod is gone");
+            .tell(Level::Normal, &self.pod, "", REMOVED, "The pod is gone");
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use berth_kinds::Quantity as Parsed;
+use berth_kinds::{Amount, Quantity as Parsed, Runs, neediest};
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
@@ -78,14 +78,20 @@ impl Amounts {
         self.merge(other, i64::saturating_sub);
     }
 
-    pub fn at_least(&mut self, other: &Self) {
-        self.merge(other, i64::max);
-    }
-
     fn sorted(mut self) -> Self {
         self.others.retain(|(_, amount)| *amount != 0);
         self.others.sort();
         self
+    }
+}
+
+impl Amount for Amounts {
+    fn add(&mut self, more: &Self) {
+        self.merge(more, i64::saturating_add);
+    }
+
+    fn at_least(&mut self, least: &Self) {
+        self.merge(least, i64::max);
     }
 }
 
@@ -119,23 +125,15 @@ fn requested(resources: Option<&ResourceRequirements>) -> Option<&List> {
 }
 
 fn of_containers(spec: &PodSpec, of: impl Fn(&Container) -> Amounts) -> Amounts {
-    let mut together = Amounts::default();
-    for container in &spec.containers {
-        together.add(&of(container));
-    }
-    let (mut sidecars, mut most) = (Amounts::default(), Amounts::default());
-    for container in spec.init_containers.iter().flatten() {
-        let mut needs = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            sidecars.add(&needs);
-            most.at_least(&sidecars);
-        } else {
-            needs.add(&sidecars);
-            most.at_least(&needs);
-        }
-    }
-    together.add(&sidecars);
-    together.at_least(&most);
+    let mains = spec.containers.iter().map(|it| (Runs::Main, of(it)));
+    let inits = spec.init_containers.iter().flatten().map(|it| {
+        let runs = match it.restart_policy.as_deref() {
+            Some("Always") => Runs::Sidecar,
+            _ => Runs::Init,
+        };
+        (runs, of(it))
+    });
+    let mut together = neediest(mains.chain(inits));
     if let Some(whole) = requested(spec.resources.as_ref()) {
         let amounts = Amounts::of(Some(whole));
         if whole.contains_key("cpu") {

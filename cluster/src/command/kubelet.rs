@@ -241,7 +241,8 @@ impl Kubelet {
         let (recorder, recording) = Recorder::new(cluster.clone());
         let objects = Objects::of(cluster.clone(), &config.kubelet_dir);
         let told = told(statuses.clone(), recorder);
-        let kubelet = Inner::start(config.clone(), runtime.clone(), objects.clone(), told).await?;
+        let (config_of, tells) = (config.clone(), told.clone());
+        let kubelet = Inner::start(config_of, runtime.clone(), objects.clone(), tells).await?;
         let kubelet = self.ending.apply(kubelet.evicting(thresholds.clone())?)?;
 
         let listen = Listen {
@@ -265,6 +266,8 @@ impl Kubelet {
             port: server.address().port(),
             shuts_down: kubelet.shuts_down(),
             uid,
+            own: own.clone(),
+            told,
         };
         let (to_known, known) = watch::channel(None);
         let source = Source::new(

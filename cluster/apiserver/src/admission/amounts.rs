@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_kinds::Quantity;
+use berth_kinds::{Amount, Quantity, Runs, neediest};
 use serde_json::Value;
 
 /// By resource.
@@ -24,15 +24,21 @@ pub fn add(to: &mut Amounts, more: &Amounts) {
     }
 }
 
-fn at_least(to: &mut Amounts, least: &Amounts) {
-    for (name, amount) in least {
-        to.entry(name.clone())
-            .and_modify(|has| {
-                if has.nano < amount.nano {
-                    *has = *amount;
-                }
-            })
-            .or_insert(*amount);
+#[derive(Default)]
+struct Own(Amounts);
+
+impl Amount for Own {
+    fn add(&mut self, more: &Self) {
+        add(&mut self.0, &more.0);
+    }
+
+    fn at_least(&mut self, least: &Self) {
+        for (name, amount) in &least.0 {
+            let has = self.0.entry(name.clone()).or_insert(*amount);
+            if has.nano < amount.nano {
+                *has = *amount;
+            }
+        }
     }
 }
 
@@ -51,25 +57,13 @@ fn is_sidecar(container: &Value) -> bool {
 /// Upstream's PodRequests and PodLimits (`which` is `requests` or `limits`): containers and sidecars together, or more where one of the init containers, beside
 /// the sidecars that run by then, needs more; or what the pod says for all of them. And the overhead.
 pub fn of_pod(pod: &Value, which: &str) -> Amounts {
-    let asked = |container: &Value| of(container.pointer(&format!("/resources/{which}")));
-    let mut sum = Amounts::new();
-    for container in containers(pod, "containers") {
-        add(&mut sum, &asked(container));
-    }
-    let (mut sidecars, mut most) = (Amounts::new(), Amounts::new());
-    for container in containers(pod, "initContainers") {
-        let own = asked(container);
-        if is_sidecar(container) {
-            add(&mut sum, &own);
-            add(&mut sidecars, &own);
-            at_least(&mut most, &sidecars);
-        } else {
-            let mut with = own;
-            add(&mut with, &sidecars);
-            at_least(&mut most, &with);
-        }
-    }
-    at_least(&mut sum, &most);
+    let asked = |container: &Value| Own(of(container.pointer(&format!("/resources/{which}"))));
+    let mains = containers(pod, "containers").map(|it| (Runs::Main, asked(it)));
+    let inits = containers(pod, "initContainers").map(|it| match is_sidecar(it) {
+        true => (Runs::Sidecar, asked(it)),
+        false => (Runs::Init, asked(it)),
+    });
+    let Own(mut sum) = neediest(mains.chain(inits));
     for (name, amount) in of(pod.pointer(&format!("/spec/resources/{which}"))) {
         sum.insert(name, amount);
     }

@@ -59,6 +59,14 @@ impl Joining {
     /// A kubeconfig can't be used, or what is to be kept can't be.
     pub async fn join(self) -> Result<(Cluster, Renewal), Error> {
         let mut wait = AGAIN;
+        if let Some((_, until)) = self.validity().filter(|_| !self.is_good()) {
+            let (file, until) = (self.current(), Timestamp::from_second(until));
+            tracing::warn!(
+                file = %file.display(),
+                "the node's certificate ended at {}: the node joins anew",
+                until.unwrap_or_default()
+            );
+        }
         while !self.is_good() {
             let cluster = Cluster::of_kubeconfig(&self.bootstrap, &self.node).await?;
             match self.renew(&cluster.client).await {
@@ -66,9 +74,10 @@ impl Joining {
                 told => {
                     match told {
                         Err(Refusal::Kept(error)) => return Err(error),
-                        Err(Refusal::Asked(why)) => {
-                            tracing::warn!(why, "the node has no certificate of the cluster yet");
-                        }
+                        Err(Refusal::Asked(why)) => tracing::warn!(
+                            "the node has no certificate of the cluster yet: {}",
+                            self.in_words(&why)
+                        ),
                         Ok(_) => tracing::warn!(
                             "nobody has approved the node's certificate (kubectl certificate approve): it is asked for again"
                         ),
@@ -161,6 +170,14 @@ impl Joining {
             .map_err(Error::file("write", &self.kubeconfig))
     }
 
+    /// Why the bootstrap brings no certificate, and what to do where it is not taken.
+    fn in_words(&self, why: &str) -> String {
+        format!(
+            "{why}. If {} is not taken any more, put a new token into it (berth token create, kubeadm token create)",
+            self.bootstrap.display()
+        )
+    }
+
     /// A client by the certificate that is kept now, with connections of its own.
     async fn as_node(&self) -> Result<(Client, Cluster), Error> {
         let cluster = Cluster::of_kubeconfig(&self.kubeconfig, &self.node).await?;
@@ -225,7 +242,11 @@ impl Renewal {
             false => {
                 let bootstrap = Cluster::of_kubeconfig(&self.joining.bootstrap, &self.joining.node);
                 let bootstrap = bootstrap.await.map_err(|error| error.to_string())?;
-                self.joining.renew(&bootstrap.client).await
+                let renewed = self.joining.renew(&bootstrap.client).await;
+                renewed.map_err(|refusal| match refusal {
+                    Refusal::Asked(why) => Refusal::Asked(self.joining.in_words(&why)),
+                    kept @ Refusal::Kept(_) => kept,
+                })
             }
         };
         match renewed {

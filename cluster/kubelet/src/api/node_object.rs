@@ -277,6 +277,37 @@ fn condition(
     }
 }
 
+/// What has changed of the conditions, by upstream's reasons for events.
+pub(crate) fn news(before: &[NodeCondition], now: &[NodeCondition]) -> Vec<&'static str> {
+    let is = |all: &[NodeCondition], kind: &str| {
+        let one = all.iter().find(|one| one.type_ == kind);
+        one.map(|one| one.status == "True")
+    };
+    let kinds = [
+        (
+            "MemoryPressure",
+            "NodeHasInsufficientMemory",
+            "NodeHasSufficientMemory",
+        ),
+        (
+            "DiskPressure",
+            "NodeHasDiskPressure",
+            "NodeHasNoDiskPressure",
+        ),
+        (
+            "PIDPressure",
+            "NodeHasInsufficientPID",
+            "NodeHasSufficientPID",
+        ),
+        ("Ready", "NodeReady", "NodeNotReady"),
+    ];
+    let changed = kinds.into_iter().filter_map(|(kind, holds, holds_not)| {
+        let now = is(now, kind)?;
+        (is(before, kind) != Some(now)).then_some(if now { holds } else { holds_not })
+    });
+    changed.collect()
+}
+
 /// Without the heartbeat: whether there is anything to tell.
 pub(crate) fn without_heartbeat(status: &NodeStatus) -> NodeStatus {
     let mut status = status.clone();
@@ -430,6 +461,27 @@ mod tests {
             "False KubeletHasSufficientMemory 100"
         );
         assert_eq!(is(&third, "Ready"), "False KubeletNotReady 300");
+        let conditions_of = |status: &NodeStatus| status.conditions.clone().unwrap();
+        assert_eq!(
+            news(&[], &conditions_of(&first)),
+            [
+                "NodeHasSufficientMemory",
+                "NodeHasNoDiskPressure",
+                "NodeHasSufficientPID",
+                "NodeReady"
+            ]
+        );
+        assert_eq!(
+            news(&before, &conditions_of(&second)),
+            [
+                "NodeHasInsufficientMemory",
+                "NodeHasDiskPressure",
+                "NodeHasInsufficientPID",
+                "NodeNotReady"
+            ]
+        );
+        assert_eq!(news(&before, &conditions_of(&third)), ["NodeNotReady"]);
+        assert!(news(&before, &before).is_empty());
         // only the heartbeat: nothing to tell
         let later = of(Pressure::default(), Ok(&good), &before, 400);
         assert_ne!(later, first);

@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(crate) struct Seen {
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
+    /// Nobody may give it pods; none: the server has not said anything yet.
+    pub unschedulable: Option<bool>,
 }
 
 /// The node's labels and taints, as they are known now.
@@ -59,6 +61,17 @@ impl OwnNode {
         self.seen.borrow().clone()
     }
 
+    /// Whether it may be given pods, once that is known and other than `was`; never, where it is not told any more.
+    pub(crate) async fn next_schedulable(&mut self, was: Option<bool>) -> bool {
+        let is_news = |seen: &Seen| seen.unschedulable.is_some_and(|it| was != Some(!it));
+        let seen = self.seen.wait_for(is_news).await;
+        let is = seen.map(|seen| seen.unschedulable == Some(false));
+        match is {
+            Ok(is) => is,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// As the server says at this moment, or as it is known: a label may have come just before a pod that wants it.
     pub(crate) async fn look(&self) -> Seen {
         let Some(cluster) = &self.cluster else {
@@ -78,6 +91,7 @@ fn first(name: &str, labels: &BTreeMap<String, String>) -> Seen {
     Seen {
         labels: all,
         taints: Vec::new(),
+        unschedulable: None,
     }
 }
 
@@ -89,6 +103,12 @@ fn of(node: &Node) -> Seen {
             .as_ref()
             .and_then(|spec| spec.taints.clone())
             .unwrap_or_default(),
+        unschedulable: Some(
+            node.spec
+                .as_ref()
+                .and_then(|spec| spec.unschedulable)
+                .unwrap_or(false),
+        ),
     }
 }
 

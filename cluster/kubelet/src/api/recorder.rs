@@ -1,10 +1,10 @@
-//! What happens to pods, as events of the API.
+//! What happens to pods and to the node, as events of the API.
 
 use berth_recorder::Teller;
 use k8s_openapi::api::core::v1::ObjectReference;
 
 use super::Cluster;
-use crate::{Happening, Level};
+use crate::{Happening, Level, happening::REMOVED};
 
 /// Takes what happens, and never waits.
 #[derive(Debug, Clone)]
@@ -25,10 +25,10 @@ impl Recorder {
     }
 
     pub fn record(&self, happening: &Happening) {
-        let Some((namespace, name)) = happening.pod.split_once('/') else {
+        // its object is gone by then: that is for who keeps a pod by hand
+        if happening.reason == REMOVED {
             return;
-        };
-        let field = Some(happening.field.clone()).filter(|field| !field.is_empty());
+        }
         self.inner.record(berth_recorder::Happening {
             level: match happening.level {
                 Level::Normal => berth_recorder::Level::Normal,
@@ -36,16 +36,25 @@ impl Recorder {
             },
             reason: happening.reason.to_owned(),
             message: happening.message.clone(),
-            about: ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                namespace: Some(namespace.to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(happening.uid.clone()),
-                field_path: field,
-                ..ObjectReference::default()
-            },
+            about: self.about(happening),
             by: self.by.clone(),
         });
+    }
+
+    fn about(&self, happening: &Happening) -> ObjectReference {
+        let (kind, namespace, name, uid) = match happening.pod.split_once('/') {
+            Some((namespace, name)) => ("Pod", Some(namespace.to_owned()), name, &happening.uid),
+            // upstream's: kubectl describe looks for those of a node by its name
+            None => ("Node", None, self.by.host.as_str(), &self.by.host),
+        };
+        ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some(kind.into()),
+            namespace,
+            name: Some(name.to_owned()),
+            uid: Some(uid.clone()),
+            field_path: Some(happening.field.clone()).filter(|field| !field.is_empty()),
+            ..ObjectReference::default()
+        }
     }
 }

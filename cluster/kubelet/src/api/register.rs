@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{Node, NodeSpec, NodeStatus, Taint as NodeTaint},
+        core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, Taint as NodeTaint},
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
 };
@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Cluster, Failed, node_object, within};
 use crate::{
-    Config, Pressed, Runtime, Thresholds,
+    Config, Level, OwnNode, Pressed, Runtime, Thresholds, Told as Tells,
     machine::{Identity, Machine},
 };
 
@@ -50,6 +50,10 @@ pub struct Register {
     pub shuts_down: watch::Receiver<bool>,
     /// Is told the uid of the node's object.
     pub uid: watch::Sender<Option<String>>,
+    /// Whether the node may be given pods.
+    pub own: OwnNode,
+    /// Is told what happens to the node.
+    pub told: Tells,
 }
 
 /// `key=value:Effect`, as on a command line.
@@ -87,12 +91,18 @@ impl FromStr for Taint {
 #[derive(Debug, Default)]
 struct Told {
     status: Option<(NodeStatus, Instant)>,
+    /// The server's, where a kubelet before this one has told them.
+    conditions: Vec<NodeCondition>,
 }
 
 impl Register {
     /// Keeps the node registered until it is dropped.
     pub async fn run(self) {
-        tokio::join!(self.keep_status(), self.keep_lease());
+        tokio::join!(
+            self.keep_status(),
+            self.keep_lease(),
+            self.keep_schedulable()
+        );
     }
 
     async fn keep_status(&self) {
@@ -100,6 +110,8 @@ impl Register {
         let mut told = Told::default();
         let mut wait = AGAIN;
         let mut shuts_down = self.shuts_down.clone();
+        self.told
+            .of_node(Level::Normal, "Starting", "Starting kubelet.");
         loop {
             shuts_down.mark_unchanged();
             let next = match self.once(&identity, &mut told).await {
@@ -123,9 +135,12 @@ impl Register {
     async fn once(&self, identity: &Identity, told: &mut Told) -> Result<(), Failed> {
         let is_known = self.uid.borrow().is_some();
         if !is_known {
-            let uid = self.ensure().await?;
+            let node = self.ensure().await?;
+            let before = node.status.unwrap_or_default();
+            self.look_for_a_reboot(&before, identity);
             told.status = None;
-            self.uid.send_replace(Some(uid));
+            told.conditions = before.conditions.unwrap_or_default();
+            self.uid.send_replace(node.metadata.uid);
         }
         let status = self.look(identity, told).await;
         let is_due = match &told.status {
@@ -144,6 +159,11 @@ impl Register {
         let params = PatchParams::default();
         match within(api.patch_status(&self.cluster.node, &params, &patch)).await {
             Ok(_) => {
+                let now = status.conditions.clone().unwrap_or_default();
+                for reason in node_object::news(&told.conditions, &now) {
+                    self.tell_status(reason);
+                }
+                told.conditions = now;
                 told.status = Some((status, Instant::now()));
                 Ok(())
             }
@@ -190,12 +210,46 @@ impl Register {
             shuts_down: *self.shuts_down.borrow(),
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
         };
-        let conditions = before.and_then(|it| it.conditions.as_deref());
-        node_object::status(&looked, conditions.unwrap_or_default())
+        node_object::status(&looked, &told.conditions)
     }
 
-    /// The node's object, as it is or newly made; its uid. Its labels are brought up to date, its taints are set once.
-    async fn ensure(&self) -> Result<String, Failed> {
+    /// Upstream's words for whatever changes.
+    fn tell_status(&self, reason: &'static str) {
+        let message = format!("Node {} status is now: {reason}", self.cluster.node);
+        self.told.of_node(Level::Normal, reason, message);
+    }
+
+    fn look_for_a_reboot(&self, before: &NodeStatus, identity: &Identity) {
+        let before = before.node_info.as_ref().map(|it| it.boot_id.as_str());
+        let now = &identity.boot_id;
+        if before.is_some_and(|before| !before.is_empty() && before != now) {
+            let message = format!(
+                "Node {} has been rebooted, boot id: {now}",
+                self.cluster.node
+            );
+            self.told.of_node(Level::Warning, "Rebooted", message);
+        }
+    }
+
+    /// Somebody may forbid that it is given pods, and allow it again.
+    async fn keep_schedulable(&self) {
+        let mut own = self.own.clone();
+        let mut was = None;
+        loop {
+            let is = own.next_schedulable(was).await;
+            // how it was when this kubelet began is no news
+            if was.is_some() {
+                self.tell_status(match is {
+                    true => "NodeSchedulable",
+                    false => "NodeNotSchedulable",
+                });
+            }
+            was = Some(is);
+        }
+    }
+
+    /// The node's object, as it is or newly made. Its labels are brought up to date, its taints are set once.
+    async fn ensure(&self) -> Result<Node, Failed> {
         let api = Api::<Node>::all(self.cluster.client.clone());
         let name = &self.cluster.node;
         let mut labels = node_object::labels(name);
@@ -224,7 +278,7 @@ impl Register {
             }
         };
         tracing::info!(node = name, "the node is registered");
-        Ok(found.metadata.uid.unwrap_or_default())
+        Ok(found)
     }
 
     async fn keep_lease(&self) {

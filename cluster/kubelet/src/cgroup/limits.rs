@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use berth_systemd::weight_of_shares;
+
 /// The kernel's default for CPU bandwidth, and upstream's.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// From here on a number of v1 stands for "no limit": it has none of its own, and rounds the largest down to pages.
@@ -55,7 +57,7 @@ impl Limits {
         };
         if let Some(shares) = self.cpu_shares {
             match v2 {
-                true => put("cpu", "cpu.weight", weight(shares).to_string()),
+                true => put("cpu", "cpu.weight", weight_of_shares(shares).to_string()),
                 false => put("cpu", "cpu.shares", shares.to_string()),
             }
         }
@@ -127,19 +129,6 @@ fn page(bytes: u64) -> String {
     format!("{}KB", bytes >> 10)
 }
 
-/// v2's `cpu.weight` for v1's `cpu.shares`, by the curve of 2025 (github.com/kubernetes/kubernetes/issues/131216), as the runtime.
-fn weight(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            let l = (shares as f64).log2();
-            let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-            10f64.powf(exponent).ceil() as u64
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +174,6 @@ mod tests {
             ]
         );
         assert!(Limits::default().files(true).is_empty());
-        assert_eq!([2, 1024, 262_144].map(weight), [1, 100, 10_000]);
     }
 
     #[test]

@@ -312,7 +312,7 @@ fn a_pod_ends_at_its_deadline_and_is_looked_at_again_then() {
 fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
     let backoffs = Backoffs::default();
     let mut health = Health::default();
-    health.condemn("a0", "Liveness probe failed: no", Some(3));
+    health.condemn("a0", "failed liveness probe, will be restarted", Some(3));
     let around = Around {
         now: NOW,
         backoffs: &backoffs,
@@ -328,7 +328,7 @@ fn what_is_unhealthy_is_killed_and_another_definition_replaces_it() {
         [Step::Kill {
             id: "a0".into(),
             name: "a".into(),
-            why: "Liveness probe failed: no".into(),
+            why: "failed liveness probe, will be restarted".into(),
             grace_seconds: Some(3),
         }]
     );

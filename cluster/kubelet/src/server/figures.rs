@@ -20,10 +20,32 @@ use crate::{
 /// In /proc/stat.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
 
-#[derive(Debug, Default)]
+/// A value of `/metrics/resource` and when it was so: milliseconds since the epoch, as upstream writes.
+struct Sample<'a> {
+    name: &'static str,
+    kind: &'static str,
+    labels: &'a str,
+    value: String,
+    at_ms: i64,
+}
+
+/// When what is up began: pods by their uid alone, containers with their name behind it.
+type Begins = BTreeMap<(String, String), Timestamp>;
+
+#[derive(Debug)]
 pub(super) struct Figures {
     /// CPU time of the node at the last look, and when: for its rate.
     last: Mutex<Option<(u64, i64)>>,
+}
+
+impl Default for Figures {
+    /// The first look is at what was used since now.
+    fn default() -> Self {
+        let now = nanoseconds(Timestamp::now());
+        Self {
+            last: Mutex::new(Some((cpu_nanoseconds(), now))),
+        }
+    }
 }
 
 impl Figures {
@@ -35,7 +57,8 @@ impl Figures {
         let machine = Machine::now(node.kubelet_dir());
         let now = Timestamp::now();
         let cpu = cpu_nanoseconds();
-        let rate = self.rate(cpu, now.as_nanosecond().try_into().unwrap_or(i64::MAX));
+        let rate = self.rate(cpu, nanoseconds(now));
+        let begins = begins(node);
         let image_fs = image_fs.and_then(|path| Fs::of(Path::new(&path)));
         let used = machine.memory.saturating_sub(machine.memory_available);
         let mut summary = json!({
@@ -53,7 +76,7 @@ impl Figures {
                 "runtime": {"imageFs": image_fs.as_ref().map(|it| fs(it, now))},
                 "rlimit": {"time": now.to_string(), "maxpid": machine.pids, "curproc": machine.pids_used},
             },
-            "pods": pods.iter().filter_map(pod).collect::<Vec<_>>(),
+            "pods": pods.iter().filter_map(|it| pod(it, &begins)).collect::<Vec<_>>(),
         });
         if let Some(rate) = rate {
             summary["node"]["cpu"]["usageNanoCores"] = rate.into();
@@ -77,90 +100,62 @@ impl Figures {
         let pods = node.runtime.pod_stats().await?;
         let machine = Machine::now(node.kubelet_dir());
         let used = machine.memory.saturating_sub(machine.memory_available);
-        let mut families: BTreeMap<&str, (&str, Vec<String>)> = BTreeMap::new();
-        let mut put = |name: &'static str, kind: &'static str, labels: String, value: String| {
-            let family = families.entry(name).or_insert((kind, Vec::new()));
-            family.1.push(format!("{name}{labels} {value}\n"));
-        };
-        let seconds = |nanoseconds: u64| format!("{:.9}", nanoseconds as f64 / 1e9);
-        put(
+        let now_ms = Timestamp::now().as_millisecond();
+        let begins = begins(node);
+        let mut samples = Samples::default();
+        samples.cpu(
             "node_cpu_usage_seconds_total",
-            "counter",
-            String::new(),
-            seconds(cpu_nanoseconds()),
+            "",
+            cpu_nanoseconds(),
+            now_ms,
         );
-        put(
-            "node_memory_working_set_bytes",
-            "gauge",
-            String::new(),
-            used.to_string(),
-        );
+        samples.put(Sample {
+            name: "node_memory_working_set_bytes",
+            kind: "gauge",
+            labels: "",
+            value: used.to_string(),
+            at_ms: now_ms,
+        });
         for stats in &pods {
-            let (Some(linux), Some((namespace, name, _))) = (&stats.linux, identity(stats)) else {
+            let (Some(linux), Some((namespace, name, uid))) = (&stats.linux, identity(stats))
+            else {
                 continue;
             };
-            let of_pod = format!("{{namespace=\"{namespace}\",pod=\"{name}\"}}");
-            if let Some(cpu) = linux
-                .cpu
-                .as_ref()
-                .and_then(|it| value(&it.usage_core_nano_seconds))
-            {
-                put(
+            let labels = format!("{{namespace=\"{namespace}\",pod=\"{name}\"}}");
+            samples.used(
+                [
                     "pod_cpu_usage_seconds_total",
-                    "counter",
-                    of_pod.clone(),
-                    seconds(cpu),
-                );
-            }
-            if let Some(memory) = linux
-                .memory
-                .as_ref()
-                .and_then(|it| value(&it.working_set_bytes))
-            {
-                put(
                     "pod_memory_working_set_bytes",
-                    "gauge",
-                    of_pod,
-                    memory.to_string(),
-                );
-            }
+                ],
+                &labels,
+                linux.cpu.as_ref(),
+                linux.memory.as_ref(),
+            );
             for container in &linux.containers {
                 let of = container_name(container);
                 let labels =
                     format!("{{container=\"{of}\",namespace=\"{namespace}\",pod=\"{name}\"}}");
-                if let Some(cpu) = container
-                    .cpu
-                    .as_ref()
-                    .and_then(|it| value(&it.usage_core_nano_seconds))
-                {
-                    put(
+                samples.used(
+                    [
                         "container_cpu_usage_seconds_total",
-                        "counter",
-                        labels.clone(),
-                        seconds(cpu),
-                    );
-                }
-                if let Some(memory) = container
-                    .memory
-                    .as_ref()
-                    .and_then(|it| value(&it.working_set_bytes))
-                {
-                    put(
                         "container_memory_working_set_bytes",
-                        "gauge",
-                        labels,
-                        memory.to_string(),
-                    );
+                    ],
+                    &labels,
+                    container.cpu.as_ref(),
+                    container.memory.as_ref(),
+                );
+                if let Some(began) = begins.get(&(uid.clone(), of)) {
+                    samples.put(Sample {
+                        name: "container_start_time_seconds",
+                        kind: "gauge",
+                        labels: &labels,
+                        value: format!("{:.3}", began.as_millisecond() as f64 / 1e3),
+                        at_ms: now_ms,
+                    });
                 }
             }
         }
-        put("resource_scrape_error", "gauge", String::new(), "0".into());
-        let mut text = String::new();
-        for (name, (kind, lines)) in families {
-            let _ = writeln!(text, "# TYPE {name} {kind}");
-            text.extend(lines);
-        }
-        Ok(text)
+        Ok(samples.text())
     }
 
     /// Of the kubelet.
@@ -216,6 +211,96 @@ impl Figures {
     }
 }
 
+/// By their names, each name's kind and lines.
+#[derive(Debug, Default)]
+struct Samples(BTreeMap<&'static str, (&'static str, Vec<String>)>);
+
+impl Samples {
+    fn put(&mut self, sample: Sample<'_>) {
+        let Sample {
+            name,
+            kind,
+            labels,
+            value,
+            at_ms,
+        } = sample;
+        let (_, lines) = self.0.entry(name).or_insert((kind, Vec::new()));
+        lines.push(format!("{name}{labels} {value} {at_ms}\n"));
+    }
+
+    fn cpu(&mut self, name: &'static str, labels: &str, nanoseconds: u64, at_ms: i64) {
+        self.put(Sample {
+            name,
+            kind: "counter",
+            labels,
+            value: format!("{:.9}", nanoseconds as f64 / 1e9),
+            at_ms,
+        });
+    }
+
+    fn used(
+        &mut self,
+        [of_cpu, of_memory]: [&'static str; 2],
+        labels: &str,
+        cpu: Option<&cri::CpuUsage>,
+        memory: Option<&cri::MemoryUsage>,
+    ) {
+        let ms = |nanoseconds: i64| nanoseconds / 1_000_000;
+        if let Some((cpu, used)) =
+            cpu.and_then(|it| Some((it, value(&it.usage_core_nano_seconds)?)))
+        {
+            self.cpu(of_cpu, labels, used, ms(cpu.timestamp));
+        }
+        if let Some((memory, used)) =
+            memory.and_then(|it| Some((it, value(&it.working_set_bytes)?)))
+        {
+            self.put(Sample {
+                name: of_memory,
+                kind: "gauge",
+                labels,
+                value: used.to_string(),
+                at_ms: ms(memory.timestamp),
+            });
+        }
+    }
+
+    fn text(self) -> String {
+        let mut text = String::new();
+        for (name, (kind, lines)) in self.0 {
+            let _ = writeln!(text, "# TYPE {name} {kind}");
+            text.extend(lines);
+        }
+        text.push_str("# TYPE resource_scrape_error gauge\nresource_scrape_error 0\n");
+        text
+    }
+}
+
+fn begins(node: &Inner) -> Begins {
+    let mut begins = Begins::new();
+    for shown in node.view.all() {
+        let (uid, status) = (&shown.pod.uid, &shown.status);
+        if let Some(began) = &status.start_time {
+            begins.insert((uid.clone(), String::new()), began.0);
+        }
+        let lists = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        for one in lists.into_iter().flatten().flatten() {
+            let running = one.state.as_ref().and_then(|it| it.running.as_ref());
+            if let Some(began) = running.and_then(|it| it.started_at.as_ref()) {
+                begins.insert((uid.clone(), one.name.clone()), began.0);
+            }
+        }
+    }
+    begins
+}
+
+fn nanoseconds(time: Timestamp) -> i64 {
+    time.as_nanosecond().try_into().unwrap_or(i64::MAX)
+}
+
 fn value(it: &Option<UInt64Value>) -> Option<u64> {
     it.as_ref().map(|it| it.value)
 }
@@ -232,8 +317,12 @@ fn container_name(stats: &cri::ContainerStats) -> String {
     label.unwrap_or_else(|| attributes.metadata.unwrap_or_default().name)
 }
 
-fn pod(stats: &cri::PodSandboxStats) -> Option<Value> {
+fn pod(stats: &cri::PodSandboxStats, begins: &Begins) -> Option<Value> {
     let (namespace, name, uid) = identity(stats)?;
+    let began = |container: String| {
+        let began = begins.get(&(uid.clone(), container));
+        began.map(ToString::to_string)
+    };
     let linux = stats.linux.as_ref()?;
     let containers: Vec<_> = linux
         .containers
@@ -242,6 +331,7 @@ fn pod(stats: &cri::PodSandboxStats) -> Option<Value> {
             let layer = container.writable_layer.as_ref();
             json!({
                 "name": container_name(container),
+                "startTime": began(container_name(container)),
                 "cpu": container.cpu.as_ref().map(cpu),
                 "memory": container.memory.as_ref().map(memory),
                 "rootfs": layer.map(|it| json!({
@@ -274,6 +364,7 @@ fn pod(stats: &cri::PodSandboxStats) -> Option<Value> {
         .and_then(|it| value(&it.process_count));
     Some(json!({
         "podRef": {"name": name, "namespace": namespace, "uid": uid},
+        "startTime": began(String::new()),
         "containers": containers,
         "cpu": linux.cpu.as_ref().map(cpu),
         "memory": linux.memory.as_ref().map(memory),
@@ -363,12 +454,55 @@ mod tests {
 
     #[test]
     fn a_rate_is_known_from_the_second_look_on() {
-        let figures = Figures::default();
+        let figures = Figures {
+            last: Mutex::default(),
+        };
         assert_eq!(figures.rate(1_000, 0), None);
         assert_eq!(figures.rate(501_000, 1_000_000), Some(500_000_000));
         // a clock that was set back
         assert_eq!(figures.rate(600_000, 0), None);
         assert!(cpu_nanoseconds() > 0 && started().is_some());
         assert!(own_use().is_some_and(|(rss, _)| rss > 0));
+        let first = Figures::default();
+        let later = nanoseconds(Timestamp::now()) + 1_000_000;
+        let rate = first.rate(cpu_nanoseconds(), later);
+        assert!(rate.is_some(), "the first look has a rate, too");
+    }
+
+    #[test]
+    fn each_sample_has_its_own_time_and_stands_below_its_name() {
+        let mut samples = Samples::default();
+        let cpu = |used, timestamp| cri::CpuUsage {
+            timestamp,
+            usage_core_nano_seconds: Some(UInt64Value { value: used }),
+            ..Default::default()
+        };
+        let memory = cri::MemoryUsage {
+            timestamp: 3_000_000,
+            working_set_bytes: Some(UInt64Value { value: 4096 }),
+            ..Default::default()
+        };
+        for (labels, cpu) in [
+            ("{pod=\"a\"}", cpu(1_500_000_000, 1_000_000)),
+            ("{pod=\"b\"}", cpu(7, 2_000_000)),
+        ] {
+            let names = [
+                "pod_cpu_usage_seconds_total",
+                "pod_memory_working_set_bytes",
+            ];
+            samples.used(names, labels, Some(&cpu), Some(&memory));
+            samples.used(names, labels, None, Some(&cri::MemoryUsage::default()));
+        }
+        assert_eq!(
+            samples.text(),
+            "# TYPE pod_cpu_usage_seconds_total counter\n\
+             pod_cpu_usage_seconds_total{pod=\"a\"} 1.500000000 1\n\
+             pod_cpu_usage_seconds_total{pod=\"b\"} 0.000000007 2\n\
+             # TYPE pod_memory_working_set_bytes gauge\n\
+             pod_memory_working_set_bytes{pod=\"a\"} 4096 3\n\
+             pod_memory_working_set_bytes{pod=\"b\"} 4096 3\n\
+             # TYPE resource_scrape_error gauge\n\
+             resource_scrape_error 0\n"
+        );
     }
 }

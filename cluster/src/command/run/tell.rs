@@ -11,7 +11,13 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, PodSt
 use super::super::progress::wrote_beside;
 
 /// What keeps a pod from coming up: a kubelet tries again, who runs a pod by hand is told.
-const FAILURES: &[&str] = &["Failed", "FailedCreatePodSandBox", "FailedMount"];
+const FAILURES: &[&str] = &[
+    "ErrImageNeverPull",
+    "Failed",
+    "FailedCreatePodSandBox",
+    "FailedMount",
+    "InspectFailed",
+];
 
 /// Why a pod is not up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +115,8 @@ impl Teller {
 fn in_words(it: &Happening) -> Option<String> {
     let text = match (it.level, it.reason) {
         (Level::Normal, "Started") => "Started".to_owned(),
+        // its status says so, and until when it waits
+        (Level::Normal, "Created") | (_, "BackOff") => return None,
         (Level::Normal, "Pulled") if it.message.ends_with("already present on machine") => {
             return None;
         }
@@ -230,9 +238,10 @@ mod tests {
         for (it, told) in [
             (it, Some("a: Failed: ErrImagePull: no")),
             (
-                failed(Level::Normal, "Started", "Container a started"),
+                failed(Level::Normal, "Started", "Container started"),
                 Some("a: Started"),
             ),
+            (failed(Level::Normal, "Created", "Container created"), None),
             (
                 failed(
                     Level::Normal,

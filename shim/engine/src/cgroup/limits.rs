@@ -357,7 +357,11 @@ fn plan_v2(resources: &LinuxResources) -> Vec<Write> {
     let mut plan = Vec::new();
     if let Some(cpu) = resources.cpu() {
         if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-            plan.push(Write::new("cpu", "cpu.weight", weight_of_shares(shares)));
+            plan.push(Write::new(
+                "cpu",
+                "cpu.weight",
+                berth_systemd::weight_of_shares(shares),
+            ));
         }
         let (quota, period) = (
             cpu.quota().filter(|quota| *quota != 0),
@@ -431,21 +435,6 @@ fn plan_v2(resources: &LinuxResources) -> Vec<Write> {
 
 /// The kernel's default for cpu.max.
 const DEFAULT_PERIOD_US: u64 = 100_000;
-
-/// v2's `cpu.weight` (1…10000, default 100) for v1's `cpu.shares` (2…262144, default 1024): the curve through these three
-/// points that the OCI runtimes agreed on in 2025 (github.com/kubernetes/kubernetes/issues/131216); the older straight line
-/// gave the default of 1024 shares a weight of 39.
-fn weight_of_shares(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            let l = (shares as f64).log2();
-            let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-            10f64.powf(exponent).ceil() as u64
-        }
-    }
-}
 
 fn bytes_or_max(bytes: i64) -> String {
     if bytes < 0 {
@@ -566,19 +555,6 @@ mod tests {
         }
         // And of the processors.
         assert_eq!(told.len(), 7, "{told:?}");
-    }
-
-    #[test]
-    fn the_weight_of_the_default_shares_is_the_default_weight() {
-        for (shares, weight) in [
-            (0, 1),
-            (2, 1),
-            (1024, 100),
-            (262_144, 10_000),
-            (1 << 40, 10_000),
-        ] {
-            assert_eq!(weight_of_shares(shares), weight, "{shares}");
-        }
     }
 
     #[test]
