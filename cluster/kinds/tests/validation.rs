@@ -552,6 +552,54 @@ fn workloads_select_the_pods_that_they_make() {
 }
 
 #[test]
+fn claims_of_a_stateful_set_are_volumes_of_its_pods() {
+    let mount = |name: &str| json!([{"name": name, "mountPath": "/d"}]);
+    let mut set = deployment();
+    set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }}]);
+    let mounts = "/spec/template/spec/containers/0/volumeMounts";
+    let volumes = "/spec/template/spec/volumes";
+    for (changes, expected) in [
+        (vec![(mounts, mount("data"))], vec![]),
+        (
+            vec![(mounts, mount("other"))],
+            vec!["spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"other\""],
+        ),
+        (
+            vec![
+                (mounts, mount("other")),
+                (volumes, json!([{"name": "other", "emptyDir": {}}])),
+            ],
+            vec![],
+        ),
+        // the claim takes the place of a volume of its name, whatever that was
+        (
+            vec![
+                (mounts, mount("data")),
+                (volumes, json!([{"name": "data", "secret": {}}])),
+            ],
+            vec![],
+        ),
+        // … and the controller gives these
+        (
+            vec![
+                ("/spec/template/spec/hostname", json!("Not_a_name")),
+                ("/spec/template/spec/subdomain", json!("Not_a_name")),
+            ],
+            vec![],
+        ),
+    ] {
+        let set = with(&set, &changes);
+        assert_eq!(
+            create("apps", "v1", "StatefulSet", set),
+            expected,
+            "{changes:?}"
+        );
+    }
+}
+
+#[test]
 fn jobs_end_and_their_schedules_are_ones() {
     let job = json!({"metadata": {"name": "j"}, "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}});
     for (changes, expected) in [
