@@ -436,7 +436,29 @@ fn a_pods_subresources_change_their_part_alone() {
     let gone = with(&old, &[("/spec/containers/0/resources", json!({}))]);
     assert_eq!(
         said(resize_update(&gone, &old)),
-        ["spec.containers[0].resources.requests: Forbidden: requests cannot be removed"]
+        [
+            "spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing",
+            "spec.containers[0].resources.requests: Forbidden: requests cannot be removed"
+        ]
+    );
+    let guaranteed = with(
+        &resized,
+        &[(
+            "/spec/containers/0/resources/limits",
+            json!({"cpu": "2", "memory": "1Gi"}),
+        )],
+    );
+    assert_eq!(
+        said(resize_update(&guaranteed, &old)),
+        [
+            "spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"
+        ]
+    );
+    let mirror = json!({"kubernetes.io/config.mirror": "h"});
+    let mirror = with(&old, &[("/metadata/annotations", mirror)]);
+    assert_eq!(
+        said(resize_update(&resized, &mirror)),
+        [": Forbidden: static pods cannot be resized"]
     );
 }
 
