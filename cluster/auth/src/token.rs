@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as BASE64},
+};
 use ring::{
     rand::{SecureRandom, SystemRandom},
     signature::{self, EcdsaKeyPair, KeyPair, UnparsedPublicKey},
@@ -25,6 +28,17 @@ const DELETION_LEEWAY: u64 = 60;
 
 const ALGORITHM: &str = "ES256";
 
+/// Who issues the tokens that stand in Secrets: kube-controller-manager, with the server's key.
+const OF_SECRETS: &str = "kubernetes/serviceaccount";
+/// … until a Secret that nobody used has this label.
+const INVALID: &str = "kubernetes.io/legacy-token-invalid-since";
+
+/// Before the point of a P-256 key in its SubjectPublicKeyInfo (RFC 5480).
+const P256: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
 /// An object that a token lives and dies with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
@@ -33,16 +47,24 @@ pub struct Bound {
     /// Empty for nodes.
     pub namespace: String,
     pub name: String,
+    /// Empty: of a Secret that has the token itself.
     pub uid: String,
+    /// The token, where the Secret must have it.
+    pub kept: Option<String>,
 }
 
 impl Bound {
     /// Whether `object`, as found under that name, is the one that was meant, and is not being deleted for longer than a token may
-    /// outlive that (60 s). `now` in seconds since 1970.
+    /// outlive that (60 s; one that stands in a Secret doesn't outlive it). `now` in seconds since 1970.
     pub fn holds(&self, object: Option<&Value>, now: u64) -> bool {
-        let Some(metadata) = object.map(|object| &object["metadata"]) else {
+        let Some((object, metadata)) = object.map(|object| (object, &object["metadata"])) else {
             return false;
         };
+        if let Some(token) = &self.kept {
+            return metadata["deletionTimestamp"].is_null()
+                && metadata["labels"][INVALID].is_null()
+                && object["data"]["token"] == BASE64_STANDARD.encode(token);
+        }
         let leaving = match metadata["deletionTimestamp"].as_str() {
             Some(since) => seconds(since).is_none_or(|since| now > since + DELETION_LEEWAY),
             None => false,
@@ -86,8 +108,10 @@ pub struct Verified {
 #[derive(Debug)]
 pub struct Tokens {
     key: EcdsaKeyPair,
-    /// Which key it is, for the header.
+    /// Which key it is, for the header: as Kubernetes' own components call it, by its SubjectPublicKeyInfo.
     kid: String,
+    /// … and as it was called before.
+    kid_before: String,
     issuer: String,
     audiences: Vec<String>,
     random: SystemRandom,
@@ -103,9 +127,12 @@ impl Tokens {
                     act: "read the key of the tokens",
                     why: e.to_string(),
                 })?;
-        let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key().as_ref());
+        let digest =
+            |bytes: &[u8]| BASE64.encode(ring::digest::digest(&ring::digest::SHA256, bytes));
+        let point = key.public_key().as_ref();
         Ok(Self {
-            kid: BASE64.encode(digest),
+            kid: digest(&[&P256, point].concat()),
+            kid_before: digest(point),
             key,
             issuer,
             audiences,
@@ -197,6 +224,9 @@ impl Tokens {
     /// `audiences`: of whom one must be meant; empty: the server's own.
     pub fn verify(&self, token: &str, audiences: &[String], now: u64) -> Result<Verified, Error> {
         let claims = self.claims(token)?;
+        if claims["iss"] == OF_SECRETS {
+            return self.verify_kept(token, &claims, audiences);
+        }
         let number = |name: &str| claims[name].as_u64();
         // Who issued it is who reads it: their clocks are one.
         if number("exp").is_none_or(|end| now >= end) {
@@ -237,6 +267,58 @@ impl Tokens {
         })
     }
 
+    /// One that stands in a Secret of the type `kubernetes.io/service-account-token`: it is the server's own audiences', and has no end but the Secret's.
+    fn verify_kept(
+        &self,
+        token: &str,
+        claims: &Value,
+        audiences: &[String],
+    ) -> Result<Verified, Error> {
+        // who makes them says none of these
+        if ["aud", "exp", "nbf"]
+            .iter()
+            .any(|claim| !claims[*claim].is_null())
+        {
+            return Err(Error::Token("it says more than a Secret's token does"));
+        }
+        let own = self.audiences.iter();
+        let audiences: Vec<String> = own
+            .filter(|own| audiences.is_empty() || audiences.contains(own))
+            .cloned()
+            .collect();
+        if audiences.is_empty() {
+            return Err(Error::Token("it is meant for others"));
+        }
+        let claim = |name: &str| -> Result<String, Error> {
+            claims[format!("kubernetes.io/serviceaccount/{name}")]
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+                .ok_or(Error::Token("it doesn't say whose it is"))
+        };
+        let namespace = claim("namespace")?;
+        let mut account = json!({"serviceaccount": {
+            "name": claim("service-account.name")?,
+            "uid": claim("service-account.uid")?,
+        }});
+        account["namespace"] = namespace.as_str().into();
+        let said = json!({"sub": claims["sub"], "kubernetes.io": account});
+        let (mut user, mut bound) = who(&said)?;
+        user.extra.clear();
+        bound.push(Bound {
+            resource: "secrets",
+            namespace,
+            name: claim("secret.name")?,
+            uid: String::new(),
+            kept: Some(token.to_owned()),
+        });
+        Ok(Verified {
+            user,
+            audiences,
+            bound,
+        })
+    }
+
     /// What a token says whose signature is good.
     fn claims(&self, token: &str) -> Result<Value, Error> {
         const MALFORMED: Error = Error::Token("it is no JWT");
@@ -254,7 +336,7 @@ impl Tokens {
         if header["alg"] != ALGORITHM {
             return Err(Error::Token("it is not signed with ES256"));
         }
-        if header["kid"] != self.kid {
+        if header["kid"] != self.kid && header["kid"] != self.kid_before {
             return Err(Error::Token("it is signed with another key"));
         }
         if !header["crit"].is_null() {
@@ -311,6 +393,7 @@ fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
         namespace: namespace.clone(),
         name,
         uid: text(&account["uid"]),
+        kept: None,
     }];
     let mut extra = BTreeMap::from([(
         crate::CREDENTIAL_ID.to_owned(),
@@ -343,6 +426,7 @@ fn who(claims: &Value) -> Result<(User, Vec<Bound>), Error> {
             },
             name,
             uid,
+            kept: None,
         });
     }
     let user = User {
@@ -454,6 +538,7 @@ mod tests {
             namespace: "ns".to_owned(),
             name: "p".to_owned(),
             uid: "u2".to_owned(),
+            kept: None,
         };
         let since = |at: &str| json!({ "metadata": { "uid": "u2", "deletionTimestamp": at } });
         assert!(bound.holds(Some(&json!({ "metadata": { "uid": "u2" } })), NOW));
@@ -583,6 +668,110 @@ mod tests {
             }
         }
         assert!(ours.verify(&token, &[], NOW).is_ok());
+    }
+
+    /// As kube-controller-manager makes it: the claims, and the header's two.
+    #[test]
+    fn a_token_of_a_secret_holds_as_long_as_the_secret_has_it_sec_api_08() {
+        let tokens = tokens();
+        let any = tokens.issue(&ask(), NOW).unwrap().token;
+        let claims = json!({
+            "iss": "kubernetes/serviceaccount",
+            "kubernetes.io/serviceaccount/namespace": "ns",
+            "kubernetes.io/serviceaccount/secret.name": "s",
+            "kubernetes.io/serviceaccount/service-account.name": "sa",
+            "kubernetes.io/serviceaccount/service-account.uid": "u1",
+            "sub": "system:serviceaccount:ns:sa",
+        });
+        let sign = |signed: &[u8]| {
+            tokens
+                .key
+                .sign(&tokens.random, signed)
+                .unwrap()
+                .as_ref()
+                .to_vec()
+        };
+        let saying = |claims: Value| forge(&any, None, |said| *said = claims, sign);
+        let token = saying(claims.clone());
+        let verified = tokens.verify(&token, &[], NOW).unwrap();
+        assert_eq!(verified.user.username, "system:serviceaccount:ns:sa");
+        assert_eq!(verified.user.uid, "u1");
+        assert!(verified.user.extra.is_empty());
+        assert_eq!(verified.audiences, tokens.audiences);
+        assert!(tokens.verify(&token, &["vault".to_owned()], NOW).is_err());
+        let [account, secret] = verified.bound.as_slice() else {
+            panic!("{:?}", verified.bound)
+        };
+        assert_eq!(
+            (
+                account.resource,
+                account.name.as_str(),
+                account.uid.as_str()
+            ),
+            ("serviceaccounts", "sa", "u1")
+        );
+        assert_eq!(
+            (
+                secret.resource,
+                secret.namespace.as_str(),
+                secret.name.as_str()
+            ),
+            ("secrets", "ns", "s")
+        );
+        let kept = json!({"metadata": {}, "data": {"token": BASE64_STANDARD.encode(&token)}});
+        assert!(secret.holds(Some(&kept), NOW));
+        assert!(!secret.holds(None, NOW));
+        for (path, value) in [
+            ("/data/token", json!(BASE64_STANDARD.encode(&any))),
+            ("/data", json!({})),
+            (
+                "/metadata",
+                json!({"deletionTimestamp": "2027-01-15T08:00:00Z"}),
+            ),
+            (
+                "/metadata",
+                json!({"labels": {"kubernetes.io/legacy-token-invalid-since": "2027-01-14"}}),
+            ),
+        ] {
+            let mut other = kept.clone();
+            *other.pointer_mut(path).unwrap() = value;
+            assert!(!secret.holds(Some(&other), NOW), "{other}");
+        }
+        for (claim, value) in [
+            ("sub", json!("system:serviceaccount:kube-system:root")),
+            ("sub", Value::Null),
+            ("exp", json!(NOW + 1)),
+            ("aud", json!(["vault"])),
+            ("kubernetes.io/serviceaccount/secret.name", json!("")),
+            (
+                "kubernetes.io/serviceaccount/service-account.uid",
+                Value::Null,
+            ),
+        ] {
+            let mut other = claims.clone();
+            other[claim] = value;
+            assert!(
+                tokens.verify(&saying(other.clone()), &[], NOW).is_err(),
+                "{other}"
+            );
+        }
+    }
+
+    /// kube-controller-manager names the server's key so in the tokens that it makes.
+    #[test]
+    fn the_key_is_named_by_its_public_key_info() {
+        let info = [&P256[..], tokens().key.public_key().as_ref()].concat();
+        let (rest, parsed) =
+            <x509_parser::x509::SubjectPublicKeyInfo<'_> as x509_parser::prelude::FromDer<_>>::from_der(&info).unwrap();
+        assert!(rest.is_empty());
+        assert!(matches!(
+            parsed.parsed().unwrap(),
+            x509_parser::public_key::PublicKey::EC(point) if point.key_size() == 256
+        ));
+        let tokens = tokens();
+        let info = [&P256[..], tokens.key.public_key().as_ref()].concat();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &info);
+        assert_eq!(tokens.kid, BASE64.encode(digest));
     }
 
     #[test]

@@ -436,7 +436,29 @@ fn a_pods_subresources_change_their_part_alone() {
     let gone = with(&old, &[("/spec/containers/0/resources", json!({}))]);
     assert_eq!(
         said(resize_update(&gone, &old)),
-        ["spec.containers[0].resources.requests: Forbidden: requests cannot be removed"]
+        [
+            "spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing",
+            "spec.containers[0].resources.requests: Forbidden: requests cannot be removed"
+        ]
+    );
+    let guaranteed = with(
+        &resized,
+        &[(
+            "/spec/containers/0/resources/limits",
+            json!({"cpu": "2", "memory": "1Gi"}),
+        )],
+    );
+    assert_eq!(
+        said(resize_update(&guaranteed, &old)),
+        [
+            "spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"
+        ]
+    );
+    let mirror = json!({"kubernetes.io/config.mirror": "h"});
+    let mirror = with(&old, &[("/metadata/annotations", mirror)]);
+    assert_eq!(
+        said(resize_update(&resized, &mirror)),
+        [": Forbidden: static pods cannot be resized"]
     );
 }
 
@@ -549,6 +571,54 @@ fn workloads_select_the_pods_that_they_make() {
              'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
         ]
     );
+}
+
+#[test]
+fn claims_of_a_stateful_set_are_volumes_of_its_pods() {
+    let mount = |name: &str| json!([{"name": name, "mountPath": "/d"}]);
+    let mut set = deployment();
+    set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }}]);
+    let mounts = "/spec/template/spec/containers/0/volumeMounts";
+    let volumes = "/spec/template/spec/volumes";
+    for (changes, expected) in [
+        (vec![(mounts, mount("data"))], vec![]),
+        (
+            vec![(mounts, mount("other"))],
+            vec!["spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"other\""],
+        ),
+        (
+            vec![
+                (mounts, mount("other")),
+                (volumes, json!([{"name": "other", "emptyDir": {}}])),
+            ],
+            vec![],
+        ),
+        // the claim takes the place of a volume of its name, whatever that was
+        (
+            vec![
+                (mounts, mount("data")),
+                (volumes, json!([{"name": "data", "secret": {}}])),
+            ],
+            vec![],
+        ),
+        // … and the controller gives these
+        (
+            vec![
+                ("/spec/template/spec/hostname", json!("Not_a_name")),
+                ("/spec/template/spec/subdomain", json!("Not_a_name")),
+            ],
+            vec![],
+        ),
+    ] {
+        let set = with(&set, &changes);
+        assert_eq!(
+            create("apps", "v1", "StatefulSet", set),
+            expected,
+            "{changes:?}"
+        );
+    }
 }
 
 #[test]

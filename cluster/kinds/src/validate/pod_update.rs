@@ -6,6 +6,7 @@ use super::meta::changed;
 use crate::{
     field::{Errors, Path, same},
     kind::Invalid,
+    prepare::qos_class,
     read::{items, some, text},
 };
 
@@ -167,6 +168,22 @@ pub fn ephemeral_containers_update(new: &Value, old: &Value) -> Vec<Invalid> {
 /// (new, old), of the subresource `resize`: containers' cpu and memory, and nothing else.
 pub fn resize_update(new: &Value, old: &Value) -> Vec<Invalid> {
     let mut errors = changed(new, old);
+    if some(old, "/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
+        errors.forbidden(&Path::root(""), "static pods cannot be resized");
+        return errors.into_vec();
+    }
+    // Eviction, cgroups and the kernel's choice of whom to kill go by it.
+    let class = match text(old, "/status/qosClass") {
+        "" => qos_class(old),
+        class => class,
+    };
+    if class != qos_class(new) {
+        errors.invalid_text(
+            &SPEC,
+            class,
+            "Pod QOS Class may not change as a result of resizing",
+        );
+    }
     let null = &Value::Null;
     let mut rest = new.get("spec").unwrap_or(null).clone();
     let old_spec = old.get("spec").unwrap_or(null);

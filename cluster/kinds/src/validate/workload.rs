@@ -229,10 +229,48 @@ pub(crate) fn daemon_set(object: &Value) -> Vec<Invalid> {
     errors.into_vec()
 }
 
+/// A set whose template has what its pods will have: each claim is a volume, in place of one of that name; host names are the controller's to give.
+fn with_claims(set: &Value) -> Value {
+    let mut set = set.clone();
+    let claims: Vec<Value> = items(&set, "/spec/volumeClaimTemplates")
+        .iter()
+        .map(|claim| {
+            let name = text(claim, "/metadata/name");
+            json!({"name": name, "persistentVolumeClaim": {"claimName": name}})
+        })
+        .collect();
+    let pod = set.pointer_mut("/spec/template/spec");
+    let Some(pod) = pod.and_then(Value::as_object_mut) else {
+        return set;
+    };
+    pod.remove("hostname");
+    pod.remove("subdomain");
+    if claims.is_empty() {
+        return set;
+    }
+    let volumes = pod.entry("volumes").or_insert(Value::Null);
+    if volumes.is_null() {
+        *volumes = json!([]);
+    }
+    for claim in claims {
+        let Some(volumes) = volumes.as_array_mut() else {
+            break;
+        };
+        let same = volumes
+            .iter_mut()
+            .find(|volume| volume["name"] == claim["name"]);
+        match same {
+            Some(volume) => *volume = claim,
+            None => volumes.push(claim),
+        }
+    }
+    set
+}
+
 pub(crate) fn stateful_set(object: &Value) -> Vec<Invalid> {
     // Pods are named after it, and have its name as their host names.
     let mut errors = namespaced(object, dns_label);
-    selector_and_template(object, "statefulset", &mut errors);
+    selector_and_template(&with_claims(object), "statefulset", &mut errors);
     counts(
         object,
         &["replicas", "minReadySeconds", "revisionHistoryLimit"],
