@@ -15,6 +15,7 @@ use crate::{
     cache::Cache,
     catalog::{Resource, Served},
     failure::Failure,
+    figures::Figures,
     metrics::Metrics,
     passage::{Aggregation, Passages},
     request::Asked,
@@ -39,6 +40,8 @@ pub struct Api {
     pub pki: Arc<Pki>,
     pub service_ips: ServiceIps,
     pub metrics: Metrics,
+    /// What nodes and pods use.
+    pub figures: Figures,
     pub passages: Passages,
     pub aggregation: Aggregation,
     pub quotas: Quotas,

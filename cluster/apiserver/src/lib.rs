@@ -29,6 +29,7 @@ mod delete;
 mod discovery;
 mod failure;
 mod fields;
+mod figures;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod health;

@@ -47,6 +47,7 @@ pub use aggregated::{Aggregation, Remote, Remotes};
 pub use backend::Backend;
 pub use dial::{Trust, keep_alive, named};
 pub use headers::{BEARER_PROTOCOL, asks_to_upgrade};
+pub use kubelet::of_node;
 pub use pass::exchange;
 pub use proxy::of_service_port;
 

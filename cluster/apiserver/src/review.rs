@@ -8,7 +8,7 @@ use crate::{
     api::{Api, Call},
     authenticate, body,
     failure::Failure,
-    object,
+    figures, object,
     respond::Body,
     subresource,
 };
@@ -135,7 +135,7 @@ pub async fn read(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
                 "conditions": [condition],
             })]
         }
-        // Nobody measures yet.
+        _ if resource.group == figures::GROUP => figures::read(api, call).await?,
         _ => Vec::new(),
     };
     if !call.asked.name.is_empty() {

@@ -24,6 +24,7 @@ use crate::{
     cipher::{Cipher, CipherError},
     controllers::{self, Controllers},
     failure::Failure,
+    figures::Figures,
     passage::{Aggregation, Passages},
     router::{InProcess, Router},
     serve,
@@ -160,6 +161,7 @@ impl Server {
             policies: Policies::default(),
             taints_new_nodes: config.taints_new_nodes,
             metrics: crate::metrics::Metrics::default(),
+            figures: Figures::default(),
             ends: CancellationToken::new(),
             address,
         });
@@ -176,6 +178,7 @@ impl Server {
         controllers.run(&api, &mut tasks);
         tasks.spawn(compact(config.store.clone()));
         tasks.spawn(renew(api.pki.clone()));
+        tasks.spawn(Figures::run(api.clone()));
         if let Some(listen) = config.etcd_listen {
             serve_etcd(&api.pki, config.store.clone(), listen, &mut tasks).await?;
         }

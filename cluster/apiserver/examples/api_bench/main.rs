@@ -1,10 +1,14 @@
 //! `api_bench BERTH DIRECTORY [PODS]`: an API server of its own in DIRECTORY (on the disk that is to be measured), and what it takes to start, to lie idle,
 //! to create pods durably, to list them, to tell watchers of changes, and to hold PODS of them (150,000). Prints a line of JSON a round.
 //!
+//! `api_bench BERTH DIRECTORY cluster [NODES] [PODS] [REPLICAS]`: a server with its scheduler and controllers, and hollow nodes: PODS (10,000) that wait for one of NODES (5,000)
+//! are bound, bare ones and those with affinity; pods that come one after another are bound; a Deployment of REPLICAS (1,000) is made and rolled.
+//!
 //! The clients are real ones: TLS, a client certificate, HTTP/2, a connection each. They have one core between them, and so has the server on a
 //! machine with two.
 
 mod client;
+mod cluster;
 mod objects;
 mod server;
 mod watches;
@@ -37,18 +41,32 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (berth, directory, pods) = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [berth, directory] => (berth, directory, PODS),
-        [berth, directory, pods] => (berth, directory, pods.parse()?),
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [berth, directory, "cluster", ref numbers @ ..] => {
+            let size = cluster::Size::of(numbers)?;
+            runtime.block_on(cluster::rounds(
+                Path::new(berth),
+                Path::new(directory),
+                size,
+            ))
+        }
+        [berth, directory] => {
+            runtime.block_on(rounds(Path::new(berth), Path::new(directory), PODS))
+        }
+        [berth, directory, pods] => {
+            let pods = pods.parse()?;
+            runtime.block_on(rounds(Path::new(berth), Path::new(directory), pods))
+        }
         _ => {
-            eprintln!("api_bench BERTH DIRECTORY [PODS]");
+            eprintln!(
+                "api_bench BERTH DIRECTORY [PODS]\napi_bench BERTH DIRECTORY cluster [NODES] [PODS] [REPLICAS]"
+            );
             std::process::exit(2);
         }
-    };
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(rounds(Path::new(berth), Path::new(directory), pods))
+    }
 }
 
 async fn rounds(berth: &Path, directory: &Path, pods: u64) -> Result<()> {

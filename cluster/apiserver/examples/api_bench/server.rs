@@ -14,6 +14,7 @@ pub struct Server {
     child: Child,
     berth: PathBuf,
     directory: PathBuf,
+    parts: Vec<String>,
     pub address: String,
 }
 
@@ -22,16 +23,16 @@ const TICKS_A_SECOND: u64 = 100;
 
 impl Server {
     pub fn start(berth: &Path, directory: &Path) -> Result<Self> {
+        Self::start_parts(berth, directory, &["--api-only"])
+    }
+
+    /// `parts`: further flags of `berth up --server`; without any it has controllers and a scheduler.
+    pub fn start_parts(berth: &Path, directory: &Path, parts: &[&str]) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let mut child = Command::new(berth)
-            .args([
-                "up",
-                "--server",
-                "--api-only",
-                "--listen",
-                "127.0.0.1:0",
-                "--data",
-            ])
+            .args(["up", "--server", "--listen", "127.0.0.1:0"])
+            .args(parts)
+            .arg("--data")
             .arg(directory.join("data"))
             .arg("--kubeconfig")
             .arg(directory.join("kubeconfig"))
@@ -48,15 +49,22 @@ impl Server {
             child,
             berth: berth.to_owned(),
             directory: directory.to_owned(),
+            parts: parts.iter().map(|&part| part.to_owned()).collect(),
             address: address.to_owned(),
         })
     }
 
     /// As a power cut would end it: what it had acknowledged is there.
     pub fn restart(self) -> Result<Self> {
+        let parts = self.parts.clone();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        self.restart_parts(&parts)
+    }
+
+    pub fn restart_parts(self, parts: &[&str]) -> Result<Self> {
         let (berth, directory) = (self.berth.clone(), self.directory.clone());
         drop(self);
-        Self::start(&berth, &directory)
+        Self::start_parts(&berth, &directory, parts)
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
