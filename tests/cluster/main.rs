@@ -16,6 +16,7 @@ mod nodes;
 mod policies;
 mod restarts;
 mod scheduler;
+mod stock;
 mod transcripts;
 mod watches;
 mod webhooks;
