@@ -17,6 +17,7 @@ mod nodes;
 mod policies;
 mod restarts;
 mod scheduler;
+mod stock;
 mod transcripts;
 mod watches;
 mod webhooks;

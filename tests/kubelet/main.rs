@@ -15,4 +15,5 @@ mod restarts;
 mod scene;
 mod shutdowns;
 mod sources;
+mod stock;
 mod volumes;

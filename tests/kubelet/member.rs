@@ -14,8 +14,8 @@ use crate::scene::Kubelet;
 /// The node's name and address; no address of loopback is dialled by an API server.
 pub const NODE: &str = "n1";
 pub const ADDRESS: &str = "10.211.0.1";
-const LINK: &str = "berth-t0";
-const PORT: u16 = 10250;
+pub const LINK: &str = "berth-t0";
+pub const PORT: u16 = 10250;
 /// How full the machine's disk is, is no test's affair.
 const ROOM: &str = "--eviction-hard=nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%,imagefs.inodesFree<0%";
 /// How long anything may take that is not told to take longer.
@@ -188,7 +188,7 @@ impl Member {
 }
 
 /// An API server, and a network in which it finds the node.
-fn cluster() -> Result<Server> {
+pub fn cluster() -> Result<Server> {
     for line in [
         format!("link add {LINK} type bridge"),
         format!("address add {ADDRESS}/24 dev {LINK}"),

@@ -17,13 +17,28 @@ const LIMIT: Duration = Duration::from_secs(60);
 impl Server {
     /// Of the node `name`, as `system:node:NAME`; the admin approves.
     pub fn node_kubeconfig(&self, name: &str) -> Result<PathBuf> {
+        let subject = format!("/O=system:nodes/CN=system:node:{name}");
+        self.signed_kubeconfig(
+            name,
+            &subject,
+            "kubernetes.io/kube-apiserver-client-kubelet",
+        )
+    }
+
+    /// Of the component `name`, as `system:NAME`.
+    pub fn component_kubeconfig(&self, name: &str) -> Result<PathBuf> {
+        let subject = format!("/CN=system:{name}");
+        self.signed_kubeconfig(name, &subject, "kubernetes.io/kube-apiserver-client")
+    }
+
+    fn signed_kubeconfig(&self, name: &str, subject: &str, signer: &str) -> Result<PathBuf> {
         let at = |end: &str| self.dir().join(format!("{name}.{end}"));
         let (key, csr) = (at("key"), at("csr"));
         #[rustfmt::skip]
         run("openssl", &[
             "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
             "-keyout", &key.to_string_lossy(), "-out", &csr.to_string_lossy(),
-            "-subj", &format!("/O=system:nodes/CN=system:node:{name}"),
+            "-subj", subject,
         ])?;
         let request = json!({
             "apiVersion": "certificates.k8s.io/v1",
@@ -31,7 +46,7 @@ impl Server {
             "metadata": {"name": name},
             "spec": {
                 "request": base64(&csr)?,
-                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+                "signerName": signer,
                 "usages": ["digital signature", "client auth"],
             },
         });

@@ -46,6 +46,7 @@ pub mod registry;
 pub mod remote;
 pub mod request;
 pub mod spdy;
+pub mod stock;
 pub mod swap;
 pub mod systemd;
 pub mod tarball;

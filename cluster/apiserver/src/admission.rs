@@ -12,6 +12,7 @@ pub mod policies;
 mod priority;
 pub mod quota;
 mod runtime_class;
+pub mod topology;
 mod usage;
 pub mod webhooks;
 
@@ -129,6 +130,7 @@ pub async fn admit(
         runtime_class::apply(api, act, new)?;
         pods::service_account(api, act, new).await?;
         pods::tolerations(new);
+        topology::label(api, new);
         limits::fill(api, act, new);
     }
     if old.is_none() {

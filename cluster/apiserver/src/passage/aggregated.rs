@@ -76,11 +76,15 @@ impl Remote {
         api_version(&self.group, &self.version)
     }
 
-    async fn backend(&self, api: &Api) -> Result<Backend, Failure> {
+    /// By what it is known, and we are.
+    fn trust(&self, api: &Api) -> Result<Trust, Failure> {
         let identity = api.aggregation.identity(api)?;
         let name = format!("{}.{}.svc", self.service, self.namespace);
-        let trust: Trust =
-            dial::shown(&name, self.bundle.as_deref(), &identity).map_err(Failure::unreached)?;
+        dial::shown(&name, self.bundle.as_deref(), &identity).map_err(Failure::unreached)
+    }
+
+    async fn backend(&self, api: &Api) -> Result<Backend, Failure> {
+        let trust = self.trust(api)?;
         of_service_port(api, &self.namespace, &self.service, self.port, trust).await
     }
 
@@ -120,6 +124,8 @@ impl Remote {
 
     /// What it says at `path`, asked by this server itself.
     async fn look(&self, api: &Api, path: &str) -> Result<Value, (&'static str, String)> {
+        self.trust(api)
+            .map_err(|failure| (FAILED, failure.message))?;
         let backend = self.backend(api).await.map_err(|failure| {
             let (namespace, name) = (&self.namespace, &self.service);
             match failure.code {

@@ -5,7 +5,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{Act, webhooks},
+    admission::{Act, topology, webhooks},
     api::{Actor, Api, Call},
     body, clock,
     failure::Failure,
@@ -50,6 +50,8 @@ pub async fn bind(
         )));
     }
     let mut binding = binding.clone();
+    let to = topology::of_node(api, object::text(&binding, "/target/name"));
+    topology::merge(&mut binding, to);
     let act = Act::create(pods, namespace, name, "binding");
     webhooks::mutate(api, actor, &act, None, &mut binding).await?;
     webhooks::validate(api, actor, &act, None, Some(&binding)).await?;
@@ -82,6 +84,7 @@ pub async fn bind(
         ));
     }
     let uid = object::uid(&binding).to_owned();
+    let version = object::text(&binding, "/metadata/resourceVersion").to_owned();
     write::modify(api, actor, pods, namespace, name, Part::Whole, |pod| {
         if !uid.is_empty() && uid != object::uid(pod) {
             return Err(Failure::conflict(
@@ -90,6 +93,16 @@ pub async fn bind(
                 format!(
                     "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
                     object::uid(pod)
+                ),
+            ));
+        }
+        let is = object::text(pod, "/metadata/resourceVersion");
+        if !version.is_empty() && version != is {
+            return Err(Failure::conflict(
+                pods,
+                name,
+                format!(
+                    "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {is}"
                 ),
             ));
         }
@@ -122,6 +135,8 @@ pub async fn bind(
         let mut new = pod.clone();
         object::part(&mut new, "spec").insert("nodeName".into(), node.as_str().into());
         let status = object::part(&mut new, "status");
+        // it was a hint, until now
+        status.remove("nominatedNodeName");
         let conditions = status.entry("conditions").or_insert_with(|| json!([]));
         if let Some(conditions) = conditions.as_array_mut() {
             conditions.retain(|condition| condition["type"] != "PodScheduled");
@@ -143,6 +158,9 @@ pub async fn bind(
                 own.extend(annotations.clone());
             }
         }
+        let labels = binding.pointer("/metadata/labels");
+        let labels = labels.and_then(Value::as_object).cloned();
+        topology::merge(&mut new, labels.unwrap_or_default());
         Ok(new)
     })
     .await

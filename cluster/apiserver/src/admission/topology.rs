@@ -1,0 +1,80 @@
+//! PodTopologyLabels: a pod that gets a node is labelled with the node's zone and region, so that what runs in it can be told.
+
+use serde_json::{Map, Value};
+
+use crate::{api::Api, object};
+
+const LABELS: [&str; 2] = [
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// The labels that pods of `node` get; none where there is no such node, which may come later.
+pub fn of_node(api: &Api, node: &str) -> Map<String, Value> {
+    match api.cache.shard("minions").get(node) {
+        Some(entry) => of(&entry.value()),
+        None => Map::new(),
+    }
+}
+
+fn of(node: &Value) -> Map<String, Value> {
+    let labels = node.pointer("/metadata/labels").and_then(Value::as_object);
+    let labels = labels.into_iter().flatten();
+    labels
+        .filter(|(key, _)| LABELS.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// A pod that is made with its node.
+pub fn label(api: &Api, pod: &mut Value) {
+    let node = object::text(pod, "/spec/nodeName").to_owned();
+    if !node.is_empty() {
+        merge(pod, of_node(api, &node));
+    }
+}
+
+/// Into the labels of `object`, over those that it has.
+pub fn merge(object: &mut Value, labels: Map<String, Value>) {
+    if labels.is_empty() {
+        return;
+    }
+    let own = object::metadata(object)
+        .entry("labels")
+        .or_insert(Value::Null);
+    match own {
+        Value::Object(own) => own.extend(labels),
+        other => *other = Value::Object(labels),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn zone_and_region_of_the_node_go_over_what_the_pod_says() {
+        let node = json!({"metadata": {"labels": {
+            "topology.kubernetes.io/zone": "a", "topology.kubernetes.io/region": "r", "disk": "fast",
+        }}});
+        for (before, after) in [
+            (
+                json!({"topology.kubernetes.io/zone": "b", "app": "x"}),
+                json!({"topology.kubernetes.io/zone": "a", "topology.kubernetes.io/region": "r", "app": "x"}),
+            ),
+            (
+                Value::Null,
+                json!({"topology.kubernetes.io/zone": "a", "topology.kubernetes.io/region": "r"}),
+            ),
+        ] {
+            let mut pod = json!({"metadata": {"labels": before}});
+            merge(&mut pod, of(&node));
+            assert_eq!(pod["metadata"]["labels"], after);
+        }
+        let mut pod = json!({"metadata": {}});
+        merge(&mut pod, of(&json!({"metadata": {}})));
+        assert_eq!(pod, json!({"metadata": {}}));
+    }
+}
