@@ -12,17 +12,15 @@ const LABELS: [&str; 2] = [
 /// The labels that pods of `node` get; none where there is no such node, which may come later.
 pub fn of_node(api: &Api, node: &str) -> Map<String, Value> {
     match api.cache.shard("minions").get(node) {
-        Some(entry) => of(&entry.value()),
+        Some(entry) => of(entry.labels.iter().map(|(key, value)| (&**key, &**value))),
         None => Map::new(),
     }
 }
 
-fn of(node: &Value) -> Map<String, Value> {
-    let labels = node.pointer("/metadata/labels").and_then(Value::as_object);
-    let labels = labels.into_iter().flatten();
+fn of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Map<String, Value> {
     labels
-        .filter(|(key, _)| LABELS.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
+        .filter(|(key, _)| LABELS.contains(key))
+        .map(|(key, value)| (key.to_owned(), value.into()))
         .collect()
 }
 
@@ -56,9 +54,11 @@ mod tests {
 
     #[test]
     fn zone_and_region_of_the_node_go_over_what_the_pod_says() {
-        let node = json!({"metadata": {"labels": {
-            "topology.kubernetes.io/zone": "a", "topology.kubernetes.io/region": "r", "disk": "fast",
-        }}});
+        let node = [
+            ("topology.kubernetes.io/zone", "a"),
+            ("topology.kubernetes.io/region", "r"),
+            ("disk", "fast"),
+        ];
         for (before, after) in [
             (
                 json!({"topology.kubernetes.io/zone": "b", "app": "x"}),
@@ -70,11 +70,11 @@ mod tests {
             ),
         ] {
             let mut pod = json!({"metadata": {"labels": before}});
-            merge(&mut pod, of(&node));
+            merge(&mut pod, of(node.into_iter()));
             assert_eq!(pod["metadata"]["labels"], after);
         }
         let mut pod = json!({"metadata": {}});
-        merge(&mut pod, of(&json!({"metadata": {}})));
+        merge(&mut pod, of([].into_iter()));
         assert_eq!(pod, json!({"metadata": {}}));
     }
 }
