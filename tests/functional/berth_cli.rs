@@ -416,7 +416,7 @@ fn a_pod_that_can_not_be_made_is_taken_back_and_the_reason_told() -> Result<()> 
             (
                 "never-pulled",
                 "image: localhost:5000/no/such:1\nimagePullPolicy: Never",
-                &["localhost:5000/no/such:1", "imagePullPolicy is Never"],
+                &["localhost:5000/no/such:1", "pull policy of Never"],
             ),
             (
                 "no-image",

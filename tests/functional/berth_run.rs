@@ -347,7 +347,7 @@ fn what_has_no_end_is_not_waited_for_and_a_policy_of_the_command_line_counts() -
         let answer = Attached::start(node, &manifest, &["--wait"])?.end()?;
         fails(&answer, 1, &["spec.restartPolicy", "Never or OnFailure"])?;
         let answer = Attached::start(node, &manifest, &["--pull", "never"])?.end()?;
-        fails(&answer, 1, &["busybox", "imagePullPolicy is Never"])?;
+        fails(&answer, 1, &["busybox", "pull policy of Never"])?;
         nothing_is_left(node, &name).await?;
 
         // By its log, who has left is nobody: the pod goes on as after Ctrl-C.

@@ -7,6 +7,7 @@ use berth_tests::Node;
 
 use crate::scene::{Kubelet, condition, container, pod};
 
+/// KL-01, too: what lies in the directory runs, without anybody else.
 #[test]
 fn a_static_pod_comes_in_order_and_goes_in_order_whatever_lies_beside_it_kl_02_rc_01() -> Result<()>
 {

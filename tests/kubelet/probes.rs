@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::scene::{Kubelet, condition, container, pod};
 
+/// KL-05, too: a pod's health.
 #[test]
 fn probes_hold_back_tell_and_restart_po_09_po_10_po_11() -> Result<()> {
     Node::test(async |node| {

@@ -7,6 +7,7 @@ use berth_tests::Node;
 
 use crate::scene::{Kubelet, container, pod};
 
+/// VM-04, too: what is mounted into a container is the directory of the node.
 #[test]
 fn volumes_are_what_they_are_called_and_sub_paths_stay_in_them_vo_01_vo_02_vm_03_sec_kub_01()
 -> Result<()> {
