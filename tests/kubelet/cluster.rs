@@ -342,6 +342,9 @@ fn logs_exec_attach_and_port_forward_go_through_the_kubelet() -> Result<()> {
         ensure!(
             summary["node"]["memory"]["workingSetBytes"].as_u64() > Some(0)
                 && summary["pods"][0]["podRef"]["name"] == "web"
+                && summary["node"]["cpu"]["usageNanoCores"].is_u64()
+                && summary["pods"][0]["startTime"].is_string()
+                && summary["pods"][0]["containers"][0]["startTime"].is_string()
                 && summary["pods"][0]["containers"][0]["memory"]["workingSetBytes"].is_u64(),
             "{summary:#}"
         );
@@ -350,7 +353,29 @@ fn logs_exec_attach_and_port_forward_go_through_the_kubelet() -> Result<()> {
             "--raw",
             &format!("/api/v1/nodes/{NODE}/proxy/metrics/resource"),
         ])?;
-        ensure!(metrics.contains("container_memory_working_set_bytes{container=\"http\",namespace=\"default\",pod=\"web\"}"), "{metrics}");
+        let of_container = "{container=\"http\",namespace=\"default\",pod=\"web\"}";
+        let of_pod = "{namespace=\"default\",pod=\"web\"}";
+        for (name, labels) in [
+            ("node_cpu_usage_seconds_total", ""),
+            ("node_memory_working_set_bytes", ""),
+            ("pod_cpu_usage_seconds_total", of_pod),
+            ("pod_memory_working_set_bytes", of_pod),
+            ("container_cpu_usage_seconds_total", of_container),
+            ("container_memory_working_set_bytes", of_container),
+            ("container_start_time_seconds", of_container),
+        ] {
+            let begins = format!("{name}{labels} ");
+            let line = metrics.lines().find_map(|line| line.strip_prefix(&begins));
+            let numbers: Vec<f64> = line
+                .into_iter()
+                .flat_map(|line| line.split(' ').filter_map(|it| it.parse().ok()))
+                .collect();
+            // the value, and when it was so
+            ensure!(
+                numbers.len() == 2 && numbers[0] >= 0.0 && numbers[1] > 1e12,
+                "{begins}: {metrics}"
+            );
+        }
         server.kubectl(&["delete", "pod", "web"])?;
         member.end()
     })

@@ -1,18 +1,28 @@
 //! What goes wrong around a kubelet: its runtime, its API server, its disk, its clock, and what it is given to read.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::{Node, c_program::compile, identity::run, process::eventually};
-use serde_json::Value;
+use berth_tests::{Node, c_program::compile, identity::run, machine::patient, process::eventually};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use crate::{
     line::{Is, Line},
     member::{Member, NODE},
-    scene::{Kubelet, container, pod},
+    proxy::Proxy,
+    scene::{Kubelet, condition, container, pod},
 };
 
 const SLEEPER: &str = "  terminationGracePeriodSeconds: 0\n  containers: [{name: a, image: busybox, command: [sleep, '1000']}]";
+
+/// A request to a server, and the question for its name, are given up after twice as long.
+const SOON: Duration = Duration::from_secs(5);
 
 /// How often each pod and each container was made, by name.
 async fn made(node: &Node) -> Result<BTreeMap<String, usize>> {
@@ -88,6 +98,67 @@ fn a_runtime_behind_a_bad_line_loses_nothing_and_starts_nothing_twice_rel_23() -
 }
 
 #[test]
+fn whichever_call_of_the_runtime_fails_or_is_never_answered_all_pods_come_once_and_go_rel_23()
+-> Result<()> {
+    const PODS: usize = 4;
+    Node::test(async |node| {
+        let at = node.dir.join("proxy.sock");
+        // of each call the first is not passed on, the answer to the second is lost, and so on with two more
+        let proxy = Proxy::serve(&at, &node.daemon.socket(), PODS)?;
+        let kubelet = Kubelet::start_at(node, &at, &[])?;
+        let names: Vec<_> = (0..PODS).map(|index| format!("pod-{index}")).collect();
+        for name in &names {
+            kubelet.put(&format!("{name}.yaml"), &pod(name, SLEEPER))?;
+        }
+        // three failures in a row are 70 s of waiting, between the calls of one start
+        let is_up = |name: &String| {
+            let status = kubelet.status(name).unwrap_or_default();
+            condition(&status, "Ready") == "True"
+        };
+        let until = Instant::now() + patient(Duration::from_secs(180));
+        while !names.iter().all(is_up) {
+            ensure!(
+                Instant::now() < until,
+                "not all are up: {:?}\n{}",
+                proxy.failed(),
+                kubelet.log()
+            );
+            // the proxy needs the time, too
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let made = made(node).await?;
+        ensure!(made.len() == 2 * PODS, "{made:?}");
+        ensure!(made.values().all(|count| *count == 1), "{made:?}");
+        for name in &names {
+            let status = kubelet.status(name).context("no status")?;
+            ensure!(container(&status, "a")["restartCount"] == 0, "{status:#}");
+            kubelet.take(&format!("{name}.yaml"))?;
+        }
+        for name in &names {
+            kubelet.wait_gone(node, name).await?;
+        }
+        let failed = proxy.failed();
+        for call in [
+            "RunPodSandbox",
+            "CreateContainer",
+            "StartContainer",
+            "StopContainer",
+            "RemoveContainer",
+            "StopPodSandbox",
+            "RemovePodSandbox",
+            "ListContainers",
+            "ListPodSandbox",
+            "ContainerStatus",
+            "PodSandboxStatus",
+            "ImageStatus",
+        ] {
+            ensure!(failed.get(call) == Some(&PODS), "{call}: {failed:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn an_api_server_that_comes_and_goes_restarts_nothing_and_is_told_all_in_the_end() -> Result<()> {
     Node::test(async |node| {
         let mut member = Member::start(node).await?;
@@ -115,6 +186,77 @@ fn an_api_server_that_comes_and_goes_restarts_nothing_and_is_told_all_in_the_end
         ensure!(made.values().all(|count| *count == 1), "{made:?}");
         member.server.kubectl(&["delete", "pods", "--all"])?;
         member.end()
+    })
+}
+
+/// What is to be told is told by the next one: there is nothing to wait for.
+#[test]
+fn asked_to_end_it_ends_whether_or_not_its_server_answers() -> Result<()> {
+    Node::test(async |node| {
+        let mut member = Member::start(node).await?;
+        member.apply("stays", SLEEPER_OF_API)?;
+        let before = member.wait_ready("stays").await?;
+        let pid = member.server.pid().context("no server")?;
+        let pid = Pid::from_raw(pid).context("no process")?;
+        // one that takes connections and says nothing; then one that is not there
+        for silent in [true, false] {
+            match silent {
+                true => kill_process(pid, Signal::STOP)?,
+                false => {
+                    kill_process(pid, Signal::CONT)?;
+                    member.server.kill_9()?;
+                }
+            }
+            // a new pod, and one's end, are to be told of, while requests are under way
+            member.kubelet.put("new.yaml", &pod("new", SLEEPER))?;
+            member.kubelet.wait_ready("new").await?;
+            member.kubelet.take("new.yaml")?;
+            member.kubelet.wait_gone(node, "new").await?;
+            let took = member.kubelet.end()?;
+            ensure!(
+                took < patient(SOON),
+                "silent {silent}: {took:?}\n{}",
+                member.kubelet.log()
+            );
+            member.kubelet.spawn()?;
+        }
+        member.server.start_again_there()?;
+        let after = member.wait_ready("stays").await?;
+        ensure!(
+            container(&after["status"], "a")["containerID"]
+                == container(&before["status"], "a")["containerID"],
+            "{after:#}"
+        );
+        member.server.kubectl(&["delete", "pods", "--all"])?;
+        member.end()
+    })
+}
+
+#[test]
+fn asked_to_end_it_waits_for_no_name_server() -> Result<()> {
+    Node::test(async |node| {
+        let silent = UdpSocket::bind("127.0.0.1:53")?;
+        silent.set_read_timeout(Some(patient(Duration::from_secs(30))))?;
+        let resolver = node.dir.join("resolv.conf");
+        fs::write(&resolver, "nameserver 127.0.0.1\n")?;
+        let resolver = resolver.display().to_string();
+        run("mount", &["--bind", &resolver, "/etc/resolv.conf"])?;
+        let kubeconfig = node.dir.join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": "https://api.example.test:6443", "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "c", "user": {"token": "x"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        fs::write(&kubeconfig, config.to_string())?;
+        let kubeconfig = kubeconfig.display().to_string();
+        let flags = ["--kubeconfig", &kubeconfig, "--listen", "127.0.0.1:0"];
+        let mut kubelet = Kubelet::start_with(node, &flags)?;
+        // the name is looked up at this moment, and will be for ten seconds
+        silent.recv(&mut [0; 512]).context("nobody asks")?;
+        let took = kubelet.end()?;
+        ensure!(took < patient(SOON), "{took:?}\n{}", kubelet.log());
+        run("umount", &["/etc/resolv.conf"])
     })
 }
 

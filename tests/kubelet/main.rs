@@ -1,7 +1,9 @@
 //! The kubelet over a real runtime: manifests go in, and what runs, what is told of it, and what is left is looked at.
 
 mod cluster;
+mod configuration;
 mod containerd;
+mod events;
 mod faults;
 mod joining;
 mod limits;
@@ -10,6 +12,7 @@ mod lives;
 mod logind;
 mod member;
 mod probes;
+mod proxy;
 mod resizes;
 mod restarts;
 mod scene;

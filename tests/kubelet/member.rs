@@ -14,6 +14,8 @@ use crate::scene::Kubelet;
 /// The node's name and address; no address of loopback is dialled by an API server.
 pub const NODE: &str = "n1";
 pub const ADDRESS: &str = "10.211.0.1";
+/// The Secret of the token by which nodes join.
+pub const TOKEN: &str = "bootstrap-token-abcdef";
 pub const LINK: &str = "berth-t0";
 pub const PORT: u16 = 10250;
 /// How full the machine's disk is, is no test's affair.
@@ -71,12 +73,7 @@ impl Member {
     /// … that has nothing but a token at first; its kubeconfig will be at `kubeconfig`, its certificate in `certs`.
     pub async fn start_by_token(node: &Node, kubeconfig: &Path, certs: &Path) -> Result<Self> {
         let server = cluster()?;
-        #[rustfmt::skip]
-        server.kubectl(&[
-            "-n", "kube-system", "create", "secret", "generic", "bootstrap-token-abcdef", "--type", "bootstrap.kubernetes.io/token",
-            "--from-literal=token-id=abcdef", "--from-literal=token-secret=0123456789abcdef", "--from-literal=usage-bootstrap-authentication=true",
-            "--from-literal=auth-extra-groups=system:bootstrappers:kubeadm:default-node-token",
-        ])?;
+        make_token(&server)?;
         let bootstrap = server.dir().join("bootstrap.kubeconfig");
         server.write_kubeconfig(&bootstrap, &json!({"token": "abcdef.0123456789abcdef"}))?;
         let text = |path: &Path| path.display().to_string();
@@ -185,6 +182,17 @@ impl Member {
         )?;
         Ok(())
     }
+}
+
+/// The token by which nodes join.
+pub fn make_token(server: &Server) -> Result<()> {
+    #[rustfmt::skip]
+    server.kubectl(&[
+        "-n", "kube-system", "create", "secret", "generic", TOKEN, "--type", "bootstrap.kubernetes.io/token",
+        "--from-literal=token-id=abcdef", "--from-literal=token-secret=0123456789abcdef", "--from-literal=usage-bootstrap-authentication=true",
+        "--from-literal=auth-extra-groups=system:bootstrappers:kubeadm:default-node-token",
+    ])?;
+    Ok(())
 }
 
 /// An API server, and a network in which it finds the node.

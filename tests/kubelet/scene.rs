@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use berth_tests::{Node, daemon::bin_dir, machine::patient};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The node's name, which static pods have behind their own.
@@ -127,6 +128,22 @@ impl Kubelet {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Asks it to end, and waits until it has; how long that took.
+    pub fn end(&mut self) -> Result<Duration> {
+        let mut child = self.child.take().context("it does not run")?;
+        let begun = Instant::now();
+        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        while child.try_wait()?.is_none() {
+            if begun.elapsed() > patient(LIMIT) {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("it does not end\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(begun.elapsed())
     }
 
     pub fn put(&self, file: &str, text: &str) -> Result<()> {

@@ -1,13 +1,15 @@
 //! Static pods of a URL.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::TcpListener,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::Node;
+use berth_tests::{Node, process::eventually, webhook::loopback_identity};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::scene::{Kubelet, container, pod};
 
@@ -21,27 +23,24 @@ struct Texts {
 
 impl Texts {
     fn serve(text: String) -> Result<Self> {
+        Self::serve_by(text, None)
+    }
+
+    /// … over TLS, where there is what to serve by.
+    fn serve_by(text: String, tls: Option<Arc<ServerConfig>>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let url = format!("http://{}/manifests", listener.local_addr()?);
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/manifests", listener.local_addr()?);
         let text = Arc::new(Mutex::new(Some(text)));
         let given = text.clone();
         std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let mut head = BufReader::new(&stream);
-                let mut line = String::new();
-                while head.read_line(&mut line).is_ok_and(|read| read > 2) {
-                    line.clear();
-                }
-                let text = given.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let (status, text) = match text {
-                    Some(text) => ("200 OK", text),
-                    None => ("500 Internal Server Error", "no".into()),
+            while let Ok((stream, _)) = listener.accept() {
+                // who does not know the certificate hangs up
+                let _ = match tls.clone().map(ServerConnection::new) {
+                    None => answer(stream, &given),
+                    Some(Ok(connection)) => answer(StreamOwned::new(connection, stream), &given),
+                    Some(Err(_)) => return,
                 };
-                let length = text.len();
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{text}"
-                );
             }
         });
         Ok(Self { url, text })
@@ -50,6 +49,23 @@ impl Texts {
     fn give(&self, text: Option<String>) {
         *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
+}
+
+fn answer(stream: impl Read + Write, given: &Mutex<Option<String>>) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while stream.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let text = given.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (status, text) = match text {
+        Some(text) => ("200 OK", text),
+        None => ("500 Internal Server Error", "no".into()),
+    };
+    let length = text.len();
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{text}");
+    stream.get_mut().write_all(answer.as_bytes())?;
+    stream.get_mut().flush()
 }
 
 #[test]
@@ -72,7 +88,7 @@ fn pods_of_a_url_come_and_go_with_it_and_stay_while_it_is_away_kl_02() -> Result
 
         for bad in [None, Some("kind: [".to_owned())] {
             texts.give(bad);
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             // … also for a kubelet that has never had an answer
             kubelet.kill_9();
             kubelet.spawn()?;
@@ -102,6 +118,43 @@ fn pods_of_a_url_come_and_go_with_it_and_stay_while_it_is_away_kl_02() -> Result
             r#"{"apiVersion": "v1", "kind": "PodList", "items": []}"#.into(),
         ));
         kubelet.wait_gone(node, "db").await?;
+        kubelet.take("file.yaml")?;
+        kubelet.wait_gone(node, "file").await
+    })
+}
+
+#[test]
+fn a_url_of_https_is_asked_only_by_a_ca_that_knows_its_server_kl_02() -> Result<()> {
+    Node::test(async |node| {
+        let (certificate, config) = loopback_identity(&node.dir)?;
+        let texts = Texts::serve_by(pod("web", SLEEPER), Some(config))?;
+        let of_system = [
+            "--manifest-url",
+            &texts.url,
+            "--http-check-frequency",
+            "200ms",
+        ];
+        let mut kubelet = Kubelet::start_with(node, &of_system)?;
+        // who is not known says nothing that counts; those of the directory go on
+        kubelet.put("file.yaml", &pod("file", SLEEPER))?;
+        kubelet.wait_ready("file").await?;
+        ensure!(
+            eventually(Duration::from_secs(20), || {
+                let log = kubelet.log();
+                log.contains(&texts.url) && log.contains("TLS with 127.0.0.1")
+            }),
+            "nobody says why: {}",
+            kubelet.log()
+        );
+        ensure!(kubelet.pod_dir("web").is_none(), "it was believed");
+        kubelet.kill_9();
+        kubelet.with_flag(&format!("--manifest-url-ca-file={}", certificate.display()));
+        kubelet.spawn()?;
+        kubelet.wait_ready("web").await?;
+        texts.give(Some(
+            r#"{"apiVersion": "v1", "kind": "PodList", "items": []}"#.into(),
+        ));
+        kubelet.wait_gone(node, "web").await?;
         kubelet.take("file.yaml")?;
         kubelet.wait_gone(node, "file").await
     })

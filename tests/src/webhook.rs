@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -36,31 +36,37 @@ pub struct Webhook {
     _runtime: Runtime,
 }
 
-impl Webhook {
-    /// On a port of loopback, with a certificate of its own making, in `directory`.
-    pub fn start(directory: &Path) -> Result<Self> {
-        let (key, certificate) = (directory.join("hook.key"), directory.join("hook.crt"));
-        #[rustfmt::skip]
+/// A certificate for loopback of its own making, `hook.crt` in `directory` (PEM), and what serves by it.
+pub fn loopback_identity(directory: &Path) -> Result<(PathBuf, Arc<ServerConfig>)> {
+    let (key, certificate) = (directory.join("hook.key"), directory.join("hook.crt"));
+    #[rustfmt::skip]
         let made = Command::new("openssl")
             .args(["req", "-x509", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"])
             .args(["-subj", "/CN=hook", "-addext", "subjectAltName=IP:127.0.0.1"])
             .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .arg("-keyout").arg(&key).arg("-out").arg(&certificate)
             .output()?;
-        ensure!(made.status.success(), "{made:?}");
-        let pem = std::fs::read(&certificate)?;
+    ensure!(made.status.success(), "{made:?}");
+    let pem = std::fs::read(&certificate)?;
+    let provider = Arc::new(ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(&pem)?],
+            PrivateKeyDer::from_pem_file(&key)?,
+        )?;
+    Ok((certificate, Arc::new(config)))
+}
+
+impl Webhook {
+    /// On a port of loopback, with a certificate of its own making, in `directory`.
+    pub fn start(directory: &Path) -> Result<Self> {
+        let (certificate, config) = loopback_identity(directory)?;
         let encoded = Command::new("base64")
             .arg("-w0")
             .arg(&certificate)
             .output()?;
-        let provider = Arc::new(ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(&pem)?],
-                PrivateKeyDer::from_pem_file(&key)?,
-            )?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -70,7 +76,7 @@ impl Webhook {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let notes = seen.clone();
         runtime.spawn(async move {
-            let acceptor = TlsAcceptor::from(Arc::new(config));
+            let acceptor = TlsAcceptor::from(config);
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, notes) = (acceptor.clone(), notes.clone());
                 tokio::spawn(async move {

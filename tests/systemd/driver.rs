@@ -37,7 +37,7 @@ fn file(id: &str, name: &str) -> Result<String> {
     value(path, name)
 }
 
-fn value(cgroup: &str, name: &str) -> Result<String> {
+pub fn value(cgroup: &str, name: &str) -> Result<String> {
     let path = PathBuf::from("/sys/fs/cgroup")
         .join(cgroup.trim_start_matches('/'))
         .join(name);

@@ -4,5 +4,9 @@
 mod by_hand;
 mod driver;
 mod faults;
+mod kubelet;
 mod package;
+#[path = "../kubelet/scene.rs"]
+#[expect(dead_code, reason = "the kubelet's own tests use all of it")]
+mod scene;
 mod service;

@@ -1,0 +1,135 @@
+//! What happens to pods and to the node, as people see it: events of upstream's reasons, in its words.
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::Node;
+use serde_json::Value;
+
+use crate::member::{Member, NODE};
+
+/// All events about `name`: type, reason, message.
+fn events(member: &Member, name: &str) -> Result<Vec<String>> {
+    let about = format!("involvedObject.name={name}");
+    let all = member
+        .server
+        .json(&["get", "events", "-A", "--field-selector", &about])?;
+    let all = all["items"].as_array().cloned().unwrap_or_default();
+    let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+    let lines = all.iter().map(|event| {
+        let field = text(&event["involvedObject"], "fieldPath");
+        let (kind, reason, message) = (
+            text(event, "type"),
+            text(event, "reason"),
+            text(event, "message"),
+        );
+        format!("{kind} {reason} [{field}] {message}")
+    });
+    Ok(lines.collect())
+}
+
+/// Waits until all of these have been told; each is how an event begins.
+async fn told(member: &Member, name: &str, wanted: &[&str]) -> Result<()> {
+    let mut last = (Vec::new(), Vec::new());
+    let waited = member
+        .until(&format!("of {name} all is told"), || {
+            let all = events(member, name)?;
+            let is_told = |one: &&&str| all.iter().any(|event| event.starts_with(**one));
+            let lacks: Vec<_> = wanted.iter().filter(|one| !is_told(one)).collect();
+            let done = lacks.is_empty();
+            last = (lacks.into_iter().map(|it| (*it).to_owned()).collect(), all);
+            Ok(done)
+        })
+        .await;
+    waited.with_context(|| format!("of {name} it lacks {:#?} in {:#?}", last.0, last.1))
+}
+
+#[test]
+fn what_happens_to_pods_and_to_the_node_is_told_in_upstreams_words() -> Result<()> {
+    Node::test(async |node| {
+        let member = Member::start(node).await?;
+        let ready =
+            |reason: &str| format!("Normal {reason} [] Node {NODE} status is now: {reason}");
+        #[rustfmt::skip]
+        told(&member, NODE, &[
+            "Normal Starting [] Starting kubelet.", "Normal NodeAllocatableEnforced [] Updated Node Allocatable limit across pods",
+            &ready("NodeHasSufficientMemory"), &ready("NodeHasNoDiskPressure"), &ready("NodeHasSufficientPID"), &ready("NodeReady"),
+        ]).await?;
+        member.server.kubectl(&["cordon", NODE])?;
+        told(&member, NODE, &[&ready("NodeNotSchedulable")]).await?;
+        member.server.kubectl(&["uncordon", NODE])?;
+        told(&member, NODE, &[&ready("NodeSchedulable")]).await?;
+
+        let sleeper = "image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '1000']";
+        let pods = [
+            ("fails", "  containers: [{name: a, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'exit 1']}]".to_owned()),
+            ("nowhere", "  imagePullSecrets: [{name: lost}]\n  containers: [{name: a, image: 'localhost:1/none:1'}]".to_owned()),
+            ("never", "  containers: [{name: a, image: 'localhost:1/none:1', imagePullPolicy: Never}]".to_owned()),
+            ("sick", format!("  containers: [{{name: a, {sleeper}, livenessProbe: {{exec: {{command: ['false']}}, periodSeconds: 1, failureThreshold: 1}}}}]")),
+            ("hooked", format!("  containers: [{{name: a, {sleeper}, lifecycle: {{postStart: {{exec: {{command: [sh, -c, 'exit 3']}}}}, preStop: {{exec: {{command: [sh, -c, 'exit 4']}}}}}}}}]")),
+            ("unmade", format!("  volumes: [{{name: v, hostPath: {{path: /nonexistent/here, type: Directory}}}}]\n  containers: [{{name: a, {sleeper}}}]")),
+            ("plain", format!("  initContainers: [{{name: i, image: busybox, imagePullPolicy: IfNotPresent, command: ['true']}}]\n  containers: [{{name: a, {sleeper}}}]")),
+        ];
+        for (name, spec) in &pods {
+            member.apply(name, spec)?;
+        }
+        member.wait_ready("plain").await?;
+        let uid = member.server.json(&["get", "pod", "fails"])?;
+        let uid = uid["metadata"]["uid"]
+            .as_str()
+            .context("no uid")?
+            .to_owned();
+        let back_off = format!(
+            "Warning BackOff [spec.containers{{a}}] Back-off restarting failed container a in pod fails_default({uid})"
+        );
+        #[rustfmt::skip]
+        let wanted = [
+            ("plain", vec![
+                "Normal Pulled [spec.initContainers{i}] Container image \"busybox\" already present on machine",
+                "Normal Created [spec.initContainers{i}] Container created", "Normal Started [spec.initContainers{i}] Container started",
+                "Normal Created [spec.containers{a}] Container created", "Normal Started [spec.containers{a}] Container started",
+            ]),
+            ("fails", vec!["Normal Created [spec.containers{a}] Container created", back_off.as_str()]),
+            ("nowhere", vec![
+                "Warning FailedToRetrieveImagePullSecret [] Unable to retrieve some image pull secrets (lost); attempting to pull the image may not succeed.",
+                "Normal Pulling [spec.containers{a}] Pulling image \"localhost:1/none:1\"",
+                "Warning Failed [spec.containers{a}] Failed to pull image \"localhost:1/none:1\": ", "Warning Failed [spec.containers{a}] Error: ErrImagePull",
+                "Normal BackOff [spec.containers{a}] Back-off pulling image \"localhost:1/none:1\"", "Warning Failed [spec.containers{a}] Error: ImagePullBackOff",
+            ]),
+            ("never", vec![
+                "Warning ErrImageNeverPull [spec.containers{a}] Container image \"localhost:1/none:1\" is not present with pull policy of Never",
+                "Warning Failed [spec.containers{a}] Error: ErrImageNeverPull",
+            ]),
+            ("sick", vec![
+                "Warning Unhealthy [spec.containers{a}] Liveness probe failed: ", "Normal Killing [spec.containers{a}] Container a failed liveness probe, will be restarted",
+            ]),
+            ("hooked", vec![
+                "Warning FailedPostStartHook [spec.containers{a}] PostStartHook failed: ", "Normal Killing [spec.containers{a}] FailedPostStartHook",
+                "Warning FailedPreStopHook [spec.containers{a}] PreStopHook failed: ",
+            ]),
+            ("unmade", vec!["Warning FailedMount [] MountVolume.SetUp failed for volume \"v\""]),
+        ];
+        for (name, wanted) in &wanted {
+            told(&member, name, wanted).await?;
+        }
+
+        // its sandbox dies
+        let sandboxes = node.cri.pods(None).await?;
+        let of_plain = |it: &&berth_proto::cri::PodSandbox| {
+            it.metadata.as_ref().is_some_and(|it| it.name == "plain")
+        };
+        let sandbox = sandboxes.iter().find(of_plain).context("no sandbox")?;
+        node.cri.stop_pod(&sandbox.id).await?;
+        let changed =
+            "Normal SandboxChanged [] Pod sandbox changed, it will be killed and re-created.";
+        told(&member, "plain", &[changed]).await?;
+        member.server.kubectl(&["delete", "pods", "--all"])?;
+        told(
+            &member,
+            "plain",
+            &["Normal Killing [spec.containers{a}] Stopping container a"],
+        )
+        .await?;
+        let all = events(&member, "plain")?;
+        ensure!(!all.iter().any(|it| it.contains(" Removed ")), "{all:#?}");
+        member.end()
+    })
+}
