@@ -293,21 +293,27 @@ fn stock_controllers_and_scheduler_keep_workloads() -> Result<()> {
                 && it["status"]["currentHealthy"] == 3
                 && it["status"]["disruptionsAllowed"] == 0
         })?;
-        let drained = cluster.server.refused(
-            &[
-                "drain",
-                NODE,
-                "--pod-selector=app=web",
-                "--timeout=2s",
-                "--ignore-daemonsets",
-            ],
-            "",
+        let pods = cluster.server.json(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "--field-selector=status.phase=Running",
+        ])?;
+        let name = pods["items"][0]["metadata"]["name"]
+            .as_str()
+            .context("no pod")?;
+        let eviction =
+            json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+        let path = format!("/api/v1/namespaces/default/pods/{name}/eviction");
+        let said = cluster.server.refused(
+            &["create", "--raw", &path, "-f", "-"],
+            &eviction.to_string(),
         )?;
         ensure!(
-            drained.contains("Cannot evict pod as it would violate the pod's disruption budget"),
-            "{drained}"
+            said.contains("Cannot evict pod as it would violate the pod's disruption budget"),
+            "{said}"
         );
-        cluster.kubectl(&["uncordon", NODE])?;
 
         cluster.kubectl(&[
             "autoscale",

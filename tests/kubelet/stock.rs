@@ -100,7 +100,7 @@ struct Cluster {
     kubelet: Stock,
     server: Server,
     manifests: PathBuf,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
     _covers: Covers,
 }
 
@@ -177,7 +177,7 @@ impl Cluster {
             kubelet,
             server,
             manifests: at("manifests"),
-            _cgroup: cgroup,
+            cgroup,
             _covers: covers,
         };
         let ready = |it: &Value| condition(it, "Ready") == "True";
@@ -284,7 +284,7 @@ impl Cluster {
         while left > 0 && Instant::now() < deadline {
             left = node.cri.pods(None).await?.len();
             // Its own, which is not the runtime's to remove.
-            let pods = cgroup::tree(&self._cgroup.0);
+            let pods = cgroup::tree(&self.cgroup.0);
             let named = |dir: &&PathBuf| {
                 dir.file_name()
                     .is_some_and(|name| name.to_string_lossy().starts_with("pod"))

@@ -130,7 +130,7 @@ pub async fn admit(
         runtime_class::apply(api, act, new)?;
         pods::service_account(api, act, new).await?;
         pods::tolerations(new);
-        topology::label(api, new);
+        topology::label(api, new).await?;
         limits::fill(api, act, new);
     }
     if old.is_none() {

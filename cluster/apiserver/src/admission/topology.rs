@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::{api::Api, object};
+use crate::{api::Api, failure::Failure, object};
 
 const LABELS: [&str; 2] = [
     "topology.kubernetes.io/region",
@@ -10,11 +10,16 @@ const LABELS: [&str; 2] = [
 ];
 
 /// The labels that pods of `node` get; none where there is no such node, which may come later.
-pub fn of_node(api: &Api, node: &str) -> Map<String, Value> {
-    match api.cache.shard("minions").get(node) {
-        Some(entry) => of(entry.labels.iter().map(|(key, value)| (&**key, &**value))),
-        None => Map::new(),
+pub async fn of_node(api: &Api, node: &str) -> Result<Map<String, Value>, Failure> {
+    let nodes = api.cache.shard("minions");
+    let mut entry = nodes.get(node);
+    if entry.is_none() {
+        // It may have been made this moment.
+        api.cache.fresh().await?;
+        entry = nodes.get(node);
     }
+    let labels = entry.iter().flat_map(|entry| &entry.labels);
+    Ok(of(labels.map(|(key, value)| (&**key, &**value))))
 }
 
 fn of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Map<String, Value> {
@@ -25,11 +30,12 @@ fn of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Map<String, Value
 }
 
 /// A pod that is made with its node.
-pub fn label(api: &Api, pod: &mut Value) {
+pub async fn label(api: &Api, pod: &mut Value) -> Result<(), Failure> {
     let node = object::text(pod, "/spec/nodeName").to_owned();
     if !node.is_empty() {
-        merge(pod, of_node(api, &node));
+        merge(pod, of_node(api, &node).await?);
     }
+    Ok(())
 }
 
 /// Into the labels of `object`, over those that it has.

@@ -50,7 +50,7 @@ pub async fn bind(
         )));
     }
     let mut binding = binding.clone();
-    let to = topology::of_node(api, object::text(&binding, "/target/name"));
+    let to = topology::of_node(api, object::text(&binding, "/target/name")).await?;
     topology::merge(&mut binding, to);
     let act = Act::create(pods, namespace, name, "binding");
     webhooks::mutate(api, actor, &act, None, &mut binding).await?;
