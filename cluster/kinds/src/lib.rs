@@ -17,6 +17,7 @@ mod selectable;
 mod selector;
 mod time;
 mod validate;
+mod volume;
 mod write;
 
 pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
@@ -27,3 +28,4 @@ pub use quantity::Quantity;
 pub use read::at;
 pub use selectable::{looked_at, selectable};
 pub use validate::{ephemeral_containers_update, resize_update};
+pub use volume::Room;
