@@ -17,6 +17,8 @@ mod policies;
 mod restarts;
 mod scheduler;
 mod transcripts;
+mod trouble;
+mod volumes;
 mod watches;
 mod webhooks;
 mod workloads;
