@@ -19,6 +19,8 @@ mod restarts;
 mod scheduler;
 mod stock;
 mod transcripts;
+mod trouble;
+mod volumes;
 mod watches;
 mod webhooks;
 mod workloads;

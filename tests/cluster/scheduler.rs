@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(30);
 /// It need not wait for one that was killed.
-const ALONE: &[&str] = &["--leader-elect=false"];
+pub const ALONE: &[&str] = &["--leader-elect=false"];
 
-fn apply(server: &Server, object: Value) -> Result<()> {
+pub fn apply(server: &Server, object: Value) -> Result<()> {
     server
         .kubectl_with(&["apply", "-f", "-"], &object.to_string())
         .map(drop)
 }
 
-fn node(server: &Server, name: &str, cpu: &str) -> Result<()> {
+pub fn node(server: &Server, name: &str, cpu: &str) -> Result<()> {
     apply(
         server,
         json!({
@@ -41,7 +41,7 @@ fn node(server: &Server, name: &str, cpu: &str) -> Result<()> {
         .map(drop)
 }
 
-fn pod(name: &str, more: &Value) -> Value {
+pub fn pod(name: &str, more: &Value) -> Value {
     let mut spec = json!({
         "terminationGracePeriodSeconds": 0,
         "containers": [{"name": "c", "image": "example/c:1", "resources": {"requests": {"cpu": "1"}}}],
@@ -52,7 +52,7 @@ fn pod(name: &str, more: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec})
 }
 
-fn eventually<T>(what: &str, mut try_it: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn eventually<T>(what: &str, mut try_it: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let until = Instant::now() + WITHIN;
     loop {
         if let Some(found) = try_it()? {
@@ -65,7 +65,7 @@ fn eventually<T>(what: &str, mut try_it: impl FnMut() -> Result<Option<T>>) -> R
     }
 }
 
-fn node_of(server: &Server, name: &str) -> Result<String> {
+pub fn node_of(server: &Server, name: &str) -> Result<String> {
     eventually(&format!("{name} has a node"), || {
         let pod = server.json(&["get", "pod", name])?;
         Ok(pod["spec"]["nodeName"].as_str().map(str::to_owned))
@@ -73,7 +73,7 @@ fn node_of(server: &Server, name: &str) -> Result<String> {
 }
 
 /// What its condition PodScheduled says.
-fn why(server: &Server, name: &str) -> Result<String> {
+pub fn why(server: &Server, name: &str) -> Result<String> {
     eventually(&format!("{name} is told why it waits"), || {
         let pod = server.json(&["get", "pod", name])?;
         let conditions = pod["status"]["conditions"]
@@ -357,5 +357,56 @@ fn one_of_two_schedulers_leads_and_the_other_stands_by() -> Result<()> {
     apply(&server, pod("three", &json!({})))?;
     node_of(&server, "three")?;
     ensure!(holder(&next)? != leads);
+    Ok(())
+}
+
+/// Two profiles of one process: each pod goes by the one that it names, and pods of others are let alone.
+#[test]
+fn a_pod_is_scheduled_by_the_profile_that_it_names() -> Result<()> {
+    let server = server()?;
+    for name in ["n1", "n2"] {
+        node(&server, name, "8")?;
+    }
+    apply(&server, pod("first", &json!({"nodeName": "n1"})))?;
+    let config = server.dir().join("profiles.yaml");
+    std::fs::write(
+        &config,
+        "apiVersion: kubescheduler.config.k8s.io/v1
+kind: KubeSchedulerConfiguration
+profiles:
+- schedulerName: default-scheduler
+- schedulerName: packs
+  pluginConfig:
+  - name: NodeResourcesFit
+    args: {scoringStrategy: {type: MostAllocated}}
+  plugins:
+    score:
+      disabled: [{name: \"*\"}]
+      enabled: [{name: NodeResourcesFit}]
+",
+    )?;
+    let config = config.to_str().context("a path")?;
+    let _scheduler = Component::start(
+        &server,
+        "scheduler",
+        &[ALONE, &["--config", config]].concat(),
+    )?;
+    for name in ["packed1", "packed2"] {
+        apply(&server, pod(name, &json!({"schedulerName": "packs"})))?;
+        ensure!(node_of(&server, name)? == "n1");
+    }
+    apply(
+        &server,
+        pod("others", &json!({"schedulerName": "somebody-else"})),
+    )?;
+    apply(&server, pod("spread", &json!({})))?;
+    ensure!(node_of(&server, "spread")? == "n2");
+    eventually("it is told by whom", || {
+        let events = server.kubectl(&["describe", "pod", "packed2"])?;
+        let told = |line: &str| line.contains("Scheduled") && line.contains("packs");
+        Ok(events.lines().any(told).then_some(()))
+    })?;
+    let others = server.json(&["get", "pod", "others"])?;
+    ensure!(others["spec"]["nodeName"].is_null(), "{others}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Deployments, ReplicaSets, DaemonSets and StatefulSets, by real kubectl. Their pods have no containers: hollow kubelets make them ready.
 
-mod hollow;
+pub mod hollow;
 
 use std::time::{Duration, Instant};
 

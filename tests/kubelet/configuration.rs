@@ -46,12 +46,30 @@ fn a_pod_is_told_what_its_own_namespace_has_as_variables_arguments_and_files_cm_
     Node::test(async |node| {
         let member = Member::start(node).await?;
         let server = &member.server;
-        #[rustfmt::skip]
         for command in [
-            vec!["create", "configmap", "words", "--from-literal=greeting=hello", "--from-literal=a.b=odd"],
-            vec!["create", "secret", "generic", "keys", "--from-literal=password=opensesame"],
+            vec![
+                "create",
+                "configmap",
+                "words",
+                "--from-literal=greeting=hello",
+                "--from-literal=a.b=odd",
+            ],
+            vec![
+                "create",
+                "secret",
+                "generic",
+                "keys",
+                "--from-literal=password=opensesame",
+            ],
             vec!["create", "namespace", "other"],
-            vec!["-n", "other", "create", "configmap", "elsewhere", "--from-literal=x=NOTHING"],
+            vec![
+                "-n",
+                "other",
+                "create",
+                "configmap",
+                "elsewhere",
+                "--from-literal=x=NOTHING",
+            ],
         ] {
             server.kubectl(&command)?;
         }

@@ -4,7 +4,6 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::{
-    Node,
     machine::patient,
     process::{self, eventually},
     systemd::{self, property, systemctl},

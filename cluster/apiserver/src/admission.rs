@@ -217,6 +217,15 @@ pub async fn validate(
     escalation(api, actor, act, old, new)
 }
 
+/// NodeRestriction, of a Binding: all else that is looked at is a pod's.
+///
+/// # Errors
+/// 403.
+pub fn may_bind(actor: &Actor, act: &Act<'_>, binding: &Value) -> Result<(), Failure> {
+    restriction::check(&actor.user, &act.attributes(), None, Some(binding))
+        .map_err(|why| Failure::forbidden(act.resource, &act.name, why))
+}
+
 /// Nobody hands out more than they have (SEC-API-09).
 fn escalation(
     api: &Api,

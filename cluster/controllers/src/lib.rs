@@ -44,6 +44,7 @@ mod taint_eviction;
 mod template;
 mod ttl;
 mod ttl_after_finished;
+mod volume_binder;
 mod volume_protection;
 
 use futures_util::future::join_all;
@@ -79,6 +80,7 @@ use crate::{
     taint_eviction::TaintEviction,
     ttl::Ttl,
     ttl_after_finished::TtlAfterFinished,
+    volume_binder::VolumeBinder,
     volume_protection::{ClaimProtection, VolumeProtection},
 };
 
@@ -96,6 +98,7 @@ const ALL: &[(&str, Begins)] = &[
     (NodeLifecycle::NAME, ready::<NodeLifecycle>),
     (TaintEviction::NAME, ready::<TaintEviction>),
     (Ttl::NAME, ready::<Ttl>),
+    (VolumeBinder::NAME, ready::<VolumeBinder>),
     (VolumeProtection::NAME, ready::<VolumeProtection>),
     (Autoscalers::NAME, ready::<Autoscalers>),
     (CronJobs::NAME, ready::<CronJobs>),

@@ -18,6 +18,7 @@ mod selectable;
 mod selector;
 mod time;
 mod validate;
+mod volume;
 mod write;
 
 pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
@@ -29,3 +30,4 @@ pub use quantity::Quantity;
 pub use read::at;
 pub use selectable::{looked_at, selectable};
 pub use validate::{ephemeral_containers_update, resize_update};
+pub use volume::Room;

@@ -68,7 +68,7 @@ fn main() {
                     scheduler.bound(&pod.uid);
                     bound += 1;
                 }
-                Some(Decision::Wait { .. }) => waits += 1,
+                Some(Decision::Wait { .. } | Decision::Claim { .. }) => waits += 1,
                 None => break,
             }
             longest = longest.max(one.elapsed());

@@ -8,6 +8,7 @@ use crate::{
     cluster::Cluster,
     node::Lack,
     pod::{PodFacts, Wants},
+    profile::Weights,
     score::{self, Fit},
     unfit::{Refusal, Unfit},
     volumes::Claims,
@@ -22,11 +23,25 @@ const AVOIDED: i64 = 100_000;
 /// Nodes that a refusal names.
 const NAMED: usize = 10;
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
     pub fit: Fit,
     /// When so many nodes of a hundred that would do are found, no more are looked for (BO-06); 0: fewer of them, the larger the cluster is.
     pub percentage_of_nodes_to_score: usize,
+    pub weights: Weights,
+    /// Less important pods may be ended for one that fits nowhere.
+    pub preempts: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            fit: Fit::default(),
+            percentage_of_nodes_to_score: 0,
+            weights: Weights::default(),
+            preempts: true,
+        }
+    }
 }
 
 /// Decides, and remembers where it stopped looking.
@@ -163,9 +178,14 @@ impl Decider {
         if let [(only, _)] = fits {
             return *only;
         }
+        let weights = self.settings.weights;
         let mut scores: Vec<i64> = fits
             .iter()
-            .map(|(_, seen)| i64::from(seen.fit) + i64::from(seen.balance) + i64::from(seen.image))
+            .map(|(_, seen)| {
+                i64::from(seen.fit) * weights.fit
+                    + i64::from(seen.balance) * weights.balance
+                    + i64::from(seen.image) * weights.images
+            })
             .collect();
         let mut add = |raw: Vec<i64>, weight: i64| {
             for (score, raw) in scores.iter_mut().zip(raw) {
@@ -177,17 +197,17 @@ impl Decider {
         };
         let mut taints = of(&|seen| seen.disliked.into());
         score::shares(&mut taints, true);
-        add(taints, score::TAINTS);
+        add(taints, weights.taints);
         let mut preferences = of(&|seen| seen.preference.into());
         score::shares(&mut preferences, false);
-        add(preferences, score::NODE_AFFINITY);
+        add(preferences, weights.node_affinity);
         if around.has_preferences() {
             let mut drawn: Vec<i64> = fits
                 .iter()
                 .map(|(at, _)| around.drawn(cluster, *at))
                 .collect();
             score::between(&mut drawn);
-            add(drawn, score::POD_AFFINITY);
+            add(drawn, weights.pod_affinity);
         }
         if around.has_soft_spread() {
             let crowds: Vec<Option<i64>> = fits
@@ -201,7 +221,7 @@ impl Decider {
                 Some(_) if most == 0 => score::MOST,
                 Some(crowd) => score::MOST * (most + least - crowd) / most,
             };
-            add(crowds.into_iter().map(score).collect(), score::SPREAD);
+            add(crowds.into_iter().map(score).collect(), weights.spread);
         }
         if !reserve.avoided.is_empty() {
             let avoided = |at: usize| {
@@ -263,8 +283,8 @@ fn refusal(
         }
     }
     let facts = &cluster.nodes[at].facts;
-    if !reserve.claims.take(&facts.name, &facts.labels) {
-        return Some(Refused::One(Refusal::Volume));
+    if let Some(why) = reserve.claims.refusal(&facts.name, &facts.labels) {
+        return Some(Refused::One(why));
     }
     around.refuses(cluster, at, |_| 0).map(Refused::One)
 }

@@ -1,7 +1,9 @@
 //! The scheduler among others: watches tell it what is, and it binds, ends and tells.
 
+mod requests;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fmt::Debug,
     pin::pin,
     sync::Arc,
@@ -12,33 +14,39 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use k8s_openapi::{
     api::{
         core::v1::{
-            Binding, Event, EventSource, Namespace, Node, ObjectReference, PersistentVolume,
+            Event, EventSource, Namespace, Node, ObjectReference, PersistentVolume,
             PersistentVolumeClaim, Pod,
         },
         policy::v1::PodDisruptionBudget,
+        storage::v1::StorageClass,
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    runtime::{WatchStreamExt, watcher},
+use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
-use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     pod::PodFacts,
     scheduler::{Decision, Scheduler},
+    volumes::Step,
 };
+use requests::{CALL, Failed, Note, bind, keep, now, preempt};
 
-/// One request.
-const CALL: Duration = Duration::from_secs(10);
+/// Before a watch that has broken is begun again; twice as long each time.
+const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
 /// Bindings under way.
 const BINDINGS: usize = 256;
-/// Other requests under way: conditions, events, victims. More wait; events beyond are let go.
-const TELLING: usize = 1024;
+/// Events and conditions that wait to be written. Events beyond are let go, and conditions told again when the pod is tried again.
+const NOTES: usize = 8192;
+/// … that are under way: few while pods are bound, since that is what everybody waits for.
+const TELLING_BESIDE: usize = 4;
+const TELLING: usize = 64;
 /// Of what the watches say, taken before the next pod is decided.
 const AT_ONCE: usize = 512;
 /// Pods that are decided before the watches are looked at again.
@@ -57,6 +65,7 @@ enum Says {
     Namespace(Change<Namespace>),
     Volume(Change<PersistentVolume>),
     Claim(Change<PersistentVolumeClaim>),
+    Class(Change<StorageClass>),
     Budget(Change<PodDisruptionBudget>),
     /// All that there was is told, of one kind.
     Listed,
@@ -142,21 +151,33 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     let mut watched = Watched::new();
-    watcher(api, watcher::Config::default())
-        .default_backoff()
-        .flat_map(move |event| {
-            let changes = match event {
-                Ok(event) => watched.changes(event, bare),
-                Err(error) => {
-                    tracing::debug!(kind = %K::kind(&()), %error, "a watch is begun again");
-                    Vec::new()
-                }
-            };
-            stream::iter(changes).map(move |change| match change {
-                Change::Listed => Says::Listed,
-                change => says(change),
-            })
+    let events = watcher(api, watcher::Config::default()).boxed();
+    // a server that comes back is heard of soon
+    stream::unfold((events, AGAIN), async |(mut events, wait)| {
+        let event = events.next().await?;
+        let next = match &event {
+            Ok(watcher::Event::Init) => wait,
+            Ok(_) => AGAIN,
+            Err(_) => {
+                sleep(wait).await;
+                (wait * 2).min(AGAIN_MOST)
+            }
+        };
+        Some((event, (events, next)))
+    })
+    .flat_map(move |event| {
+        let changes = match event {
+            Ok(event) => watched.changes(event, bare),
+            Err(error) => {
+                tracing::debug!(kind = %K::kind(&()), %error, "a watch is begun again");
+                Vec::new()
+            }
+        };
+        stream::iter(changes).map(move |change| match change {
+            Change::Listed => Says::Listed,
+            change => says(change),
         })
+    })
 }
 
 macro_rules! bare {
@@ -175,10 +196,9 @@ macro_rules! bare {
 pub async fn run(
     client: Client,
     mut scheduler: Scheduler,
-    name: &str,
     ends: CancellationToken,
 ) -> Result<(), Error> {
-    const KINDS: usize = 6;
+    const KINDS: usize = 7;
     let watches = stream::select_all([
         watched(Api::all(client.clone()), Says::Pod, bare!(Pod)).boxed(),
         watched(Api::all(client.clone()), Says::Node, bare!(Node)).boxed(),
@@ -195,6 +215,7 @@ pub async fn run(
             bare!(PersistentVolumeClaim),
         )
         .boxed(),
+        watched(Api::all(client.clone()), Says::Class, bare!(StorageClass)).boxed(),
         watched(
             Api::all(client.clone()),
             Says::Budget,
@@ -205,9 +226,10 @@ pub async fn run(
     let mut watches = pin!(watches);
     let (done, mut results) = mpsc::channel(BINDINGS);
     let mut hands = Hands {
-        name: name.to_owned(),
         client,
         bindings: 0,
+        notes: VecDeque::new(),
+        telling: 0,
         done,
         tasks: JoinSet::new(),
         told: HashMap::new(),
@@ -233,7 +255,12 @@ pub async fn run(
         tokio::select! {
             biased;
             () = ends.cancelled() => break,
-            Some(result) = results.recv() => hands.bound(&mut scheduler, result),
+            Some(result) = results.recv() => {
+                hands.done(&mut scheduler, result);
+                while let Ok(result) = results.try_recv() {
+                    hands.done(&mut scheduler, result);
+                }
+            }
             says = watches.next() => {
                 hear(&mut scheduler, &mut hands, says.ok_or(Error::Watch("the API server"))?);
                 for _ in 0..AT_ONCE {
@@ -256,8 +283,17 @@ pub async fn run(
             };
             hands.act(decision);
         }
+        hands.tell_next(scheduler.active());
     }
-    let under_way = async { while hands.tasks.join_next().await.is_some() {} };
+    let under_way = async {
+        while !hands.tasks.is_empty() || !hands.notes.is_empty() {
+            hands.tell_next(0);
+            tokio::select! {
+                Some(result) = results.recv() => hands.done(&mut scheduler, result),
+                Some(_) = hands.tasks.join_next() => {}
+            }
+        }
+    };
     let _ = timeout(CALL, under_way).await;
     Ok(())
 }
@@ -294,6 +330,8 @@ fn hear(scheduler: &mut Scheduler, hands: &mut Hands, says: Says) {
         Says::Volume(Change::Gone(volume)) => scheduler.remove_volume(&volume.name_any()),
         Says::Claim(Change::Is(claim)) => scheduler.set_claim(&claim),
         Says::Claim(Change::Gone(claim)) => scheduler.remove_claim(&claim),
+        Says::Class(Change::Is(class)) => scheduler.set_class(&class),
+        Says::Class(Change::Gone(class)) => scheduler.remove_class(&class.name_any()),
         Says::Budget(Change::Is(budget)) => scheduler.set_budget(&budget),
         Says::Budget(Change::Gone(budget)) => scheduler.remove_budget(&budget),
         Says::Listed
@@ -302,23 +340,31 @@ fn hear(scheduler: &mut Scheduler, hands: &mut Hands, says: Says) {
         | Says::Namespace(Change::Listed)
         | Says::Volume(Change::Listed)
         | Says::Claim(Change::Listed)
+        | Says::Class(Change::Listed)
         | Says::Budget(Change::Listed) => {}
     }
 }
 
-struct Bound {
-    pod: PodFacts,
-    node: Arc<str>,
-    failed: Option<String>,
+/// What has come of a request.
+enum Done {
+    Bound {
+        pod: PodFacts,
+        node: Arc<str>,
+        failed: Option<Failed>,
+    },
+    /// Not all of it could be written.
+    NotKept(Vec<Step>),
+    /// A note is written, or let go; of the pod that still does not know why it waits.
+    Told(Option<Arc<str>>),
 }
 
 /// What is done by requests.
 struct Hands {
     client: Client,
-    /// The scheduler's own.
-    name: String,
     bindings: usize,
-    done: mpsc::Sender<Bound>,
+    notes: VecDeque<Note>,
+    telling: usize,
+    done: mpsc::Sender<Done>,
     tasks: JoinSet<()>,
     /// What each pod that waits was last told, and where room is made for it.
     told: HashMap<Arc<str>, (String, Option<Arc<str>>)>,
@@ -328,11 +374,23 @@ impl Hands {
     fn act(&mut self, decision: Decision) {
         match decision {
             Decision::Bind { pod, node } => {
+                self.told.remove(&pod.uid);
                 self.bindings += 1;
                 let (client, done) = (self.client.clone(), self.done.clone());
                 self.tasks.spawn(async move {
                     let failed = bind(client, &pod, &node).await.err();
-                    let _ = done.send(Bound { pod, node, failed }).await;
+                    let _ = done.send(Done::Bound { pod, node, failed }).await;
+                });
+            }
+            // the volume binder is at it
+            Decision::Claim { steps, .. } if steps.is_empty() => {}
+            Decision::Claim { pod, node, steps } => {
+                let (client, done) = (self.client.clone(), self.done.clone());
+                self.spawn(async move {
+                    if let Err(why) = keep(client, &steps, &node).await {
+                        tracing::warn!(pod = pod.shown(), %node, why, "its claims find no volumes");
+                        let _ = done.send(Done::NotKept(steps)).await;
+                    }
                 });
             }
             Decision::Wait { pod, unfit, room } => {
@@ -345,9 +403,19 @@ impl Hands {
                 let is_new = self.told.get(&pod.uid) != Some(&now);
                 self.told.insert(pod.uid.clone(), now);
                 if is_new {
-                    self.tell(&pod, "Warning", "FailedScheduling", message.clone());
-                    let (client, pod) = (self.client.clone(), pod.clone());
-                    self.spawn(async move { waits(client, &pod, &message, at).await });
+                    self.tell(
+                        &pod.scheduler,
+                        &pod,
+                        "Warning",
+                        "FailedScheduling",
+                        message.clone(),
+                    );
+                    if self.notes.len() < NOTES {
+                        self.notes
+                            .push_back(Note::Waits(Box::new(pod.clone()), message, at));
+                    } else {
+                        self.told.remove(&pod.uid);
+                    }
                 }
                 if let Some((node, victims)) = room {
                     for victim in victims {
@@ -358,22 +426,40 @@ impl Hands {
         }
     }
 
-    fn bound(&mut self, scheduler: &mut Scheduler, bound: Bound) {
-        self.bindings -= 1;
-        match bound.failed {
-            None => {
-                scheduler.bound(&bound.pod.uid);
-                self.told.remove(&bound.pod.uid);
-                let note = format!(
-                    "Successfully assigned {} to {}",
-                    bound.pod.shown(),
-                    bound.node
-                );
-                self.tell(&bound.pod, "Normal", "Scheduled", note);
+    fn done(&mut self, scheduler: &mut Scheduler, done: Done) {
+        match done {
+            Done::Told(untold) => {
+                self.telling -= 1;
+                if let Some(uid) = untold {
+                    self.told.remove(&uid);
+                    scheduler.try_again(&uid);
+                }
             }
-            Some(why) => {
-                tracing::warn!(pod = bound.pod.shown(), node = %bound.node, why, "a pod is not bound");
-                scheduler.not_bound(&bound.pod.uid, bound.node);
+            Done::NotKept(steps) => scheduler.not_kept(&steps),
+            Done::Bound { pod, node, failed } => {
+                self.bindings -= 1;
+                self.bound(scheduler, pod, node, failed);
+            }
+        }
+    }
+
+    fn bound(
+        &mut self,
+        scheduler: &mut Scheduler,
+        pod: PodFacts,
+        node: Arc<str>,
+        failed: Option<Failed>,
+    ) {
+        match failed {
+            None => {
+                scheduler.bound(&pod.uid);
+                self.told.remove(&pod.uid);
+                let note = format!("Successfully assigned {} to {node}", pod.shown());
+                self.tell(&pod.scheduler, &pod, "Normal", "Scheduled", note);
+            }
+            Some(Failed { why, of_node }) => {
+                tracing::warn!(pod = pod.shown(), %node, why, "a pod is not bound");
+                scheduler.not_bound(&pod.uid, of_node.then_some(node));
             }
         }
     }
@@ -384,7 +470,7 @@ impl Hands {
             return;
         }
         let note = format!("Preempted by pod {} on node {node}", pod.uid);
-        self.tell(&victim, "Normal", "Preempted", note);
+        self.tell(&pod.scheduler, &victim, "Normal", "Preempted", note);
         let client = self.client.clone();
         self.spawn(async move {
             if let Err(why) = preempt(client, &victim).await {
@@ -393,9 +479,9 @@ impl Hands {
         });
     }
 
-    /// An event, if there is room for it.
-    fn tell(&mut self, pod: &PodFacts, type_: &str, reason: &str, message: String) {
-        if self.tasks.len() >= TELLING {
+    /// An event, if there is room for it; `by` is the scheduler's name.
+    fn tell(&mut self, by: &str, pod: &PodFacts, type_: &str, reason: &str, message: String) {
+        if self.notes.len() >= NOTES {
             return;
         }
         let now = Time(now());
@@ -418,96 +504,44 @@ impl Hands {
             reason: Some(reason.into()),
             message: Some(message),
             source: Some(EventSource {
-                component: Some(self.name.clone()),
+                component: Some(by.to_owned()),
                 host: None,
             }),
-            reporting_component: Some(self.name.clone()),
-            reporting_instance: Some(self.name.clone()),
+            reporting_component: Some(by.to_owned()),
+            reporting_instance: Some(by.to_owned()),
             first_timestamp: Some(now.clone()),
             last_timestamp: Some(now),
             count: Some(1),
             ..Event::default()
         };
-        let api = Api::<Event>::namespaced(self.client.clone(), &namespace);
-        self.tasks.spawn(async move {
-            if let Err(why) = within(api.create(&PostParams::default(), &event)).await {
-                tracing::debug!(why, "an event is not written");
+        self.notes.push_back(Note::Event(Box::new(event)));
+    }
+
+    /// Writes what waits, as much at once as is right just now.
+    fn tell_next(&mut self, active: usize) {
+        let most = match self.bindings + active {
+            0 => TELLING,
+            _ => TELLING_BESIDE,
+        };
+        while self.telling < most
+            && let Some(note) = self.notes.pop_front()
+        {
+            // it has been decided meanwhile
+            if let Note::Waits(pod, message, at) = &note
+                && self.told.get(&pod.uid) != Some(&(message.clone(), at.clone()))
+            {
+                continue;
             }
-        });
+            self.telling += 1;
+            let (client, done) = (self.client.clone(), self.done.clone());
+            self.tasks.spawn(async move {
+                let untold = note.write(client).await;
+                let _ = done.send(Done::Told(untold)).await;
+            });
+        }
     }
 
     fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
-}
-
-/// In whole seconds, as the API keeps it.
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default()
-}
-
-async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    match timeout(CALL, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
-    }
-}
-
-fn pods(client: Client, pod: &PodFacts) -> Api<Pod> {
-    Api::namespaced(client, &pod.wants().namespace)
-}
-
-async fn bind(client: Client, pod: &PodFacts, node: &str) -> Result<(), String> {
-    let binding = Binding {
-        metadata: ObjectMeta {
-            name: Some(pod.name.to_string()),
-            namespace: Some(pod.wants().namespace.clone()),
-            uid: Some(pod.uid.to_string()),
-            ..ObjectMeta::default()
-        },
-        target: ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(node.to_owned()),
-            ..ObjectReference::default()
-        },
-    };
-    let api = pods(client, pod);
-    let params = PostParams::default();
-    let call = api.create_subresource::<_, Status>("binding", &pod.name, &params, &binding);
-    within(call).await.map(drop)
-}
-
-/// Tells the pod why it waits, and where room is made for it.
-async fn waits(client: Client, pod: &PodFacts, message: &str, nominated: Option<Arc<str>>) {
-    let mut status = json!({"conditions": [{
-        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, "lastTransitionTime": now().to_string(),
-    }]});
-    if let Some(node) = nominated {
-        status["nominatedNodeName"] = json!(*node);
-    }
-    let patch = Patch::Strategic(json!({"metadata": {"uid": *pod.uid}, "status": status}));
-    let api = pods(client, pod);
-    let params = PatchParams::default();
-    if let Err(why) = within(api.patch_status(&pod.name, &params, &patch)).await {
-        tracing::debug!(pod = pod.shown(), why, "a pod is not told why it waits");
-    }
-}
-
-async fn preempt(client: Client, victim: &PodFacts) -> Result<(), String> {
-    let api = pods(client, victim);
-    let condition = json!({"metadata": {"uid": *victim.uid}, "status": {"conditions": [{
-        "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-        "message": "default-scheduler: preempting to accommodate a higher priority pod", "lastTransitionTime": now().to_string(),
-    }]}});
-    let patch = Patch::Strategic(condition);
-    within(api.patch_status(&victim.name, &PatchParams::default(), &patch)).await?;
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(victim.uid.to_string()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    within(api.delete(&victim.name, &params)).await.map(drop)
 }

@@ -191,6 +191,8 @@ impl Spread {
 /// All that says where a pod may be and how well it would be there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Wants {
+    /// Whose profile it is scheduled by.
+    pub scheduler: String,
     pub namespace: String,
     pub labels: Labels,
     /// Its controller's uid.
@@ -287,6 +289,7 @@ impl Wants {
         images.dedup();
         let volumes = spec.volumes.iter().flatten();
         Self {
+            scheduler: spec.scheduler_name.clone().unwrap_or_default(),
             requests: amounts::requests(spec),
             weighed: amounts::weighed(spec),
             ports: ports(spec),
@@ -318,7 +321,13 @@ impl Wants {
             images,
             claims: volumes
                 .filter_map(|volume| {
-                    Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone())
+                    let claim = volume.persistent_volume_claim.as_ref();
+                    // of an ephemeral one, a claim is made whose name is made of both
+                    let ephemeral = volume.ephemeral.as_ref().map(|_| {
+                        let pod = meta.name.as_deref().unwrap_or_default();
+                        format!("{pod}-{}", volume.name)
+                    });
+                    claim.map(|claim| claim.claim_name.clone()).or(ephemeral)
                 })
                 .collect(),
             namespace,

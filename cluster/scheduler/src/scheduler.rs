@@ -9,6 +9,7 @@ use std::{
 use k8s_openapi::api::{
     core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    storage::v1::StorageClass,
 };
 
 use crate::{
@@ -17,10 +18,11 @@ use crate::{
     node::NodeFacts,
     pod::PodFacts,
     preempt::{Budget, Room, make_room},
+    profile::Profile,
     queue::Queue,
     selector::Labels,
     unfit::{Cures, Unfit},
-    volumes::Volumes,
+    volumes::{Step, Volumes},
 };
 
 /// For so long no pod of its kind goes where one has failed, if it can go elsewhere.
@@ -42,6 +44,12 @@ const NOT_TAKEN: [&str; 5] = [
 pub enum Decision {
     /// It counts as there from now on: tell [`Scheduler::bound`] or [`Scheduler::not_bound`].
     Bind { pod: PodFacts, node: Arc<str> },
+    /// It waits for claims: `steps` are to be written for this node, if there are any left; tell [`Scheduler::not_kept`] of those that are not.
+    Claim {
+        pod: PodFacts,
+        node: Arc<str>,
+        steps: Vec<Step>,
+    },
     /// It waits. Where room can be made for it, `room` says whom to end.
     Wait {
         pod: PodFacts,
@@ -55,7 +63,7 @@ pub enum Decision {
 #[derive(Debug)]
 pub struct Scheduler {
     /// Pods that ask for another one are not looked at.
-    name: String,
+    profiles: Vec<Profile>,
     cluster: Cluster,
     queue: Queue,
     decider: Decider,
@@ -69,8 +77,15 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub fn new(name: &str, settings: Settings, seed: u64) -> Self {
+        Self::with(vec![Profile::new(name, settings)], seed)
+    }
+
+    /// Each pod is scheduled by the profile that it names.
+    pub fn with(profiles: Vec<Profile>, seed: u64) -> Self {
+        let settings = profiles.first().map(|profile| profile.settings);
+        let settings = settings.unwrap_or_default();
         Self {
-            name: name.to_owned(),
+            profiles,
             cluster: Cluster::default(),
             queue: Queue::default(),
             decider: Decider::new(settings, seed),
@@ -79,6 +94,12 @@ impl Scheduler {
             failures: HashMap::new(),
             assumed: HashSet::new(),
         }
+    }
+
+    fn settings(&self, scheduler: &str) -> Option<Settings> {
+        let mut profiles = self.profiles.iter();
+        let profile = profiles.find(|profile| profile.name == scheduler)?;
+        Some(profile.settings)
     }
 
     pub fn nodes(&self) -> usize {
@@ -129,7 +150,7 @@ impl Scheduler {
             }
         } else if facts.deleted {
             self.remove_pod(&facts.uid);
-        } else if facts.scheduler == self.name && !self.assumed.contains(&facts.uid) {
+        } else if self.settings(&facts.scheduler).is_some() && !self.assumed.contains(&facts.uid) {
             self.nominate(&facts);
             self.queue.set(facts);
         }
@@ -199,6 +220,21 @@ impl Scheduler {
         self.volumes.remove_claim(claim);
     }
 
+    pub fn set_class(&mut self, class: &StorageClass) {
+        self.volumes.set_class(class);
+        self.queue.happened(Cures::VOLUME);
+    }
+
+    pub fn remove_class(&mut self, name: &str) {
+        self.volumes.remove_class(name);
+    }
+
+    /// What was to be written for claims is not, or only in part.
+    pub fn not_kept(&mut self, steps: &[Step]) {
+        self.volumes.forget(steps);
+        self.queue.happened(Cures::VOLUME);
+    }
+
     pub fn set_budget(&mut self, budget: &PodDisruptionBudget) {
         self.budgets.insert(key(budget), Budget::of(budget));
     }
@@ -211,6 +247,9 @@ impl Scheduler {
     pub fn step(&mut self) -> Option<Decision> {
         let now = Instant::now();
         let pod = self.queue.take(now)?;
+        if let Some(settings) = self.settings(&pod.scheduler) {
+            self.decider.settings = settings;
+        }
         let mut reserve = Reserve::default();
         if !self.failures.is_empty() {
             let me = who(&pod);
@@ -225,13 +264,23 @@ impl Scheduler {
         match self.decider.decide(&mut self.cluster, &pod, &reserve) {
             Ok(at) => {
                 let node = self.cluster.name(at);
+                if reserve.claims.are_delayed() {
+                    let facts = &self.cluster.nodes[at].facts;
+                    let steps = reserve.claims.steps(&facts.name, &facts.labels);
+                    let steps = steps.unwrap_or_default();
+                    self.volumes.assume(&steps);
+                    // its room is kept meanwhile
+                    self.cluster.nominate(pod.clone(), at);
+                    self.queue.unfit(&pod.uid, Cures::VOLUME, now);
+                    return Some(Decision::Claim { pod, node, steps });
+                }
                 self.assumed.insert(pod.uid.clone());
                 self.cluster.set_pod(pod.clone(), &node);
                 Some(Decision::Bind { pod, node })
             }
             Err(mut unfit) => {
                 let mut room = None;
-                if unfit.pod.is_none() && unfit.nodes > 0 {
+                if self.decider.settings.preempts && unfit.pod.is_none() && unfit.nodes > 0 {
                     match self.make_room(&pod, &unfit, &reserve) {
                         Ok((at, victims)) => {
                             self.cluster.nominate(pod.clone(), at);
@@ -265,13 +314,20 @@ impl Scheduler {
         self.queue.remove(uid);
     }
 
-    /// It could not be bound: it is tried again, and rather elsewhere.
-    pub fn not_bound(&mut self, uid: &Arc<str>, node: Arc<str>) {
+    /// One that waits is decided once more, after its back-off.
+    pub fn try_again(&mut self, uid: &Arc<str>) {
+        if !self.assumed.contains(uid) {
+            self.queue.again(uid);
+        }
+    }
+
+    /// It could not be bound: it is tried again, and rather elsewhere than at `avoided`.
+    pub fn not_bound(&mut self, uid: &Arc<str>, avoided: Option<Arc<str>>) {
         // the watch has told otherwise meanwhile: it is bound, or gone
         if !self.assumed.remove(uid) {
             return;
         }
-        if let Some(placed) = self.cluster.pods.get(uid) {
+        if let (Some(placed), Some(node)) = (self.cluster.pods.get(uid), avoided) {
             let pod = placed.facts.clone();
             self.avoid(&pod, node);
         }

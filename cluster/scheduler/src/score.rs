@@ -9,12 +9,6 @@ use crate::{
 
 pub const MOST: i64 = 100;
 
-/// Upstream's weights.
-pub const TAINTS: i64 = 3;
-pub const NODE_AFFINITY: i64 = 2;
-pub const SPREAD: i64 = 2;
-pub const POD_AFFINITY: i64 = 2;
-
 /// Where pods go among nodes that have room (BO-03).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fit {

@@ -157,6 +157,14 @@ impl NodeTerm {
             && self.fields.iter().all(|one| one.takes(field(one)))
     }
 
+    /// The values of a label outside which it takes nothing.
+    pub fn only_with(&self, label: &str) -> Option<&[String]> {
+        self.labels
+            .iter()
+            .find(|one| one.operator == Operator::In && one.key == label)
+            .map(|one| one.values.as_slice())
+    }
+
     /// The one node that it can take, where it names one: so a DaemonSet's pods are asked for.
     pub fn only_node(&self) -> Option<&str> {
         self.fields

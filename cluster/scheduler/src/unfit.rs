@@ -21,6 +21,8 @@ pub enum Refusal {
     Lacks(Lack),
     /// A PersistentVolume that it claims is elsewhere.
     Volume,
+    /// No volume for a claim that waits for a node reaches this one.
+    NoVolume,
     Affinity,
     AntiAffinity,
     /// By the anti-affinity of one that is there.
@@ -47,7 +49,7 @@ impl Refusal {
             Self::Lacks(_) | Self::AntiAffinity | Self::Repelled => Cures::NODE | Cures::POD_GONE,
             Self::Affinity => Cures::NODE | Cures::POD_THERE,
             Self::Spread => Cures::NODE | Cures::POD_GONE | Cures::POD_THERE,
-            Self::Volume => Cures::NODE | Cures::VOLUME,
+            Self::Volume | Self::NoVolume => Cures::NODE | Cures::VOLUME,
         }
     }
 }
@@ -69,6 +71,9 @@ impl fmt::Display for Refusal {
                 f.write_str("node(s) didn't have free ports for the requested pod ports")
             }
             Self::Volume => f.write_str("node(s) had volume node affinity conflict"),
+            Self::NoVolume => {
+                f.write_str("node(s) didn't find available persistent volumes to bind")
+            }
             Self::Affinity => f.write_str("node(s) didn't match pod affinity rules"),
             Self::AntiAffinity => f.write_str("node(s) didn't match pod anti-affinity rules"),
             Self::Repelled => {

@@ -1,9 +1,12 @@
 //! `berth scheduler`: pods get nodes.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use berth_leader::Seat;
-use berth_scheduler::{Fit, Scheduler as Inner, Settings};
+use berth_scheduler::{Fit, Profile, Scheduler as Inner, Settings};
 use clap::Args;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +34,9 @@ pub struct Scheduler {
     /// When so many nodes of a hundred would do, no more are looked for; 0: fewer of them, the larger the cluster is
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     percentage_of_nodes_to_score: u8,
+    /// A KubeSchedulerConfiguration (YAML): profiles, each with a schedulerName, weights of scores, how pods fit, whether room is made for them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["fit", "percentage_of_nodes_to_score", "scheduler_name"])]
+    config: Option<PathBuf>,
     /// Pods that ask for this one are scheduled
     #[arg(long, value_name = "NAME", default_value = "default-scheduler")]
     scheduler_name: String,
@@ -44,34 +50,32 @@ impl Scheduler {
         super::serve();
         let client = super::client(&self.kubeconfig).await?;
         let ends = super::ended()?;
-        let settings = Settings {
-            fit: self.fit,
-            percentage_of_nodes_to_score: self.percentage_of_nodes_to_score.into(),
+        let profiles = match &self.config {
+            Some(file) => read(file)?,
+            None => vec![Profile::new(
+                &self.scheduler_name,
+                Settings {
+                    fit: self.fit,
+                    percentage_of_nodes_to_score: self.percentage_of_nodes_to_score.into(),
+                    ..Settings::default()
+                },
+            )],
         };
-        let wish = Wish {
-            name: self.scheduler_name,
-            settings,
-        };
-        schedule(client, wish, self.leader_elect, ends)
+        schedule(client, profiles, self.leader_elect, ends)
             .await
             .map(|()| ExitCode::SUCCESS)
     }
 }
 
-/// Which pods are scheduled, and how.
-pub struct Wish {
-    name: String,
-    settings: Settings,
+fn read(file: &Path) -> Result<Vec<Profile>, Error> {
+    let unusable = |why: String| failed(format!("cannot use {}", file.display()), why);
+    let text = std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
+    let value = serde_saphyr::from_str(&text).map_err(|error| unusable(error.to_string()))?;
+    Profile::all(value).map_err(unusable)
 }
 
-pub fn by_default() -> Wish {
-    Wish {
-        name: "default-scheduler".into(),
-        settings: Settings {
-            fit: Fit::Worst,
-            percentage_of_nodes_to_score: 0,
-        },
-    }
+pub fn by_default() -> Vec<Profile> {
+    vec![Profile::new("default-scheduler", Settings::default())]
 }
 
 /// Until `ends`.
@@ -80,7 +84,7 @@ pub fn by_default() -> Wish {
 /// The lead is lost, or a watch ends.
 pub async fn schedule(
     client: Client,
-    wish: Wish,
+    profiles: Vec<Profile>,
     elect: bool,
     ends: CancellationToken,
 ) -> Result<(), Error> {
@@ -88,9 +92,9 @@ pub async fn schedule(
         .elapsed()
         .unwrap_or_default()
         .subsec_nanos();
-    let inner = Inner::new(&wish.name, wish.settings, seed.into());
+    let inner = Inner::with(profiles, seed.into());
     let stopped = |why: String| failed("scheduling has stopped", why);
-    let schedules = |ends| berth_scheduler::run(client.clone(), inner, &wish.name, ends);
+    let schedules = |ends| berth_scheduler::run(client.clone(), inner, ends);
     if !elect {
         let done = schedules(ends).await;
         return done.map_err(|error| stopped(error.to_string()));

@@ -2,7 +2,7 @@
 //! what is there at each moment, as the API tells it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
@@ -35,6 +35,8 @@ struct Seen {
     /// By uid: whether it is ready.
     pods: HashMap<String, bool>,
     counts: Counts,
+    /// Of all that there ever were: their uids and labels.
+    ever: HashMap<String, BTreeMap<String, String>>,
 }
 
 impl Seen {
@@ -61,6 +63,15 @@ pub struct Hollow {
 
 impl Hollow {
     pub fn start(server: &Server) -> Result<Self> {
+        Self::start_for(server, false)
+    }
+
+    /// Only for pods that have a node: a scheduler gives it to them.
+    pub fn start_beside_a_scheduler(server: &Server) -> Result<Self> {
+        Self::start_for(server, true)
+    }
+
+    fn start_for(server: &Server, bound_only: bool) -> Result<Self> {
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig())?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (ends, until) = oneshot::channel::<()>();
@@ -72,7 +83,7 @@ impl Hollow {
             runtime.block_on(async {
                 tokio::select! {
                     _ = until => {}
-                    done = follow(kubeconfig, &counts) => {
+                    done = follow(kubeconfig, &counts, bound_only) => {
                         if let Err(error) = done {
                             eprintln!("the hollow kubelets have ended: {error:#}");
                         }
@@ -95,6 +106,14 @@ impl Hollow {
             .begin();
     }
 
+    /// How many pods with this label there have ever been.
+    pub fn ever(&self, label: &str, value: &str) -> usize {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let has =
+            |labels: &&BTreeMap<String, String>| labels.get(label).is_some_and(|is| is == value);
+        seen.ever.values().filter(has).count()
+    }
+
     pub fn counts(&self) -> Counts {
         self.seen
             .lock()
@@ -112,7 +131,7 @@ impl Drop for Hollow {
     }
 }
 
-async fn follow(kubeconfig: Kubeconfig, seen: &Mutex<Seen>) -> Result<()> {
+async fn follow(kubeconfig: Kubeconfig, seen: &Mutex<Seen>, bound_only: bool) -> Result<()> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;
     let all: Api<Pod> = Api::all(client.clone());
@@ -123,8 +142,11 @@ async fn follow(kubeconfig: Kubeconfig, seen: &Mutex<Seen>) -> Result<()> {
         match event {
             Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
                 note(seen, &pod, true);
-                // it may have changed or gone meanwhile: then the watch says so
-                let _ = drive(&client, &pod).await;
+                let has_node = pod.spec.as_ref().is_some_and(|it| it.node_name.is_some());
+                if has_node || !bound_only {
+                    // it may have changed or gone meanwhile: then the watch says so
+                    let _ = drive(&client, &pod).await;
+                }
             }
             Ok(watcher::Event::Delete(pod)) => note(seen, &pod, false),
             Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
@@ -137,6 +159,8 @@ async fn follow(kubeconfig: Kubeconfig, seen: &Mutex<Seen>) -> Result<()> {
 fn note(seen: &Mutex<Seen>, pod: &Pod, is_there: bool) {
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let uid = pod.uid().unwrap_or_default();
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    seen.ever.insert(uid.clone(), labels);
     if is_there && pod.metadata.deletion_timestamp.is_none() {
         seen.pods.insert(uid, is_ready(pod));
     } else {

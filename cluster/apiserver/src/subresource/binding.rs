@@ -1,18 +1,27 @@
 //! A pod is bound to a node: by `pods/x/binding`, or by a Binding that is made.
+//!
+//! Each pod of a cluster comes by here once, and many at a time, so the pod goes no other write's way: nothing of it changes but what is set here, its fields get no
+//! owner (as upstream), and what admission has to say it says of the Binding.
 
 use berth_schema::GroupVersionKind;
+use berth_store::Revision;
 use http::Response;
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{Act, topology, webhooks},
+    admission::{self, Act, topology, webhooks},
     api::{Actor, Api, Call},
-    body, clock,
+    body,
+    catalog::Resource,
+    clock,
     failure::Failure,
     object,
     respond::Body,
-    write::{self, Part},
+    storage::{Beside, Stored, Written},
 };
+
+/// How often it is tried anew where another was quicker to change the pod.
+const ATTEMPTS: usize = 6;
 
 pub async fn create(api: &Api, call: &Call) -> Result<Response<Body>, Failure> {
     let binding = body::object(call, &GroupVersionKind::new("v1", "Binding"), false)?;
@@ -37,7 +46,7 @@ pub async fn bind(
     namespace: &str,
     name: &str,
     binding: &Value,
-) -> Result<Value, Failure> {
+) -> Result<(), Failure> {
     let catalog = api.served.now();
     let pods = catalog
         .resource("", "v1", "pods")
@@ -54,6 +63,7 @@ pub async fn bind(
     topology::merge(&mut binding, to);
     let act = Act::create(pods, namespace, name, "binding");
     webhooks::mutate(api, actor, &act, None, &mut binding).await?;
+    admission::may_bind(actor, &act, &binding)?;
     webhooks::validate(api, actor, &act, None, Some(&binding)).await?;
     let node = object::text(&binding, "/target/name").to_owned();
     let kind = object::text(&binding, "/target/kind");
@@ -83,85 +93,110 @@ pub async fn bind(
             "Required value",
         ));
     }
-    let uid = object::uid(&binding).to_owned();
-    let version = object::text(&binding, "/metadata/resourceVersion").to_owned();
-    write::modify(api, actor, pods, namespace, name, Part::Whole, |pod| {
-        if !uid.is_empty() && uid != object::uid(pod) {
-            return Err(Failure::conflict(
-                pods,
-                name,
-                format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    object::uid(pod)
-                ),
-            ));
+    let key = pods.key(namespace, name);
+    for _ in 0..ATTEMPTS {
+        let Some(Stored {
+            value: mut pod,
+            revision,
+        }) = api.storage.read(&key).await?
+        else {
+            return Err(Failure::not_found(pods, name));
+        };
+        may_be_bound(pods, name, &pod, revision, &binding)?;
+        set_node(&mut pod, &node, &binding);
+        if actor.dry_run {
+            return Ok(());
         }
-        let is = object::text(pod, "/metadata/resourceVersion");
-        if !version.is_empty() && version != is {
-            return Err(Failure::conflict(
-                pods,
-                name,
-                format!(
-                    "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {is}"
-                ),
-            ));
+        let beside = Beside::default();
+        if let Written::At(_) = api.storage.put(&key, &pod, revision, &beside).await? {
+            return Ok(());
         }
-        if object::is_deleting(pod) {
-            return Err(Failure::conflict(
-                pods,
-                name,
-                format!("pod {name} is being deleted, cannot be assigned to a host"),
-            ));
+    }
+    Err(Failure::modified(pods, name))
+}
+
+fn may_be_bound(
+    pods: &Resource,
+    name: &str,
+    pod: &Value,
+    revision: Revision,
+    binding: &Value,
+) -> Result<(), Failure> {
+    let (wanted, uid) = (object::uid(binding), object::uid(pod));
+    if !wanted.is_empty() && wanted != uid {
+        return Err(Failure::conflict(
+            pods,
+            name,
+            format!(
+                "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
+            ),
+        ));
+    }
+    let (wanted, is) = (object::resource_version(binding), revision.to_string());
+    if !wanted.is_empty() && wanted != is {
+        return Err(Failure::conflict(
+            pods,
+            name,
+            format!(
+                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {is}"
+            ),
+        ));
+    }
+    if object::is_deleting(pod) {
+        return Err(Failure::conflict(
+            pods,
+            name,
+            format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
+    }
+    let bound = object::text(pod, "/spec/nodeName");
+    if !bound.is_empty() {
+        return Err(Failure::conflict(
+            pods,
+            name,
+            format!("pod {name} is already assigned to node {bound:?}"),
+        ));
+    }
+    let gates = pod
+        .pointer("/spec/schedulingGates")
+        .and_then(Value::as_array);
+    if gates.is_some_and(|gates| !gates.is_empty()) {
+        return Err(Failure::conflict(
+            pods,
+            name,
+            format!("pod {name} has non-empty .spec.schedulingGates"),
+        ));
+    }
+    Ok(())
+}
+
+fn set_node(pod: &mut Value, node: &str, binding: &Value) {
+    object::part(pod, "spec").insert("nodeName".into(), node.into());
+    let status = object::part(pod, "status");
+    // it was a hint, until now
+    status.remove("nominatedNodeName");
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    if let Some(conditions) = conditions.as_array_mut() {
+        conditions.retain(|condition| condition["type"] != "PodScheduled");
+        conditions.push(json!({
+            "type": "PodScheduled",
+            "status": "True",
+            "lastProbeTime": null,
+            "lastTransitionTime": clock::time(clock::now()),
+        }));
+    }
+    // what the scheduler says of the pod along with it
+    if let Some(annotations) = binding
+        .pointer("/metadata/annotations")
+        .and_then(Value::as_object)
+    {
+        let metadata = object::metadata(pod);
+        let own = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(own) = own.as_object_mut() {
+            own.extend(annotations.clone());
         }
-        let bound = object::text(pod, "/spec/nodeName");
-        if !bound.is_empty() {
-            return Err(Failure::conflict(
-                pods,
-                name,
-                format!("pod {name} is already assigned to node {bound:?}"),
-            ));
-        }
-        let gated = pod
-            .pointer("/spec/schedulingGates")
-            .and_then(Value::as_array)
-            .is_some_and(|gates| !gates.is_empty());
-        if gated {
-            return Err(Failure::conflict(
-                pods,
-                name,
-                format!("pod {name} has non-empty .spec.schedulingGates"),
-            ));
-        }
-        let mut new = pod.clone();
-        object::part(&mut new, "spec").insert("nodeName".into(), node.as_str().into());
-        let status = object::part(&mut new, "status");
-        // it was a hint, until now
-        status.remove("nominatedNodeName");
-        let conditions = status.entry("conditions").or_insert_with(|| json!([]));
-        if let Some(conditions) = conditions.as_array_mut() {
-            conditions.retain(|condition| condition["type"] != "PodScheduled");
-            conditions.push(json!({
-                "type": "PodScheduled",
-                "status": "True",
-                "lastProbeTime": null,
-                "lastTransitionTime": clock::time(clock::now()),
-            }));
-        }
-        // what the scheduler says of the pod along with it
-        if let Some(annotations) = binding
-            .pointer("/metadata/annotations")
-            .and_then(Value::as_object)
-        {
-            let metadata = object::metadata(&mut new);
-            let own = metadata.entry("annotations").or_insert_with(|| json!({}));
-            if let Some(own) = own.as_object_mut() {
-                own.extend(annotations.clone());
-            }
-        }
-        let labels = binding.pointer("/metadata/labels");
-        let labels = labels.and_then(Value::as_object).cloned();
-        topology::merge(&mut new, labels.unwrap_or_default());
-        Ok(new)
-    })
-    .await
+    }
+    let labels = binding.pointer("/metadata/labels");
+    let labels = labels.and_then(Value::as_object).cloned();
+    topology::merge(pod, labels.unwrap_or_default());
 }
