@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::super::{Result, client::Client};
 
@@ -34,9 +34,10 @@ pub struct Seen {
 }
 
 #[derive(Deserialize)]
-struct Event {
+struct Event<'a> {
     r#type: String,
-    object: Object,
+    #[serde(borrow)]
+    object: &'a RawValue,
 }
 
 #[derive(Deserialize)]
@@ -103,13 +104,18 @@ impl Pods {
             self.rest
                 .extend_from_slice(frame.data_ref().map_or(&[], |data| data));
             while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-                let event: Event = serde_json::from_slice(&self.rest.split_to(end + 1))?;
+                let line = self.rest.split_to(end + 1);
+                let event: Event<'_> = serde_json::from_slice(&line)?;
+                if event.r#type == "ERROR" {
+                    return Err(format!("the watch is ended: {}", event.object).into());
+                }
+                let object: Object = serde_json::from_str(event.object.get())?;
                 let is_ready = |one: &Condition| one.r#type == "Ready" && one.status == "True";
                 seen.push(Seen {
-                    name: event.object.metadata.name,
-                    node: event.object.spec.node_name,
-                    ready: event.object.status.conditions.iter().any(is_ready),
-                    deleting: event.object.metadata.deletion_timestamp.is_some(),
+                    name: object.metadata.name,
+                    node: object.spec.node_name,
+                    ready: object.status.conditions.iter().any(is_ready),
+                    deleting: object.metadata.deletion_timestamp.is_some(),
                     gone: event.r#type == "DELETED",
                 });
             }
