@@ -170,7 +170,14 @@ impl Collector {
             }
             return Ok(());
         }
-        let propagation = if waiting > 0 && !self.dependents(&entry.uid).is_empty() {
+        let dependents = self.dependents(&entry.uid);
+        let propagation = if waiting > 0 && !dependents.is_empty() {
+            if self
+                .unblock(api, resource, entry, &value, &dependents)
+                .await?
+            {
+                return Ok(());
+            }
             Propagation::Foreground
         } else if finalizers.contains(&ORPHAN) {
             Propagation::Orphan
@@ -180,6 +187,42 @@ impl Collector {
             Propagation::Background
         };
         remove(api, resource, entry, propagation).await
+    }
+
+    /// An owner that waits for this one, which would wait for a dependent that waits in its turn: they may own each other, and none would ever go. So this one's owners
+    /// do not wait for it (as upstream, which does not look further either). Whether they did.
+    async fn unblock(
+        &self,
+        api: &Api,
+        resource: &Resource,
+        entry: &Entry,
+        value: &Value,
+        dependents: &[Key],
+    ) -> Result<bool, Failure> {
+        let waits = |(storage, path): &Key| {
+            let dependent = api.cache.shard(storage).get(path);
+            dependent.is_some_and(|it| it.deleting && waits_for_dependents(&it))
+        };
+        let blocks = object::owners(value)
+            .any(|owner| owner.get("blockOwnerDeletion") == Some(&Value::Bool(true)));
+        if !blocks || !dependents.iter().any(waits) {
+            return Ok(false);
+        }
+        rewrite(api, resource, entry, |value| {
+            let owners = object::metadata(value).get_mut("ownerReferences");
+            for owner in owners.and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(blocks) = owner.get_mut("blockOwnerDeletion") {
+                    *blocks = false.into();
+                }
+            }
+        })
+        .await?;
+        for uid in &entry.owners {
+            self.changed.add((OWNER.into(), uid.to_string()));
+        }
+        self.changed
+            .add((resource.storage.clone(), entry.path.to_string()));
+        Ok(true)
     }
 
     /// Takes away the references to owners that are gone, where another is there.
@@ -295,8 +338,12 @@ async fn find_owner(
     if entry.uid.as_ref() != text("uid") {
         return Ok(Owner::Absent);
     }
-    let waits = entry.deleting && object::finalizers(&entry.value()).contains(&FOREGROUND);
+    let waits = entry.deleting && waits_for_dependents(&entry);
     Ok(if waits { Owner::Waits } else { Owner::There })
+}
+
+fn waits_for_dependents(entry: &Entry) -> bool {
+    object::finalizers(&entry.value()).contains(&FOREGROUND)
 }
 
 fn actor() -> Actor {
