@@ -17,12 +17,12 @@ fn none_left(id: &str, mark: &str) -> bool {
     })
 }
 
-/// Until a process of the container has `mark` in its command line.
+/// Until a `sleep` of the container has `mark` in its command line: the shell that is to start it has it, too, before it has done anything.
 fn there(id: &str, mark: &str) -> bool {
     process::eventually(Duration::from_secs(5), || {
-        process::in_cgroup(id)
-            .iter()
-            .any(|process| process.cmdline().contains(mark))
+        process::in_cgroup(id).iter().any(|process| {
+            process.cmdline().starts_with("sleep") && process.cmdline().contains(mark)
+        })
     })
 }
 

@@ -64,7 +64,8 @@ fn what_happens_to_pods_and_to_the_node_is_told_in_upstreams_words() -> Result<(
             ("nowhere", "  imagePullSecrets: [{name: lost}]\n  containers: [{name: a, image: 'localhost:1/none:1'}]".to_owned()),
             ("never", "  containers: [{name: a, image: 'localhost:1/none:1', imagePullPolicy: Never}]".to_owned()),
             ("sick", format!("  containers: [{{name: a, {sleeper}, livenessProbe: {{exec: {{command: ['false']}}, periodSeconds: 1, failureThreshold: 1}}}}]")),
-            ("hooked", format!("  containers: [{{name: a, {sleeper}, lifecycle: {{postStart: {{exec: {{command: [sh, -c, 'exit 3']}}}}, preStop: {{exec: {{command: [sh, -c, 'exit 4']}}}}}}}}]")),
+            ("hooked", format!("  containers: [{{name: a, {sleeper}, lifecycle: {{postStart: {{exec: {{command: [sh, -c, 'exit 3']}}}}}}}}]")),
+            ("unhooked", format!("  terminationGracePeriodSeconds: 1\n  containers: [{{name: a, {sleeper}, lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'exit 4']}}}}}}}}]")),
             ("unmade", format!("  volumes: [{{name: v, hostPath: {{path: /nonexistent/here, type: Directory}}}}]\n  containers: [{{name: a, {sleeper}}}]")),
             ("plain", format!("  initContainers: [{{name: i, image: busybox, imagePullPolicy: IfNotPresent, command: ['true']}}]\n  containers: [{{name: a, {sleeper}}}]")),
         ];
@@ -72,6 +73,7 @@ fn what_happens_to_pods_and_to_the_node_is_told_in_upstreams_words() -> Result<(
             member.apply(name, spec)?;
         }
         member.wait_ready("plain").await?;
+        member.wait_ready("unhooked").await?;
         let uid = member.server.json(&["get", "pod", "fails"])?;
         let uid = uid["metadata"]["uid"]
             .as_str()
@@ -103,7 +105,6 @@ fn what_happens_to_pods_and_to_the_node_is_told_in_upstreams_words() -> Result<(
             ]),
             ("hooked", vec![
                 "Warning FailedPostStartHook [spec.containers{a}] PostStartHook failed: ", "Normal Killing [spec.containers{a}] FailedPostStartHook",
-                "Warning FailedPreStopHook [spec.containers{a}] PreStopHook failed: ",
             ]),
             ("unmade", vec!["Warning FailedMount [] MountVolume.SetUp failed for volume \"v\""]),
         ];
@@ -128,6 +129,8 @@ fn what_happens_to_pods_and_to_the_node_is_told_in_upstreams_words() -> Result<(
             &["Normal Killing [spec.containers{a}] Stopping container a"],
         )
         .await?;
+        let late = "Warning FailedPreStopHook [spec.containers{a}] PreStopHook failed: ";
+        told(&member, "unhooked", &[late]).await?;
         let all = events(&member, "plain")?;
         ensure!(!all.iter().any(|it| it.contains(" Removed ")), "{all:#?}");
         member.end()

@@ -12,7 +12,6 @@ mod lives;
 mod logind;
 mod member;
 mod probes;
-mod proxy;
 mod resizes;
 mod restarts;
 mod scene;

@@ -276,6 +276,9 @@ pub fn credentials_as_asked(process: &Process, config: &ContainerConfig) -> Resu
     Ok(())
 }
 
+/// A process that was on its way out when it was looked at has ended by then.
+const ENDED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Invariant 3: every process is in its container's cgroup, of each controller that limits it.
 fn in_its_cgroup(process: &Process, container_id: &str) -> Result<()> {
     let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
@@ -330,8 +333,15 @@ pub async fn containers_match_the_kernel(node: &Node) -> Result<BTreeMap<String,
                                 .request_of(&item.id)
                                 .map_or(Ok(()), |config| credentials_as_asked(process, &config))
                         });
+                    // One that ends has left its cgroups of version 1 before it is a zombie.
+                    let ends = || {
+                        process::eventually(ENDED_WITHIN, || {
+                            Process::read(process.pid)
+                                .is_none_or(|now| !now.is(process) || now.state == 'Z')
+                        })
+                    };
                     if let Err(error) = checked
-                        && Process::read(process.pid).is_some_and(|now| now == *process)
+                        && !ends()
                     {
                         return Err(error.context(format!("container {}", item.id)));
                     }
