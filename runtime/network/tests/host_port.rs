@@ -313,10 +313,9 @@ fn a_port_that_another_pod_or_a_process_has_is_refused_by_name_and_leaves_nothin
     let wharf = Wharf::new(24);
     let (a, b) = (pod_id(), pod_id());
     let port = mapping(Protocol::Tcp, None, HOST_PORT);
-    // After a restart, too.
+    let mut network = wharf.network();
+    attach(&network, &a, std::slice::from_ref(&port));
     for _ in 0..2 {
-        let network = wharf.network();
-        attach(&network, &a, std::slice::from_ref(&port));
         for host_ip in [None, Some("127.0.0.1")] {
             let wanted = mapping(Protocol::Tcp, host_ip, HOST_PORT);
             let error = run(network.attach(&with_ports(&b, &[wanted]))).unwrap_err();
@@ -326,8 +325,10 @@ fn a_port_that_another_pod_or_a_process_has_is_refused_by_name_and_leaves_nothin
         assert!(wharf.ledger().outstanding(&b).unwrap().is_empty());
         attach(&network, &b, &[mapping(Protocol::Udp, None, HOST_PORT)]);
         run(network.detach(&b)).unwrap();
+        // After a restart, too.
+        drop(network);
+        network = wharf.network();
     }
-    let network = wharf.network();
     run(network.detach(&a)).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listening = listener.local_addr().unwrap();
