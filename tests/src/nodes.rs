@@ -360,6 +360,12 @@ impl Nodes {
         }
         for name in self.names() {
             let parent = format!("berth-{name}");
+            // first who would make anew what is taken away
+            for one in process::of_this_machine() {
+                if one.cmdline().contains(&name) && one.pid != std::process::id() as i32 {
+                    process::kill_9(one.pid);
+                }
+            }
             process::eventually(Duration::from_secs(10), || {
                 let all = process::in_cgroup(&parent);
                 for one in &all {
@@ -367,11 +373,6 @@ impl Nodes {
                 }
                 all.is_empty()
             });
-            for one in process::of_this_machine() {
-                if one.cmdline().contains(&name) && one.pid != std::process::id() as i32 {
-                    process::kill_9(one.pid);
-                }
-            }
             process::eventually(Duration::from_secs(2), || {
                 cgroup::remove(&format!("/{parent}")).is_ok()
             });

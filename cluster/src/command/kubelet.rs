@@ -26,6 +26,9 @@ use static_pods::StaticPods;
 
 use crate::{error::Error, node::Address};
 
+/// How long the heap may hold what nothing is in.
+const SLIM_EVERY: Duration = Duration::from_secs(30);
+
 /// Keep pods running as an API server and manifests in a directory say
 ///
 /// With --kubeconfig the node joins a cluster: it registers, runs the pods that are bound to it, tells their status, and serves logs, exec, attach,
@@ -164,6 +167,7 @@ impl Kubelet {
         let runtime = Runtime::new(&address.to_string())?;
         let ends = super::ended()?;
         let mut tasks = JoinSet::new();
+        tasks.spawn(slim());
         let served = tokio::select! {
             served = self.serve(config, runtime, ends.clone(), &mut tasks) => served,
             // waiting for the runtime
@@ -325,6 +329,14 @@ impl Kubelet {
             _ if self.rotate_server_certificates => Certificate::Cluster,
             _ => Certificate::SelfSigned,
         }
+    }
+}
+
+/// Gives back, now and then, what the heap holds for nothing: a hundred pods that begin at once leave behind several times what a hundred pods at rest need.
+async fn slim() {
+    loop {
+        tokio::time::sleep(SLIM_EVERY).await;
+        berth_kernel::heap::give_back();
     }
 }
 
