@@ -176,9 +176,13 @@ impl Nodes {
     /// SIGKILL to a node's `kubelet` or `berthd`, which is started again.
     pub fn kill_9(&self, number: u8, program: &str) -> Result<()> {
         let path = self.node_dir(number).join(format!("{program}.pid"));
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let pid = text.split(' ').next().and_then(|pid| pid.parse().ok());
-        process::kill_9(pid.with_context(|| text.clone())?);
+        // one that is being started again has none for a moment
+        let pid = self.eventually("a program has a pid", || {
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let pid = text.split(' ').next().and_then(|pid| pid.parse().ok());
+            Ok(Some(pid.with_context(|| text.clone())?))
+        })?;
+        process::kill_9(pid);
         Ok(())
     }
 

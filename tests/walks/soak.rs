@@ -186,8 +186,13 @@ fn whatever_was_done_and_killed_the_cluster_is_as_its_objects_say() -> Result<()
                 let want = want.with_context(|| format!("nobody asked for {name}"))?;
                 ensure!(
                     is_as_wanted(deployment, want, &pods),
-                    "{name}: {want:?} {:#}",
-                    deployment["status"]
+                    "{name}: {want:?} {:#}\nof its pods: {:#}",
+                    deployment["status"],
+                    items(&pods)
+                        .filter(|pod| pod["metadata"]["labels"]["app"] == name)
+                        .filter(|pod| !is_ready(pod))
+                        .cloned()
+                        .collect::<Value>()
                 );
             }
             for job in items(&jobs) {

@@ -221,14 +221,14 @@ impl Statuses {
         let statuses = self.as_ref();
         let mut acts = FuturesUnordered::new();
         loop {
-            for act in statuses.due(AT_ONCE - acts.len()) {
+            let (due, next) = statuses.due(AT_ONCE - acts.len());
+            for act in due {
                 acts.push(async move {
                     let done = statuses.act(&act).await;
                     statuses.done(act, done);
                 });
             }
             let has_room = acts.len() < AT_ONCE;
-            let next = self.next();
             let wait = async {
                 match next {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -243,27 +243,23 @@ impl Statuses {
         }
     }
 
-    /// When the next one that waits for its time is due.
-    fn next(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let entries = self.entries();
-        let all = entries
-            .values()
-            .filter(|entry| !entry.is_busy && (entry.status.is_some() || entry.is_gone));
-        all.map(Entry::due).filter(|due| *due > now).min()
-    }
-
-    /// At most so many acts whose time has come.
-    fn due(&self, room: usize) -> Vec<Act> {
+    /// At most so many acts whose time has come, and when the next one's comes: both by one look at the clock, or what falls due between two would be
+    /// forgotten.
+    fn due(&self, room: usize) -> (Vec<Act>, Option<Instant>) {
         let now = Instant::now();
         let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut acts = Vec::new();
+        let (mut acts, mut next) = (Vec::new(), None);
         for (id, entry) in self.entries().iter_mut() {
             let has_work = entry.status.is_some() || entry.is_gone;
-            if acts.len() == room {
-                break;
+            if entry.is_busy || !has_work {
+                continue;
             }
-            if entry.is_busy || !has_work || entry.due() > now {
+            let due = entry.due();
+            if due > now {
+                next = Some(next.map_or(due, |next: Instant| next.min(due)));
+                continue;
+            }
+            if acts.len() == room {
                 continue;
             }
             let uid = match entry.is_static {
@@ -297,7 +293,7 @@ impl Statuses {
                 deletes: entry.is_gone,
             });
         }
-        acts
+        (acts, next)
     }
 
     async fn act(&self, act: &Act) -> Done {
@@ -313,12 +309,7 @@ impl Statuses {
                 Ok(_) => {}
                 Err(Failed::NotFound) => return Done::Forget,
                 // of another uid: the pod that this was told of is no more
-                Err(Failed::Conflict) => {
-                    if self.is_another(act).await {
-                        return Done::Forget;
-                    }
-                    return Done::Again(AGAIN);
-                }
+                Err(Failed::Conflict) => return self.conflicted(act).await,
                 Err(failed @ Failed::Refused(_)) => {
                     refused(&failed, "status");
                     if !act.deletes {
@@ -344,7 +335,8 @@ impl Statuses {
         };
         match within(api.delete(&act.name, &params)).await {
             // A finalizer may hold it; that is not ours to wait for.
-            Ok(_) | Err(Failed::NotFound | Failed::Conflict) => Done::Forget,
+            Ok(_) | Err(Failed::NotFound) => Done::Forget,
+            Err(Failed::Conflict) => self.conflicted(act).await,
             Err(failed @ Failed::Refused(_)) => {
                 refused(&failed, "end");
                 Done::Again(REFUSED_AGAIN)
@@ -356,12 +348,14 @@ impl Statuses {
         }
     }
 
-    /// Whether another pod has the name now.
-    async fn is_another(&self, act: &Act) -> bool {
+    /// Another pod has the name now; or this one was written by too many at once, and is tried again.
+    async fn conflicted(&self, act: &Act) -> Done {
         let api = self.cluster.pods(&act.namespace);
         match within(api.get_opt(&act.name)).await {
-            Ok(pod) => pod.and_then(|pod| pod.metadata.uid).as_ref() != Some(&act.uid),
-            Err(_) => false,
+            Ok(pod) if pod.as_ref().and_then(|pod| pod.metadata.uid.as_ref()) != Some(&act.uid) => {
+                Done::Forget
+            }
+            _ => Done::Again(AGAIN),
         }
     }
 
