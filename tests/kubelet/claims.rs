@@ -12,7 +12,7 @@ use berth_tests::{Node, cluster::Component, identity::run};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
-use crate::member::{Member, NODE, condition};
+use crate::member::{Member, NODE};
 
 /// They need not wait for one that was killed.
 const ALONE: &[&str] = &["--leader-elect=false"];
@@ -248,7 +248,7 @@ fn a_claim_of_a_stateful_set_outlives_its_pod_and_the_next_finds_its_files_pv_01
         let claim = server.json(&["get", "pvc", "data-db-0"])?;
         ensure!(
             claim["metadata"]["finalizers"] == json!(["kubernetes.io/pvc-protection"])
-                && condition(&server.json(&["get", "pod", "db-0"])?, "Ready") == "True",
+                && server.json(&["get", "pod", "db-0"])?["status"]["phase"] == "Running",
             "{claim:#}"
         );
         server.kubectl(&["scale", "statefulset", "db", "--replicas=0"])?;
@@ -488,8 +488,12 @@ fn a_volume_is_mounted_as_its_pod_and_itself_say_pv_02() -> Result<()> {
             .await?;
         fs::write(disk.join("go"), "")?;
         scene.member.wait_ready("second").await?;
-        let first = scene.member.server.json(&["get", "pod", "first"])?;
-        ensure!(first["status"]["phase"] == "Succeeded", "{first:#}");
+        scene
+            .member
+            .wait("pod", "first", "done", |it| {
+                it["status"]["phase"] == "Succeeded"
+            })
+            .await?;
 
         for name in ["group", "reader", "first", "second"] {
             scene.delete("pod", name)?;
