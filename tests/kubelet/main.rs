@@ -1,5 +1,6 @@
 //! The kubelet over a real runtime: manifests go in, and what runs, what is told of it, and what is left is looked at.
 
+mod claims;
 mod cluster;
 mod configuration;
 mod containerd;

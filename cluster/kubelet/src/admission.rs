@@ -361,14 +361,17 @@ fn is_selected(pod: &Desired, around: &Around<'_>) -> bool {
             it.required_during_scheduling_ignored_during_execution
                 .as_ref()
         });
-    required.is_none_or(|it| it.node_selector_terms.iter().any(|term| fits(term, around)))
+    required.is_none_or(|it| {
+        let mut terms = it.node_selector_terms.iter();
+        terms.any(|term| fits(term, around.node, around.labels))
+    })
 }
 
-/// An empty one fits nothing.
-fn fits(term: &NodeSelectorTerm, around: &Around<'_>) -> bool {
-    let name = BTreeMap::from([("metadata.name".to_owned(), around.node.to_owned())]);
+/// Whether a node is meant. An empty term fits nothing.
+pub(crate) fn fits(term: &NodeSelectorTerm, node: &str, labels: &BTreeMap<String, String>) -> bool {
+    let name = BTreeMap::from([("metadata.name".to_owned(), node.to_owned())]);
     let lists = [
-        (&term.match_expressions, around.labels),
+        (&term.match_expressions, labels),
         (&term.match_fields, &name),
     ];
     let mut all = lists

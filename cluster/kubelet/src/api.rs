@@ -12,6 +12,7 @@
 //!
 //! Invariant: nothing here ends a pod for want of a server. What is not known is not gone.
 
+mod claims;
 pub(crate) mod csr;
 pub(crate) mod fetch;
 mod join;

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use crate::{
     Error, Level, hook, image,
-    node::Inner,
+    node::{Inner, Node},
     observed::{Observed, Seen, State},
     pod::{ContainerSpec, Desired, Role},
     problem::Problem,
@@ -21,7 +21,7 @@ use crate::{
     store, terminate,
     translate::{self, Fields, Making, environment::variables},
     user_namespace,
-    volume::{self, Inside},
+    volume::{self, Inside, Turn},
 };
 
 /// The longest that a postStart may take; upstream waits for ever, and with it the pod.
@@ -147,6 +147,7 @@ pub(crate) async fn start(
             features: &features,
         };
         let mounts = volume::mounts(node, pod, spec, &inside)?;
+        let devices = volume::devices(node, pod, spec)?;
         let logs = node.log_dir(pod).join(name);
         fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
         let target = spec
@@ -159,6 +160,7 @@ pub(crate) async fn start(
             fields,
             objects: &node.objects,
             mounts,
+            devices,
             ids: sandbox.ids,
             target: target.map(|seen| seen.id.as_str()),
         };
@@ -364,9 +366,10 @@ pub(crate) async fn end(
 
 /// Removes all that there is of a pod that has ended: containers, sandboxes, volumes, logs.
 pub(crate) async fn remove(
-    node: &Inner,
+    node: &Node,
     pod: &Arc<Desired>,
     observed: &Observed,
+    turn: &Turn,
 ) -> Result<(), Error> {
     for seen in &observed.containers {
         node.runtime.remove_container(&seen.id).await?;
@@ -377,7 +380,33 @@ pub(crate) async fn remove(
     node.remove_cgroup(pod).await?;
     store::remove_tree(&node.log_dir(pod))?;
     // The last, since the pod is kept in it: a kubelet that is killed before finds what there is still to do.
-    volume::tear_down(node, &pod.uid)
+    take_away(node, pod, turn, volume::tear_down).await
+}
+
+/// Lets go the claims of a pod of which nothing will run any more.
+pub(crate) async fn let_claims_go(
+    node: &Node,
+    pod: &Arc<Desired>,
+    turn: &Turn,
+) -> Result<(), Error> {
+    take_away(node, pod, turn, volume::let_claims_go).await
+}
+
+/// Beside: whoever makes the volumes still is waited for, and so are file systems.
+async fn take_away(
+    node: &Node,
+    pod: &Desired,
+    turn: &Turn,
+    work: fn(&Inner, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (node, uid, turn) = (node.clone(), pod.uid.clone(), turn.clone());
+    let work = tokio::task::spawn_blocking(move || turn.take_away(|| work(&node, &uid)));
+    work.await.unwrap_or_else(|error| {
+        Err(Error::Volume {
+            name: "*".into(),
+            why: format!("taking away all of {} broke: {error}", pod.full_name()),
+        })
+    })
 }
 
 /// Removes what is only history: of each name all but the newest two, and sandboxes of which nothing is left.

@@ -33,6 +33,7 @@ use crate::{
     shutdown::{self, ShutdownNews, ShutdownPolicy},
     store::{self, Lock},
     view::View,
+    volume,
     worker::{self, Order, Why},
 };
 
@@ -190,6 +191,7 @@ impl Kubelet {
             allocatable: Mutex::new(allocatable),
             pressed: Pressed::default(),
             images: Default::default(),
+            volumes: Default::default(),
             config,
             runtime,
             objects,
@@ -290,6 +292,13 @@ impl Kubelet {
             Some((policy, news)) => (Some(policy), Some(news)),
             None => (None, None),
         };
+        let node = self.node.clone();
+        // Of a kubelet that was killed. Whoever needs one of them meanwhile waits for it.
+        beside.spawn_blocking(move || {
+            if let Err(error) = volume::unmount_devices(&node) {
+                tracing::warn!(%error, "a device that no pod has stays mounted");
+            }
+        });
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_waiting) = (true, false);
         // What is left of kubelets before this one; and what the runtime has made for a call that nobody waited for any more.

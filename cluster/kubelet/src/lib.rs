@@ -38,6 +38,7 @@ mod pod;
 mod probe;
 mod problem;
 mod qos;
+mod removal;
 mod resize;
 mod rotation;
 mod runtime;

@@ -199,7 +199,10 @@ fn pod(mut value: Value, origin: Origin<'_>) -> Result<Pod, Vec<Problem>> {
         }
     }
     let pod: Pod = typed(complete(value, "Pod")?)?;
-    let mut problems = unbuilt::fields(&pod);
+    let mut problems = match origin {
+        Origin::Server => unbuilt::of_server(&pod),
+        Origin::Static { .. } | Origin::Run { .. } => unbuilt::fields(&pod),
+    };
     if matches!(origin, Origin::Static { .. }) {
         problems.extend(unbuilt::references(&pod));
     }

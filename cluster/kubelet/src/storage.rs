@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, statat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, statat},
     io::Errno,
 };
 
@@ -26,6 +26,11 @@ const MOST_DEPTH: usize = 128;
 const BLOCK: u64 = 512;
 /// Of all time, walking takes at most one part of so many.
 const PART: u32 = 50;
+
+const WITHIN: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,8 +146,10 @@ impl Walk {
             }
             bytes = bytes.saturating_add(blocks(stat.st_blocks));
             if is_dir {
+                // nor are a claim's volume, or a part of one, which may be of the same file system
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                if let Ok(below) = openat(&dir, name, flags, Mode::empty()) {
+                if let Ok(below) = berth_beneath::openat2(&dir, name, flags, Mode::empty(), WITHIN)
+                {
                     let below = self.directory(below, device, depth + 1, without);
                     bytes = bytes.saturating_add(below);
                 }
@@ -169,19 +176,17 @@ fn beneath(root: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {
         return Err(Errno::INVAL.into());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let within = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
-    Ok(openat2(root, name, flags, Mode::empty(), within)?)
+    Ok(openat2(root, name, flags, Mode::empty(), WITHIN)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::symlink};
 
+    use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
     use super::*;
-    use crate::{node::tests::node, pod::tests::pod};
+    use crate::{node::tests::node, pod::tests::pod, volume::tests::in_own_mounts};
 
     #[test]
     fn all_that_a_pod_has_on_the_disk_counts_and_nothing_that_it_leads_to_sec_kub_06() {
@@ -209,6 +214,27 @@ mod tests {
         assert!(near(usage.own, 100_000), "{usage:?}");
         assert!(!usage.volumes.contains_key("m") && !usage.is_cut);
         assert!(near(usage.bytes(), 300_000), "{usage:?}");
+    }
+
+    #[test]
+    fn what_is_mounted_into_a_pods_directory_is_not_the_pods_use_of_the_disk() {
+        in_own_mounts(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let node = node(&dir.path().join("kubelet").display().to_string());
+            let pod = pod("  containers: [{name: a, image: x}]");
+            let at = node
+                .pod_dir(&pod.uid)
+                .join("volumes/kubernetes.io~local-volume/pv");
+            let volume = dir.path().join("volume");
+            for dir in [&at, &volume] {
+                fs::create_dir_all(dir).unwrap();
+            }
+            fs::write(volume.join("large"), vec![1; 5_000_000]).unwrap();
+            mount_bind(&volume, &at).unwrap();
+            let usage = of_pod(&node, &pod);
+            assert!(usage.bytes() < 1_000_000, "{usage:?}");
+            unmount(&at, UnmountFlags::empty()).unwrap();
+        });
     }
 
     #[test]

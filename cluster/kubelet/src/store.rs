@@ -2,6 +2,7 @@
 //! has it, and its last status. Each is one file, replaced by a rename.
 
 use std::{
+    ffi::CStr,
     fs::{self, DirBuilder, File},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -12,9 +13,12 @@ use k8s_openapi::api::core::v1::PodStatus;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Desired, Error, node::Inner, pod::Kept, resize::Resized};
+use crate::{Desired, Error, node::Inner, pod::Kept, removal, resize::Resized, volume::Bound};
 
 const POD: &str = "pod.json";
+const POD_LAST: &CStr = c"pod.json";
+const CLAIMS: &str = "claims.json";
+const CLAIMS_LAST: &CStr = c"claims.json";
 const STATUS: &str = "status.json";
 const RESOURCES: &str = "resources.json";
 
@@ -87,6 +91,37 @@ pub(crate) fn kept_resized(node: &Inner, uid: &str) -> Option<Resized> {
     read(&node.pod_dir(uid).join(RESOURCES))
 }
 
+/// What its claims come to; none: it has none, or nothing is mounted for them.
+pub(crate) fn kept_claims(node: &Inner, uid: &str) -> Option<Vec<Bound>> {
+    read(&node.pod_dir(uid).join(CLAIMS))
+}
+
+pub(crate) fn keep_claims(node: &Inner, uid: &str, claims: &[Bound]) -> Result<(), Error> {
+    write(&node.pod_dir(uid).join(CLAIMS), &claims)
+}
+
+pub(crate) fn forget_claims(node: &Inner, uid: &str) -> Result<(), Error> {
+    let path = node.pod_dir(uid).join(CLAIMS);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", &path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The claims of all pods that have any, by the pods' uids.
+pub(crate) fn all_claims(node: &Inner) -> Vec<(String, Vec<Bound>)> {
+    let entries = fs::read_dir(node.kubelet_dir().join("pods"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|uid| Some((uid.clone(), kept_claims(node, &uid)?)))
+        .collect()
+}
+
 /// All pods that are kept below `kubelet_dir` and can be read.
 pub(crate) fn kept_pods(kubelet_dir: &Path) -> Vec<Kept> {
     let entries = fs::read_dir(kubelet_dir.join("pods"))
@@ -139,12 +174,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// Removes a directory with what is in it, following no link. That it is not there is no error.
+/// Removes a directory with what is in it, following no link and through no mount. That it is not there is no error.
 pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::file("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+    removal::remove(path, &[]).map_err(Error::file("remove", path))
+}
+
+/// Removes what is kept of a pod, after all else in its directory: a kubelet that is killed before finds what there is still to do.
+pub(crate) fn remove_pod_dir(path: &Path) -> Result<(), Error> {
+    removal::remove(path, &[CLAIMS_LAST, POD_LAST]).map_err(Error::file("remove", path))
 }

@@ -5,6 +5,13 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, 
 
 use crate::problem::Problem;
 
+/// What only a server has.
+const OF_SERVER: &str = "this needs an API server as the pod's source";
+const TOKEN: &str = "serviceAccountToken";
+const CLAIM: &str = "persistentVolumeClaim";
+const EPHEMERAL: &str = "ephemeral";
+const DEVICES: &str = "volumeDevices";
+
 /// What of `pod` can't be honoured.
 pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
     let Some(spec) = &pod.spec else {
@@ -52,8 +59,8 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
                 .volume_devices
                 .as_ref()
                 .is_some_and(|devices| !devices.is_empty()),
-            format!("{path}.volumeDevices"),
-            "block devices",
+            format!("{path}.{DEVICES}"),
+            OF_SERVER,
         );
         let claims = container
             .resources
@@ -102,6 +109,12 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
                 "this kind of volume",
             );
         }
+        for (name, is_there) in [
+            (CLAIM, volume.persistent_volume_claim.is_some()),
+            (EPHEMERAL, volume.ephemeral.is_some()),
+        ] {
+            not_built(is_there, format!("spec.volumes[{index}].{name}"), OF_SERVER);
+        }
         let medium = volume
             .empty_dir
             .as_ref()
@@ -118,29 +131,25 @@ pub(crate) fn fields(pod: &Pod) -> Vec<Problem> {
             .enumerate()
         {
             for (name, is_there) in [
-                (
-                    "serviceAccountToken",
-                    source.service_account_token.is_some(),
-                ),
+                (TOKEN, source.service_account_token.is_some()),
                 ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
                 ("podCertificate", source.pod_certificate.is_some()),
             ] {
                 let path = format!("spec.volumes[{index}].projected.sources[{at}].{name}");
-                not_built(
-                    is_there,
-                    path,
-                    "this needs an API server as the pod's source",
-                );
+                not_built(is_there, path, OF_SERVER);
             }
         }
     }
     problems
 }
 
-/// Of a pod of an API server, which gives tokens.
+/// Of a pod of an API server, which gives tokens, and has claims.
 pub(crate) fn of_server(pod: &Pod) -> Vec<Problem> {
     let mut problems = fields(pod);
-    problems.retain(|problem| !problem.path.ends_with(".serviceAccountToken"));
+    problems.retain(|problem| {
+        let field = problem.path.rsplit('.').next().unwrap_or_default();
+        !matches!(field, TOKEN | CLAIM | EPHEMERAL | DEVICES)
+    });
     problems
 }
 
@@ -174,7 +183,7 @@ fn named(resources: &ResourceRequirements) -> impl Iterator<Item = (&'static str
 }
 
 fn unbuilt_source(volume: &Volume) -> Option<&'static str> {
-    let sources: [(&'static str, bool); 23] = [
+    let sources: [(&'static str, bool); 21] = [
         (
             "awsElasticBlockStore",
             volume.aws_elastic_block_store.is_some(),
@@ -184,7 +193,6 @@ fn unbuilt_source(volume: &Volume) -> Option<&'static str> {
         ("cephfs", volume.cephfs.is_some()),
         ("cinder", volume.cinder.is_some()),
         ("csi", volume.csi.is_some()),
-        ("ephemeral", volume.ephemeral.is_some()),
         ("fc", volume.fc.is_some()),
         ("flexVolume", volume.flex_volume.is_some()),
         ("flocker", volume.flocker.is_some()),
@@ -194,10 +202,6 @@ fn unbuilt_source(volume: &Volume) -> Option<&'static str> {
         ("glusterfs", volume.glusterfs.is_some()),
         ("iscsi", volume.iscsi.is_some()),
         ("nfs", volume.nfs.is_some()),
-        (
-            "persistentVolumeClaim",
-            volume.persistent_volume_claim.is_some(),
-        ),
         (
             "photonPersistentDisk",
             volume.photon_persistent_disk.is_some(),

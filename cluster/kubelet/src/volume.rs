@@ -2,10 +2,15 @@
 //! `<kubelet_dir>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`.
 
 mod atomic;
+pub(crate) mod claim;
+mod device;
 mod empty_dir;
 mod host_path;
 mod mounted;
 mod mounts;
+mod options;
+mod ownership;
+mod persistent;
 mod projection;
 mod sub_path;
 
@@ -18,7 +23,9 @@ use k8s_openapi::api::core::v1::Volume;
 
 use crate::{Error, Level, node::Inner, pod::Desired, store, translate::Fields};
 
+pub(crate) use claim::Bound;
 pub(crate) use mounts::{Inside, asks_for_features, images, mounts};
+pub(crate) use persistent::{Shared, Turn, devices, unmount_devices};
 
 /// A kubelet of one pod that is gone has seen it by then.
 const LETS_GO: Duration = Duration::from_secs(10);
@@ -33,6 +40,8 @@ pub(crate) enum Place {
         reference: String,
         pull_policy: String,
     },
+    /// Nothing is kept of the pod's claim: it was let go, or was never had.
+    Nowhere,
 }
 
 /// The directory of a plugin's volume.
@@ -70,6 +79,16 @@ pub(crate) fn place(node: &Inner, pod: &Desired, volume: &Volume) -> Place {
         Volume {
             projected: Some(_), ..
         } => in_pod("projected"),
+        Volume {
+            persistent_volume_claim: Some(_),
+            ..
+        }
+        | Volume {
+            ephemeral: Some(_), ..
+        } => match persistent::kept(node, &pod.uid, &volume.name) {
+            Some(bound) => persistent::place(node, &pod.uid, &bound),
+            None => Place::Nowhere,
+        },
         // what is nothing else is empty, as for the API server
         _ => in_pod("empty-dir"),
     }
@@ -83,18 +102,44 @@ pub(crate) fn is_projected(volume: &Volume) -> bool {
         || volume.projected.is_some()
 }
 
-/// Makes what is not there, and brings up to date what is. Doing it twice changes nothing.
+/// It is a claim of the API, or comes by one.
+pub(crate) fn is_claim(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+}
+
+/// Makes what is not there, and brings up to date what is. Doing it twice changes nothing. `claims`: what the pod's come to.
 ///
 /// # Errors
 /// The first volume that can't be made, and why; the others are there.
-pub(crate) fn set_up(node: &Inner, pod: &Desired) -> Result<(), Error> {
+pub(crate) fn set_up(
+    node: &Inner,
+    pod: &Desired,
+    claims: &[Bound],
+    turn: &Turn,
+) -> Result<(), Error> {
+    if !claims.is_empty()
+        && let Err(error) = persistent::register(node, pod, claims)
+    {
+        node.tell(Level::Warning, pod, "", "FailedMount", error.to_string());
+        return Err(error);
+    }
     let mut first = Ok(());
     for volume in pod.spec.volumes.iter().flatten() {
-        if let Err(why) = one(node, pod, volume) {
-            let message = format!(
-                "MountVolume.SetUp failed for volume {:?}: {why}",
-                volume.name
-            );
+        let bound = claims.iter().find(|bound| bound.volume == volume.name);
+        let made = match bound {
+            Some(bound) => {
+                let made = persistent::set_up(node, pod, bound, turn);
+                made.map_err(|why| (why.clone(), why))
+            }
+            None => one(node, pod, volume).map_err(|why| {
+                let message = format!(
+                    "MountVolume.SetUp failed for volume {:?}: {why}",
+                    volume.name
+                );
+                (message, why)
+            }),
+        };
+        if let Err((message, why)) = made {
             node.tell(Level::Warning, pod, "", "FailedMount", message);
             first = first.and(Err(Error::Volume {
                 name: volume.name.clone(),
@@ -106,8 +151,10 @@ pub(crate) fn set_up(node: &Inner, pod: &Desired) -> Result<(), Error> {
 }
 
 fn one(node: &Inner, pod: &Desired, volume: &Volume) -> Result<(), String> {
-    let Place::At(path) = place(node, pod, volume) else {
-        return Ok(());
+    let path = match place(node, pod, volume) {
+        Place::At(path) if !is_claim(volume) => path,
+        Place::Image { .. } => return Ok(()),
+        Place::At(_) | Place::Nowhere => return Err("its claim is not known".into()),
     };
     let context = pod.spec.security_context.as_ref();
     let group = context
@@ -136,19 +183,26 @@ fn one(node: &Inner, pod: &Desired, volume: &Volume) -> Result<(), String> {
     empty_dir::ensure(volume, &path, group)
 }
 
-/// Whether the pod has volumes that may have to be brought up to date.
+/// Whether the pod has volumes that may have to be brought up to date, or mounted again.
 pub(crate) fn may_change(pod: &Desired) -> bool {
-    pod.spec.volumes.iter().flatten().any(is_projected)
+    let mut volumes = pod.spec.volumes.iter().flatten();
+    volumes.any(|volume| is_projected(volume) || is_claim(volume))
 }
 
 /// Unmounts all below the pod's directory, and removes it. Nothing is removed while anything is mounted there: it might be the node's.
 pub(crate) fn tear_down(node: &Inner, uid: &str) -> Result<(), Error> {
-    remove_with_mounts(&node.pod_dir(uid))
+    let dir = node.pod_dir(uid);
+    mounted::unmount_below(&dir)?;
+    persistent::let_go(node, uid)?;
+    store::remove_pod_dir(&dir)
 }
 
-fn remove_with_mounts(dir: &Path) -> Result<(), Error> {
-    mounted::unmount_below(dir)?;
-    store::remove_tree(dir)
+/// Of a pod of which nothing will run any more: its claims are others' from now on.
+pub(crate) fn let_claims_go(node: &Inner, uid: &str) -> Result<(), Error> {
+    match store::kept_claims(node, uid) {
+        Some(_) => persistent::let_go(node, uid),
+        None => Ok(()),
+    }
 }
 
 /// Removes the directory of a kubelet with its pods' volumes, once that kubelet has let go of it; blocks until then. No link is followed, and
@@ -169,5 +223,25 @@ pub fn remove_kubelet_dir(dir: &Path) -> Result<(), Error> {
             taken => break taken?,
         }
     };
-    remove_with_mounts(dir)
+    mounted::unmount_below(dir)?;
+    store::remove_tree(dir)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountPropagationFlags, mount_change};
+
+    /// Runs `work` with mounts that nobody else sees, and that end with it.
+    pub fn in_own_mounts(work: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let own = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNS).expect("these tests need root");
+                let all = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                mount_change("/", all).unwrap();
+                work();
+            });
+            own.join().unwrap();
+        });
+    }
 }

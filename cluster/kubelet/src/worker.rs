@@ -31,7 +31,8 @@ use crate::{
     pod::Desired,
     probe::{Health, Kind, Report},
     status::{OWN_CONDITIONS, Parts, status},
-    store, volume,
+    store,
+    volume::{self, Bound, Turn},
 };
 use backing_off::BackingOff;
 use probing::{Probing, Scene};
@@ -98,6 +99,9 @@ pub(crate) struct Worker {
     /// It was evicted, and nothing is left of it but what is told.
     is_empty: bool,
     volumes_made: Option<Instant>,
+    turn: Turn,
+    /// Nothing will run any more, and its claims are others'.
+    has_let_go: bool,
 }
 
 /// Runs until the pod is gone, or the task is aborted, which leaves the pod as it is.
@@ -127,6 +131,8 @@ pub(crate) async fn run(
         ended: HashMap::new(),
         messages: message::Messages::default(),
         volumes_made: None,
+        turn: Turn::default(),
+        has_let_go: false,
     };
     let mut ending: Option<Instant> = None;
     loop {
@@ -266,9 +272,13 @@ impl Worker {
         self.backing_off.tell(&self.node, &self.pod, &waits);
         if plan.steps.is_empty() && matches!(self.failed, Some((Over::Evicted(_), _))) {
             // What it wrote is what the node was short of, perhaps.
-            execute::remove(&self.node, &self.pod, &observed).await?;
+            execute::remove(&self.node, &self.pod, &observed, &self.turn).await?;
             self.is_empty = true;
             return Ok(Some(LOOK_AGAIN));
+        }
+        if plan.steps.is_empty() && plan.over.is_some() && !self.has_let_go {
+            execute::let_claims_go(&self.node, &self.pod, &self.turn).await?;
+            self.has_let_go = true;
         }
         self.keep_cgroup(&observed, &plan).await;
         if plan.steps.is_empty() {
@@ -285,6 +295,10 @@ impl Worker {
 
     /// The pod on disk, and its volumes: new, or brought up to date now and then.
     async fn prepare(&mut self) -> Result<(), Error> {
+        // Of a pod that is over nothing is made again.
+        if self.before.as_ref().and_then(Over::told).is_some() {
+            return Ok(());
+        }
         let is_due = match self.volumes_made {
             None => true,
             Some(made) => {
@@ -308,14 +322,29 @@ impl Worker {
             self.refer(message);
             return Ok(());
         }
-        let (node, pod) = (self.node.clone(), self.pod.clone());
-        let resized = self.resizing.resized().clone();
-        let made = tokio::task::spawn_blocking(move || {
-            if is_first {
-                store::keep_pod(&node, &pod)?;
-                store::keep_resized(&node, &pod.uid, &resized)?;
+        if is_first {
+            let (node, pod, turn) = (self.node.clone(), self.pod.clone(), self.turn.clone());
+            let resized = self.resizing.resized().clone();
+            let kept = tokio::task::spawn_blocking(move || {
+                turn.make(|| {
+                    store::keep_pod(&node, &pod)?;
+                    store::keep_resized(&node, &pod.uid, &resized)
+                })
+            });
+            if let Ok(kept) = kept.await {
+                kept?;
             }
-            volume::set_up(&node, &pod)
+        }
+        let claims = match self.claims().await {
+            Ok(claims) => claims,
+            Err(message) => {
+                self.lacks(message);
+                return Ok(());
+            }
+        };
+        let (node, pod, turn) = (self.node.clone(), self.pod.clone(), self.turn.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            turn.make(|| volume::set_up(&node, &pod, &claims, &turn))
         });
         match made.await {
             Ok(Ok(())) => {
@@ -338,6 +367,26 @@ impl Worker {
             Err(error) => tracing::error!(%error, "a volume's work broke"),
         }
         Ok(())
+    }
+
+    /// What its claims come to: as they were kept, which outlives a kubelet and needs no server; or as a server says.
+    async fn claims(&self) -> Result<Vec<Bound>, String> {
+        match store::kept_claims(&self.node, &self.pod.uid) {
+            Some(kept) => Ok(kept),
+            None => self.node.objects.claims(&self.pod).await,
+        }
+    }
+
+    /// A claim of it is not there, or not bound; it is looked for again.
+    fn lacks(&mut self, message: String) {
+        self.node
+            .tell(Level::Warning, &self.pod, "", "FailedMount", &message);
+        let failure = Failure {
+            reason: "FailedMount",
+            message,
+            retry_at: now() + CONFIG_RETRY,
+        };
+        self.failures.insert(SANDBOX.into(), failure);
     }
 
     /// Something that it refers to is not there; it is looked for again (CM-06).
@@ -656,7 +705,7 @@ impl Worker {
         let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
         self.messages.fill(&self.node, &self.pod, &mut observed);
         self.tell_the_end(&observed);
-        execute::remove(&self.node, &self.pod, &observed).await?;
+        execute::remove(&self.node, &self.pod, &observed, &self.turn).await?;
         self.node
             .tell(Level::Normal, &self.pod, "", REMOVED, "The pod is gone");
         Ok(())

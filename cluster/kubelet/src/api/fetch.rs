@@ -47,7 +47,7 @@ enum Kind {
 
 #[derive(Debug)]
 pub struct Fetch {
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
     /// Where ConfigMaps are kept.
     dir: PathBuf,
     fetched: Mutex<BTreeMap<(Kind, Key), Fetched>>,

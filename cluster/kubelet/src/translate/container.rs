@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use berth_proto::cri::{
-    ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerConfig, Mount, Signal,
+    ContainerConfig, ContainerMetadata, Device, ImageSpec, LinuxContainerConfig, Mount, Signal,
 };
 
 use super::{
@@ -31,6 +31,7 @@ pub(crate) struct Making<'a> {
     pub fields: Fields<'a>,
     pub objects: &'a Objects,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
     /// Those of the pod's user namespace, where it has one.
     pub ids: Option<Ids>,
     /// Id of the container whose processes an ephemeral one wants to see.
@@ -69,6 +70,7 @@ pub(crate) fn container(
         working_dir: it.working_dir.clone().unwrap_or_default(),
         envs,
         mounts: making.mounts,
+        devices: making.devices,
         labels,
         annotations: annotations(pod, spec, making.attempt),
         log_path: format!("{name}/{}.log", making.attempt),
@@ -173,6 +175,7 @@ mod tests {
             fields,
             objects: &objects,
             mounts: Vec::new(),
+            devices: Vec::new(),
             ids: None,
             target: None,
         };

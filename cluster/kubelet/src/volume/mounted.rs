@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::{
+    io::Errno,
+    mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount},
+};
 
 use crate::Error;
 
@@ -22,7 +25,7 @@ pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
 
 /// The deepest first.
 fn below(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    const TABLE: &str = "/proc/self/mountinfo";
+    const TABLE: &str = "/proc/thread-self/mountinfo";
     let table = std::fs::read(TABLE).map_err(Error::file("read", TABLE))?;
     Ok(parse(&table, dir))
 }
@@ -85,10 +88,15 @@ pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
         if mounts.is_empty() {
             return Ok(());
         }
+        // The topmost first. What lies below one of the node's own that is shared would otherwise go there, too.
+        for mount in mounts.iter().rev() {
+            let_go(mount)?;
+        }
         for mount in mounts {
+            let_go(&mount)?;
             match unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
                 // gone since the look
-                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(errno) => return Err(Error::file("unmount", mount)(errno.into())),
             }
         }
@@ -98,9 +106,22 @@ pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
     ))
 }
 
+/// Has what happens below a mount happen nowhere else.
+fn let_go(mount: &Path) -> Result<(), Error> {
+    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    match mount_change(mount, alone) {
+        // gone since the look, or behind another mount
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::file("make private", mount)(errno.into())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+
     use super::*;
+    use crate::volume::tests::in_own_mounts;
 
     #[test]
     fn a_directory_is_looked_up_as_the_kernel_names_it() {
@@ -113,6 +134,32 @@ mod tests {
         assert_eq!(of("link/none"), None);
         assert!(is_mounted(Path::new("/proc/self/../../proc")).unwrap());
         assert!(!is_mounted(&real).unwrap());
+    }
+
+    /// On a machine whose mounts are shared, as under systemd.
+    #[test]
+    fn what_is_unmounted_below_a_copy_stays_where_it_was() {
+        in_own_mounts(|| {
+            let top = tempfile::tempdir().unwrap();
+            let at = |name: &str| top.path().join(name);
+            for name in ["host", "pod"] {
+                std::fs::create_dir(at(name)).unwrap();
+            }
+            let tmpfs = |path: &Path| mount("t", path, "tmpfs", MountFlags::empty(), c"").unwrap();
+            tmpfs(&at("host"));
+            mount_change(at("host"), MountPropagationFlags::SHARED).unwrap();
+            std::fs::create_dir(at("host/disk")).unwrap();
+            tmpfs(&at("host/disk"));
+            std::fs::write(at("host/disk/file"), "").unwrap();
+            mount_bind_recursive(at("host"), at("pod")).unwrap();
+            // one over the other
+            mount_bind_recursive(at("host"), at("pod")).unwrap();
+            assert!(is_mounted(&at("pod/disk")).unwrap());
+            unmount_below(&at("pod")).unwrap();
+            assert!(!is_mounted(&at("pod")).unwrap() && !at("pod/disk").exists());
+            assert!(is_mounted(&at("host/disk")).unwrap() && at("host/disk/file").exists());
+            unmount_below(&at("host")).unwrap();
+        });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use berth_proto::cri::{ImageSpec, Mount, MountPropagation, RuntimeHandlerFeatures};
 use k8s_openapi::api::core::v1::VolumeMount;
 
-use super::{Place, is_projected, place, sub_path};
+use super::{Place, is_claim, is_projected, persistent, place, sub_path};
 use crate::{
     Error,
     node::Inner,
@@ -57,7 +57,7 @@ pub(crate) fn images(
                 };
                 Some((volume.name.clone(), reference, policy))
             }
-            Place::At(_) => None,
+            Place::At(_) | Place::Nowhere => None,
         })
         .collect()
 }
@@ -213,7 +213,18 @@ fn volume(
         },
         ..Mount::default()
     };
+    let failed = |why: String| Error::Volume {
+        name: mount.name.clone(),
+        why,
+    };
+    if is_claim(volume) {
+        let bound = persistent::kept(node, &pod.uid, &volume.name)
+            .ok_or_else(|| failed("its claim is not mounted".into()))?;
+        persistent::check(node, &pod.uid, &bound).map_err(failed)?;
+        made.readonly |= bound.read_only;
+    }
     match place(node, pod, volume) {
+        Place::Nowhere => return Err(failed("its claim is not mounted".into())),
         Place::Image { .. } => {
             made.readonly = true;
             made.image_sub_path = sub;
@@ -230,10 +241,7 @@ fn volume(
                 .join(&mount.name)
                 .join(spec.name())
                 .join(index.to_string());
-            sub_path::bind(&root, &sub, &target).map_err(|why| Error::Volume {
-                name: mount.name.clone(),
-                why,
-            })?;
+            sub_path::bind(&root, &sub, &target).map_err(failed)?;
             made.host_path = target.display().to_string();
         }
     }
