@@ -176,7 +176,7 @@ fn whatever_was_done_and_killed_the_cluster_is_as_its_objects_say() -> Result<()
                 Ok(Some(nodes.kubectl.kubectl(&["uncordon", &name])?))
             })?;
         }
-        let settled = nodes.eventually("all is as it was asked for", || {
+        nodes.eventually("all is as it was asked for", || {
             let pods = nodes.kubectl.json(&["get", "pods"])?;
             let deployments = nodes.kubectl.json(&["get", "deployments"])?;
             let jobs = nodes.kubectl.json(&["get", "jobs"])?;
@@ -218,16 +218,17 @@ fn whatever_was_done_and_killed_the_cluster_is_as_its_objects_say() -> Result<()
                 .map(|pod| &pod["metadata"]["name"])
                 .collect();
             ensure!(stray.is_empty(), "{stray:?}");
-            Ok(Some(pods))
+            Ok(Some(()))
         })?;
         for number in 1..=NODES {
             let name = nodes.node(number);
-            let mut here: Vec<&str> = items(&settled)
-                .filter(|pod| pod["spec"]["nodeName"] == name.as_str() && is_ready(pod))
-                .filter_map(|pod| pod["metadata"]["name"].as_str())
-                .collect();
-            here.sort_unstable();
             nodes.eventually("a node runs what the API says, and no more", || {
+                let pods = nodes.kubectl.json(&["get", "pods"])?;
+                let mut here: Vec<&str> = items(&pods)
+                    .filter(|pod| pod["spec"]["nodeName"] == name.as_str() && is_ready(pod))
+                    .filter_map(|pod| pod["metadata"]["name"].as_str())
+                    .collect();
+                here.sort_unstable();
                 let listed = nodes.berth(number, &["--output", "json", "pod", "list"])?;
                 let listed: Value = serde_json::from_str(&listed)?;
                 let mut running: Vec<&str> = listed
