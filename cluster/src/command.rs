@@ -22,6 +22,7 @@ pub mod version;
 
 use std::{io::IsTerminal, path::Path, time::Duration};
 
+use http::{HeaderValue, header};
 use kube::{
     Client, Config,
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
@@ -33,6 +34,7 @@ use crate::{error::Error, rest};
 
 /// An API server must take a connection within it.
 const CONNECT: Duration = Duration::from_secs(5);
+const USER_AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
 
 /// By a kubeconfig's current context. Asks the server nothing yet.
 async fn client(kubeconfig: &Path) -> Result<Client, Error> {
@@ -54,6 +56,8 @@ async fn client_of(kubeconfig: &Path, change: impl FnOnce(&mut Config)) -> Resul
         .await
         .map_err(|error| failed(error.to_string()))?;
     config.connect_timeout = Some(CONNECT);
+    let agent = HeaderValue::from_static(USER_AGENT);
+    config.headers.push((header::USER_AGENT, agent));
     change(&mut config);
     Client::try_from(config).map_err(|error| failed(error.to_string()))
 }

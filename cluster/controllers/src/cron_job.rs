@@ -16,6 +16,7 @@ use self::plan::{Situation, Step, Told, next, unexpected, wait};
 use crate::{
     Cache, Context, Error, Key, Queue,
     controller::{Controller, Next},
+    crew::told,
     owner,
 };
 
@@ -201,7 +202,7 @@ impl CronJobs {
                     cron,
                     Level::Warning,
                     "FailedCreate",
-                    format!("Error creating job: {error}"),
+                    format!("Error creating job: {}", told(&error)),
                 );
                 Err(error)
             }

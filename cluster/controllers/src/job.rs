@@ -35,6 +35,7 @@ use self::{
 use crate::{
     Cache, Context, Error, Key, Merge, Queue,
     controller::{Controller, Next},
+    crew::told,
     owner,
     pod::is_deleted,
 };
@@ -338,7 +339,7 @@ impl Jobs {
                 Ok(())
             }
             Err(error) => {
-                let message = format!("Error creating: {error}");
+                let message = format!("Error creating: {}", told(&error));
                 self.tell(job, Level::Warning, "FailedCreate", message);
                 Err(error)
             }

@@ -28,6 +28,7 @@ mod statuses;
 use std::{future::Future, path::Path, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use http::{HeaderValue, header};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -36,7 +37,7 @@ use kube::{
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::Error;
+use crate::{Error, USER_AGENT};
 
 pub use join::{Joining, Renewal};
 pub use mirrors::Mirrors;
@@ -91,6 +92,9 @@ impl Cluster {
             .await
             .map_err(|error| failed(error.to_string()))?;
         config.connect_timeout = Some(CONNECT);
+        // by it the server names who wrote what (managedFields)
+        let agent = HeaderValue::from_static(USER_AGENT);
+        config.headers.push((header::USER_AGENT, agent));
         if let Some(until) = ended(&config.auth_info) {
             tracing::error!(
                 "the client certificate of {} ended at {until}: no API server knows the node by it. Have a new one signed (for {}{node} of the group {}), or let the \

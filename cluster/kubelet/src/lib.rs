@@ -77,3 +77,6 @@ pub use shutdown::{ShutdownNews, ShutdownPolicy, listen_to_logind};
 pub use source::{Directory, UrlConfig, UrlHeader, UrlSource, both, join};
 pub use thresholds::{Graces, Levels, Reclaims, Thresholds, duration};
 pub use volume::remove_kubelet_dir;
+
+/// To servers.
+const USER_AGENT: &str = concat!("berth-kubelet/", env!("CARGO_PKG_VERSION"));

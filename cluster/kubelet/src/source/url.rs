@@ -31,7 +31,7 @@ use tokio_rustls::{
 use url::{Host, Url};
 
 use crate::{
-    Desired, Error, Problem,
+    Desired, Error, Problem, USER_AGENT,
     manifest::{MAX_BYTES, Origin, read_pods},
     store,
 };
@@ -42,7 +42,6 @@ const SOURCE: &str = "http";
 const ASK: Duration = Duration::from_secs(10);
 /// A node has room for fewer pods.
 const MAX_PODS: usize = 2000;
-const USER_AGENT: &str = concat!("berth-kubelet/", env!("CARGO_PKG_VERSION"));
 
 /// A header that is sent with each question.
 #[derive(Debug, Clone, PartialEq, Eq)]
