@@ -17,7 +17,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(40);
 
 /// A file of the cgroup `name` below the test's own, by the machine's version of cgroups.
-fn path(node: &Node, controller: &str, name: &str, v1: &str, v2: &str) -> PathBuf {
+pub fn path(node: &Node, controller: &str, name: &str, v1: &str, v2: &str) -> PathBuf {
     let below = node.own_cgroup_parent(name);
     let below = below.trim_start_matches('/');
     let root = Path::new("/sys/fs/cgroup");

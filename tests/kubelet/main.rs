@@ -1,5 +1,6 @@
 //! The kubelet over a real runtime: manifests go in, and what runs, what is told of it, and what is left is looked at.
 
+mod away;
 mod cluster;
 mod configuration;
 mod containerd;
@@ -10,6 +11,8 @@ mod limits;
 mod line;
 mod lives;
 mod logind;
+mod losses;
+mod lost_calls;
 mod member;
 mod probes;
 mod resizes;

@@ -58,6 +58,9 @@ pub(crate) async fn make_sandbox(
     let reserved = user_namespace::reserve(&node.runtime, pod).await?;
     let ids = reserved.as_ref().map(|it| it.0);
     let config = translate::sandbox(pod, node, attempt, ids)?;
+    for omitted in translate::dns::now(pod, &node.config).1 {
+        node.tell(Level::Warning, pod, "", "DNSConfigForming", omitted);
+    }
     let logs = node.log_dir(pod);
     fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
     node.runtime

@@ -27,6 +27,7 @@ use crate::{
     images, keys,
     machine::Machine,
     node::{Inner, Node},
+    oom,
     plan::Over,
     pod::is_path_component,
     resize, rotation,
@@ -190,6 +191,7 @@ impl Kubelet {
             allocatable: Mutex::new(allocatable),
             pressed: Pressed::default(),
             images: Default::default(),
+            network: Default::default(),
             config,
             runtime,
             objects,
@@ -282,6 +284,7 @@ impl Kubelet {
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {
             beside.spawn(images::keep(self.node.clone()));
+            beside.spawn(oom::watch(self.node.clone()));
             let watches = eviction::watch(self.node.clone(), self.thresholds.clone(), evicts);
             beside.spawn(watches);
         }

@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 
 use crate::{
     CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
-    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, view::View,
+    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, network::Network,
+    view::View,
 };
 
 /// How this node is set up.
@@ -92,6 +93,7 @@ pub(crate) struct Inner {
     pub pressed: Pressed,
     /// Since when each image was not used.
     pub images: tokio::sync::Mutex<Uses>,
+    pub network: Network,
 }
 
 impl std::fmt::Debug for Inner {
@@ -235,6 +237,7 @@ pub(crate) mod tests {
             allocatable: Mutex::default(),
             pressed: Pressed::default(),
             images: Default::default(),
+            network: Network::default(),
         })
     }
 }
