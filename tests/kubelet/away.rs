@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::{Node, process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
@@ -41,6 +42,17 @@ fn id_of(pod: &Value, name: &str) -> Result<String> {
     Ok(id.context("no container")?.to_owned())
 }
 
+fn is_down(node: &Value) -> bool {
+    let all = node["status"]["conditions"].as_array();
+    let ready = all.into_iter().flatten().find(|one| one["type"] == "Ready");
+    ready.is_some_and(|one| {
+        let why = one["message"].as_str().unwrap_or_default();
+        one["status"] == "False"
+            && one["reason"] == "KubeletNotReady"
+            && why.starts_with("container runtime is down: ")
+    })
+}
+
 #[test]
 fn a_runtime_that_is_away_for_a_minute_restarts_nothing_and_all_is_caught_up_with_bo_15_rel_23()
 -> Result<()> {
@@ -72,17 +84,7 @@ fn a_runtime_that_is_away_for_a_minute_restarts_nothing_and_all_is_caught_up_wit
             .server
             .kubectl(&["delete", "pod", "goes", "--wait=false"])?;
         process::kill_9(dies.pid);
-        let down = |it: &Value| {
-            let all = it["status"]["conditions"].as_array();
-            let ready = all.into_iter().flatten().find(|one| one["type"] == "Ready");
-            ready.is_some_and(|one| {
-                let why = one["message"].as_str().unwrap_or_default();
-                one["status"] == "False"
-                    && one["reason"] == "KubeletNotReady"
-                    && why.starts_with("container runtime is down: ")
-            })
-        };
-        member.wait("node", NODE, "not ready", down).await?;
+        member.wait("node", NODE, "not ready", is_down).await?;
         tokio::time::sleep(AWAY.saturating_sub(since.elapsed())).await;
         // nobody has died of it, nor been told of as if they had
         for (name, pid) in kept.iter().zip(&pids) {
@@ -91,7 +93,7 @@ fn a_runtime_that_is_away_for_a_minute_restarts_nothing_and_all_is_caught_up_wit
             ensure!(ids(&now)? == ids(&before[name])?, "{now:#}");
         }
         let node_now = member.server.json(&["get", "node", NODE])?;
-        ensure!(down(&node_now), "{node_now:#}");
+        ensure!(is_down(&node_now), "{node_now:#}");
 
         node.restart().await?;
         member
@@ -121,6 +123,28 @@ fn a_runtime_that_is_away_for_a_minute_restarts_nothing_and_all_is_caught_up_wit
             one["reason"] == "Killing" && of.is_some_and(|of| kept.contains(&of))
         });
         ensure!(killing.next().is_none(), "somebody was killed");
+        member.server.kubectl(&["delete", "pods", "--all"])?;
+        member.end()
+    })
+}
+
+#[test]
+fn a_runtime_that_hangs_makes_its_node_not_ready_and_is_waited_for_rel_23() -> Result<()> {
+    Node::test(async |node| {
+        let member = Member::start(node).await?;
+        member.apply("stays", PROBED)?;
+        let before = member.wait_ready("stays").await?;
+        let pid = node.daemon.pid().and_then(Pid::from_raw);
+        let pid = pid.context("no daemon")?;
+        kill_process(pid, Signal::STOP)?;
+        let told = member.wait("node", NODE, "not ready", is_down).await;
+        kill_process(pid, Signal::CONT)?;
+        told?;
+        member
+            .wait("node", NODE, "ready", |it| condition(it, "Ready") == "True")
+            .await?;
+        let after = member.wait_ready("stays").await?;
+        ensure!(ids(&after)? == ids(&before)?, "{after:#}");
         member.server.kubectl(&["delete", "pods", "--all"])?;
         member.end()
     })

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     limits,
+    losses::Losses,
     member::{Member, NODE},
     scene::{Kubelet, container, pod},
 };
@@ -37,7 +38,7 @@ fn events(member: &Member, name: &str) -> Result<Vec<String>> {
 }
 
 /// Waits until all of these have been told; each is how an event begins.
-async fn told(member: &Member, name: &str, wanted: &[&str]) -> Result<()> {
+pub async fn told(member: &Member, name: &str, wanted: &[&str]) -> Result<()> {
     let mut last = (Vec::new(), Vec::new());
     let waited = member
         .until(&format!("of {name} all is told"), || {
@@ -158,7 +159,7 @@ const SLEEPER: &str = "  terminationGracePeriodSeconds: 0\n  containers: [{name:
 #[test]
 fn without_a_network_pods_wait_and_say_why_and_those_of_the_nodes_own_run() -> Result<()> {
     let setup = Setup {
-        network: "builtin = false".into(),
+        network: "builtin = false\ncni_bin_dirs = [\"$DIR/plugins\"]".into(),
         ..Setup::default()
     };
     Node::test_with(setup, async |node| {
@@ -278,6 +279,74 @@ fn a_process_of_no_pod_that_the_kernel_kills_for_memory_is_told_of() -> Result<(
             .await;
         cgroup::remove(&node.own_cgroup_parent("greedy"))?;
         outcome?;
+        member.end()
+    })
+}
+
+#[test]
+fn what_the_runtime_refuses_is_told_and_tried_again() -> Result<()> {
+    Node::test(async |node| {
+        let at = node.dir.join("line.sock");
+        let line = Losses::lay(&at, &node.daemon.socket(), None)?;
+        let kubelet = Kubelet::start_at(node, &at, &[])?;
+        let is_logged = |reason: &str, words: &str| {
+            eventually(Duration::from_secs(20), || {
+                let log = kubelet.log();
+                let quoted = format!("reason={reason:?}");
+                log.lines()
+                    .any(|line| line.contains(&quoted) && line.contains(words))
+            })
+        };
+        line.refuse("ImageStatus", true);
+        kubelet.put("a.yaml", &pod("a", SLEEPER))?;
+        let waits = |status: &Value| {
+            container(status, "a")["state"]["waiting"]["reason"] == "ImageInspectError"
+        };
+        kubelet.wait("a", "without its image", waits).await?;
+        ensure!(
+            is_logged("InspectFailed", "Failed to inspect image \"busybox\": "),
+            "{}",
+            kubelet.log()
+        );
+        line.refuse("ImageStatus", false);
+        kubelet.wait_ready("a").await?;
+        line.refuse("StopPodSandbox", true);
+        kubelet.take("a.yaml")?;
+        ensure!(
+            is_logged("FailedKillPod", "error killing pod: "),
+            "{}",
+            kubelet.log()
+        );
+        line.refuse("StopPodSandbox", false);
+        kubelet.wait_gone(node, "a").await?;
+        let told = kubelet.log().matches("reason=\"FailedKillPod\"").count();
+        ensure!(told == 1, "it was told {told} times\n{}", kubelet.log());
+        kubelet.wait_empty()
+    })
+}
+
+#[test]
+fn a_node_that_was_rebooted_since_it_was_told_of_last_is_told_of() -> Result<()> {
+    Node::test(async |node| {
+        let mut member = Member::start(node).await?;
+        member.kubelet.end()?;
+        let patch = "{\"status\":{\"nodeInfo\":{\"bootID\":\"another\"}}}";
+        member.server.kubectl(&[
+            "patch",
+            "node",
+            NODE,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            patch,
+        ])?;
+        member.kubelet.spawn()?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let words = format!(
+            "Warning Rebooted [] Node {NODE} has been rebooted, boot id: {}",
+            boot.trim()
+        );
+        told(&member, NODE, &[&words]).await?;
         member.end()
     })
 }

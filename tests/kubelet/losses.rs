@@ -1,4 +1,4 @@
-//! A line to a runtime's socket that knows calls: each is let through, and of each kind one answer is lost on the way back.
+//! A line to a runtime's socket that knows calls: of each kind one answer is lost on the way back; or calls are refused.
 
 use std::{
     collections::BTreeSet,
@@ -38,22 +38,36 @@ type Lost = Arc<Mutex<BTreeSet<String>>>;
 
 pub struct Losses {
     lost: Lost,
+    refused: Lost,
     accepts: JoinHandle<()>,
 }
 
 impl Losses {
     /// From the socket `at`, which is made, to the one at `to`.
-    pub fn lay(at: &Path, to: &Path, loss: Loss) -> Result<Self> {
+    pub fn lay(at: &Path, to: &Path, loss: Option<Loss>) -> Result<Self> {
         let listener = UnixListener::bind(at)?;
         let channel = Endpoint::from_shared(format!("unix://{}", to.display()))?.connect_lazy();
-        let lost = Lost::default();
-        let shared = lost.clone();
+        let (lost, refused) = (Lost::default(), Lost::default());
+        let shared = (lost.clone(), refused.clone());
         let accepts = tokio::spawn(async move {
             while let Ok((caller, _)) = listener.accept().await {
                 tokio::spawn(serve(caller, channel.clone(), shared.clone(), loss));
             }
         });
-        Ok(Self { lost, accepts })
+        Ok(Self {
+            lost,
+            refused,
+            accepts,
+        })
+    }
+
+    /// Does not let calls of this name through from now on, or does so again.
+    pub fn refuse(&self, name: &str, is_refused: bool) {
+        let mut refused = held(&self.refused);
+        match is_refused {
+            true => refused.insert(name.to_owned()),
+            false => refused.remove(name),
+        };
     }
 
     pub fn lost(&self) -> BTreeSet<String> {
@@ -71,13 +85,22 @@ fn held(lost: &Lost) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
     lost.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn serve(caller: UnixStream, channel: Channel, lost: Lost, loss: Loss) {
+async fn serve(
+    caller: UnixStream,
+    channel: Channel,
+    (lost, refused): (Lost, Lost),
+    loss: Option<Loss>,
+) {
     let (cuts, mut is_cut) = watch::channel(false);
     let service = service_fn(|request: Request<Incoming>| {
-        let (mut channel, cuts, lost) = (channel.clone(), cuts.clone(), lost.clone());
+        let (mut channel, cuts) = (channel.clone(), cuts.clone());
+        let (lost, refused) = (lost.clone(), refused.clone());
         async move {
             let path = request.uri().path();
             let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            if held(&refused).contains(&name) {
+                return Ok::<_, Infallible>(Status::internal("the line refuses").into_http());
+            }
             let answer = match poll_fn(|cx| channel.poll_ready(cx)).await {
                 Ok(()) => channel.call(request.map(Body::new)).await,
                 Err(error) => Err(error),
@@ -86,12 +109,12 @@ async fn serve(caller: UnixStream, channel: Channel, lost: Lost, loss: Loss) {
                 Ok(answer) => answer,
                 Err(error) => Status::unavailable(error.to_string()).into_http(),
             };
-            if !held(&lost).insert(name) {
-                return Ok::<_, Infallible>(answer);
+            if loss.is_none() || !held(&lost).insert(name) {
+                return Ok(answer);
             }
             // by its head the runtime is done with it
             drop(answer);
-            if loss == Loss::Cut {
+            if loss == Some(Loss::Cut) {
                 cuts.send_replace(true);
                 std::future::pending::<()>().await;
             }

@@ -147,7 +147,7 @@ fn pods_come_once_and_go(loss: Loss) -> Result<()> {
     Node::test(async |node| {
         let dir = node.volume("said")?;
         let at = node.dir.join("losses.sock");
-        let line = Losses::lay(&at, &node.daemon.socket(), loss)?;
+        let line = Losses::lay(&at, &node.daemon.socket(), Some(loss))?;
         let kubelet = Kubelet::start_at(node, &at, &[])?;
         let pods = pods(&dir);
         for (name, text) in &pods {

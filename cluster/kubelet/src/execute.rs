@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::ResourceRequirements;
+use tokio::sync::SemaphorePermit;
 
 use crate::{
     Error, Level, hook, image,
@@ -359,10 +360,17 @@ pub(crate) async fn end(
         let mut answers = join_all(stops).await.into_iter();
         answers.by_ref().find(Result::is_err).unwrap_or(Ok(()))?;
     }
+    let _turn = takedown(node).await;
     for sandbox in &observed.sandboxes {
         node.runtime.stop_sandbox(&sandbox.id).await?;
     }
     Ok(())
+}
+
+/// Who waits for one, waits with nothing running.
+async fn takedown(node: &Inner) -> Option<SemaphorePermit<'_>> {
+    // nobody closes it
+    node.takedowns.acquire().await.ok()
 }
 
 /// Removes all that there is of a pod that has ended: containers, sandboxes, volumes, logs.
@@ -371,6 +379,7 @@ pub(crate) async fn remove(
     pod: &Arc<Desired>,
     observed: &Observed,
 ) -> Result<(), Error> {
+    let _turn = takedown(node).await;
     for seen in &observed.containers {
         node.runtime.remove_container(&seen.id).await?;
     }

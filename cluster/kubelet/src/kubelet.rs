@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::{
     eviction::{self, Evicted},
     images, keys,
     machine::Machine,
-    node::{Inner, Node},
+    node::{Inner, Node, TAKEDOWNS},
     oom,
     plan::Over,
     pod::is_path_component,
@@ -192,6 +192,7 @@ impl Kubelet {
             pressed: Pressed::default(),
             images: Default::default(),
             network: Default::default(),
+            takedowns: Semaphore::new(TAKEDOWNS),
             config,
             runtime,
             objects,
