@@ -256,9 +256,11 @@ fn a_process_of_no_pod_that_the_kernel_kills_for_memory_is_told_of() -> Result<(
         let dir = limit.parent().context("no directory")?;
         fs::create_dir(dir)?;
         fs::write(&limit, (16 << 20).to_string())?;
-        let swap = dir.join("memory.swap.max");
-        if swap.exists() {
-            fs::write(swap, "0")?;
+        for swap in ["memory.swap.max", "memory.swappiness"] {
+            let swap = dir.join(swap);
+            if swap.exists() {
+                fs::write(swap, "0")?;
+            }
         }
         let enter = format!("echo $$ > {}; exec tail /dev/zero", procs.display());
         let outcome = member

@@ -89,8 +89,7 @@ fn what_is_told_of_the_node_and_its_pods_is_what_the_files_say_kl_04() -> Result
         let fills = "mkdir -p /v/a/b /own; head -c 300000 /dev/zero > /v/a/b/file; head -c 50000 /dev/zero > /m/file; head -c 70000 /dev/zero > /own/file; echo said; sync; touch /v/done; exec sleep 1000";
         let spec = format!(
             "  volumes: [{{name: v, emptyDir: {{}}}}, {{name: m, emptyDir: {{medium: Memory}}}}, {{name: c, configMap: {{name: c}}}}, {{name: s, secret: {{secretName: s}}}}, {{name: d, downwardAPI: {{items: [{{path: name, fieldRef: {{fieldPath: metadata.name}}}}]}}}}, {{name: h, hostPath: {{path: /}}}}]\n  \
-             automountServiceAccountToken: false\n  containers: [{{name: a, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, '{fills}'], readinessProbe: {{exec: {{command: [test, -e, /v/done]}}, periodSeconds: 1}}, \
-             volumeMounts: [{{name: v, mountPath: /v}}, {{name: m, mountPath: /m}}, {{name: c, mountPath: /c}}, {{name: s, mountPath: /s}}, {{name: d, mountPath: /d}}]}}]"
+             automountServiceAccountToken: false\n  containers: [{{name: a, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, '{fills}'], volumeMounts: [{{name: v, mountPath: /v}}, {{name: m, mountPath: /m}}, {{name: c, mountPath: /c}}, {{name: s, mountPath: /s}}, {{name: d, mountPath: /d}}]}}]"
         );
         member.apply("full", &spec)?;
         let pod = member.wait_ready("full").await?;
@@ -111,12 +110,17 @@ fn what_is_told_of_the_node_and_its_pods_is_what_the_files_say_kl_04() -> Result
             (name, dir.join(at))
         })
         .into();
+        // no probe runs beside it while it is counted
+        let done = volumes["v"].join("done");
+        member.until("all is written", || Ok(done.exists())).await?;
         let of_full = |summary: &Value| {
             let pods = summary["pods"].as_array().cloned().unwrap_or_default();
             let mut pods = pods.into_iter();
             pods.find(|one| one["podRef"]["uid"] == uid.as_str())
         };
-        // The last look was at what there was before: the next one comes by itself.
+        let cgroup = format!("kubepods/besteffort/pod{uid}");
+        let pids = limits::path(node, "pids", &cgroup, "pids.current", "pids.current");
+        let pids = pids.display().to_string();
         let mut last = Value::Null;
         let equal = |pod: &Value| -> Result<bool> {
             let told = pod["volume"].as_array().context("no volumes")?;
@@ -141,13 +145,15 @@ fn what_is_told_of_the_node_and_its_pods_is_what_the_files_say_kl_04() -> Result
             Ok(names.iter().eq(volumes.keys()) && all.into_iter().all(|is| is))
         };
         let found = member
-            .until("volumes are as the files say", || {
+            .until("processes and volumes are as the files say", || {
                 let summary = summary(&member)?;
                 let Some(pod) = of_full(&summary) else {
                     return Ok(false);
                 };
                 last = summary;
-                Ok(pod["volume"].is_array() && equal(&pod)?)
+                // what has touched the last file may be on its way out
+                let processes = pod["process_stats"]["process_count"] == number(&pids)?;
+                Ok(processes && pod["volume"].is_array() && equal(&pod)?)
             })
             .await;
         found.with_context(|| format!("{last:#}"))?;
@@ -164,12 +170,6 @@ fn what_is_told_of_the_node_and_its_pods_is_what_the_files_say_kl_04() -> Result
         );
         ensure!(
             pod["containers"][0]["logs"]["usedBytes"].as_u64() > Some(0),
-            "{pod:#}"
-        );
-        let cgroup = format!("kubepods/besteffort/pod{uid}");
-        let pids = limits::path(node, "pids", &cgroup, "pids.current", "pids.current");
-        ensure!(
-            pod["process_stats"]["process_count"] == number(&pids.display().to_string())?,
             "{pod:#}"
         );
         ensure!(pod["network"]["interfaces"][0]["name"] == "eth0", "{pod:#}");
