@@ -27,6 +27,7 @@ fn network(containerd: &Containerd, addresses: &std::path::Path) -> Result<()> {
     )?)
 }
 
+/// KL-03, too: another's CRI, with a network of CNI.
 #[test]
 fn a_stock_containerd_is_as_good_a_runtime_cri_04_bo_15() -> Result<()> {
     Node::test(async |node| {

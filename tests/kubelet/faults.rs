@@ -196,7 +196,7 @@ fn asked_to_end_it_waits_for_no_name_server() -> Result<()> {
 const SLEEPER_OF_API: &str = "  containers: [{name: a, image: busybox, command: [sh, -c, \"trap 'exit 0' TERM; while :; do sleep 0.1; done\"]}]";
 
 #[test]
-fn a_hundred_pods_deleted_at_once_are_all_gone() -> Result<()> {
+fn a_hundred_pods_deleted_at_once_are_all_gone_and_leave_nothing() -> Result<()> {
     const PODS: usize = 100;
     Node::test(async |node| {
         let member = Member::start(node).await?;
@@ -214,20 +214,27 @@ fn a_hundred_pods_deleted_at_once_are_all_gone() -> Result<()> {
                 Ok(said.matches("Running").count() >= PODS / 2)
             })
             .await?;
-        member
-            .server
-            .kubectl(&["delete", "pods", "--all", "--wait=false"])?;
+        // by one request
+        let all = "/api/v1/namespaces/default/pods";
+        member.server.kubectl(&["delete", "--raw", all])?;
         member
             .until("no pod is left", || {
                 let said = member.server.kubectl(&["get", "pods", "--no-headers"])?;
                 Ok(said.is_empty())
             })
             .await?;
-        ensure!(node.cri.pods(None).await?.is_empty(), "sandboxes are left");
+        member.kubelet.wait_empty()?;
         ensure!(
-            fs::read_dir(member.kubelet.pods_dir())?.next().is_none(),
-            "directories of pods are left"
+            node.cri.pods(None).await?.is_empty() && node.cri.containers(None).await?.is_empty(),
+            "sandboxes or containers are left"
         );
+        for dir in [member.kubelet.pods_dir(), node.dir.join("logs")] {
+            let left: Vec<_> = fs::read_dir(&dir)?.flatten().map(|it| it.path()).collect();
+            ensure!(left.is_empty(), "left: {left:?}");
+        }
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let pods = member.kubelet.pods_dir().display().to_string();
+        ensure!(!mounts.contains(&pods), "still mounted: {mounts}");
         member.end()
     })
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use berth_tests::{Node, cgroup, machine::patient};
 
 use crate::{
+    events,
     member::{Member, NODE, condition},
     scene::{Kubelet, pod},
 };
@@ -17,7 +18,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(40);
 
 /// A file of the cgroup `name` below the test's own, by the machine's version of cgroups.
-fn path(node: &Node, controller: &str, name: &str, v1: &str, v2: &str) -> PathBuf {
+pub fn path(node: &Node, controller: &str, name: &str, v1: &str, v2: &str) -> PathBuf {
     let below = node.own_cgroup_parent(name);
     let below = below.trim_start_matches('/');
     let root = Path::new("/sys/fs/cgroup");
@@ -108,6 +109,7 @@ fn sleeper(name: &str, resources: &str) -> String {
     )
 }
 
+/// PO-07, too: limits are what the kernel holds a pod to.
 #[test]
 fn pods_lie_by_their_class_below_what_the_node_has_for_them_and_a_fork_bomb_is_the_pods_own_rel_17()
 -> Result<()> {
@@ -304,6 +306,7 @@ async fn failed(member: &Member, name: &str, reason: &str, says: &str) -> Result
     Ok(())
 }
 
+/// PO-07, too: what is asked for decides who fits.
 #[test]
 fn a_pod_that_the_node_can_not_take_is_failed_in_upstreams_words_and_who_runs_is_never_asked_again()
 -> Result<()> {
@@ -467,6 +470,11 @@ fn who_has_more_on_the_disk_than_it_may_goes_and_a_shortage_that_lasts_is_one_se
             "writes",
             &fills("dd if=/dev/zero of=/file bs=1M count=3", limit),
         )?;
+        // files of the node's that are mounted into it: who grows them fills the node's disk, not its own layer
+        for (name, file) in [("hosts", "/etc/hosts"), ("message", "/dev/termination-log")] {
+            let what = format!("dd if=/dev/zero of={file} bs=1M count=3");
+            member.apply(name, &fills(&what, limit))?;
+        }
         failed(
             &member,
             "fills",
@@ -474,7 +482,7 @@ fn who_has_more_on_the_disk_than_it_may_goes_and_a_shortage_that_lasts_is_one_se
             "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\".",
         )
         .await?;
-        for name in ["talks", "writes"] {
+        for name in ["talks", "writes", "hosts", "message"] {
             failed(
                 &member,
                 name,
@@ -502,6 +510,8 @@ fn who_has_more_on_the_disk_than_it_may_goes_and_a_shortage_that_lasts_is_one_se
             "The node was low on resource: memory. Threshold quantity: 1048576Gi, available: ",
         )
         .await?;
+        let words = "Warning EvictionThresholdMet [] Attempting to reclaim memory";
+        events::told(&member, NODE, &[words]).await?;
         let modest = member.server.json(&["get", "pod", "modest"])?;
         ensure!(
             condition(&modest, "DisruptionTarget") == "True",

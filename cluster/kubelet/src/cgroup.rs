@@ -116,6 +116,11 @@ impl Cgroups {
         self.names.pod(Class::of(pod), &pod.uid)
     }
 
+    /// Whether `path` is the pods' cgroup or below it, by the kernel's name, which knows of no namespace.
+    pub fn holds(&self, path: &str) -> bool {
+        format!("{path}/").contains(&format!("{}/", self.names.all()))
+    }
+
     /// Makes the pod's, and those above it, as they should be. Blocks.
     pub fn ensure(&self, pod: &Desired) -> Result<(), Error> {
         let wanted = self.wanted(pod);

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 
 use crate::problem::{Problem, list};
 
@@ -17,6 +17,9 @@ pub enum Error {
         code: Code,
         message: String,
     },
+    /// Whether it was done, nobody knows.
+    #[error("the runtime was asked to {what}, and its answer never came: {message}")]
+    Unanswered { what: String, message: String },
     /// In the words of whoever pulls.
     #[error("{0}")]
     Puller(String),
@@ -82,11 +85,22 @@ impl Error {
     /// For `map_err` of a call: `what` completes "can't …".
     pub(crate) fn rpc(what: impl Into<String>) -> impl FnOnce(Status) -> Self {
         let what = what.into();
-        move |status| Self::Rpc {
-            what,
-            code: status.code(),
-            message: status.message().to_owned(),
+        move |status| {
+            let message = status.message().to_owned();
+            match is_lost(&status) {
+                true => Self::Unanswered { what, message },
+                false => Self::Rpc {
+                    what,
+                    code: status.code(),
+                    message,
+                },
+            }
         }
+    }
+
+    /// The line to the runtime broke: that is nothing that a pod has failed at.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Unanswered { .. })
     }
 
     pub(crate) fn file(
@@ -108,8 +122,44 @@ impl Error {
     }
 }
 
+/// Whether it was the line that broke, and not the runtime that said so, nor the time that was up.
+pub(crate) fn is_lost(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    let is_there = cause.is_some();
+    while let Some(error) = cause {
+        if error.is::<TimeoutExpired>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    is_there
+}
+
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
         Self::Config(problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_broke_is_told_from_what_the_runtime_says_and_from_time_that_is_up() {
+        let broken = io::Error::from(io::ErrorKind::ConnectionReset);
+        for (status, is_unanswered) in [
+            (Status::from_error(Box::new(broken)), true),
+            (Status::unavailable("the daemon ends"), false),
+            (Status::not_found("no such pod"), false),
+            (Status::from_error(Box::new(TimeoutExpired(()))), false),
+        ] {
+            let told = format!("{status:?}");
+            assert_eq!(
+                Error::rpc("x")(status).is_unanswered(),
+                is_unanswered,
+                "{told}"
+            );
+        }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) struct Changed(pub String);
 pub(crate) async fn watch(runtime: Runtime, changed: mpsc::Sender<Changed>) {
     let mut seen = Seen::default();
     let mut has_events = true;
+    let mut said = None;
     while !changed.is_closed() {
         let events = match has_events {
             true => runtime.events().await.map(Some),
@@ -43,14 +44,18 @@ pub(crate) async fn watch(runtime: Runtime, changed: mpsc::Sender<Changed>) {
             }
             Err(error) => Err(error),
         };
-        let wait = match ended {
-            Ok(()) if has_events => AGAIN,
-            Ok(()) => RELIST_WITHOUT,
-            Err(error) => {
-                tracing::warn!(%error, "the runtime does not answer");
+        let error = ended.err().map(|error| error.to_string());
+        let wait = match &error {
+            None if has_events => AGAIN,
+            None => RELIST_WITHOUT,
+            // once, however long it is away
+            Some(_) if error == said => AGAIN,
+            Some(error) => {
+                tracing::warn!(error, "the runtime does not answer");
                 AGAIN
             }
         };
+        said = error;
         tokio::time::sleep(wait).await;
     }
 }

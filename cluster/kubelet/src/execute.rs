@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::ResourceRequirements;
+use tokio::sync::SemaphorePermit;
 
 use crate::{
     Error, Level, hook, image,
@@ -58,6 +59,9 @@ pub(crate) async fn make_sandbox(
     let reserved = user_namespace::reserve(&node.runtime, pod).await?;
     let ids = reserved.as_ref().map(|it| it.0);
     let config = translate::sandbox(pod, node, attempt, ids)?;
+    for omitted in translate::dns::now(pod, &node.config).1 {
+        node.tell(Level::Warning, pod, "", "DNSConfigForming", omitted);
+    }
     let logs = node.log_dir(pod);
     fs::create_dir_all(&logs).map_err(Error::file("make the log directory", &logs))?;
     node.runtime
@@ -358,10 +362,17 @@ pub(crate) async fn end(
         let mut answers = join_all(stops).await.into_iter();
         answers.by_ref().find(Result::is_err).unwrap_or(Ok(()))?;
     }
+    let _turn = takedown(node).await;
     for sandbox in &observed.sandboxes {
         node.runtime.stop_sandbox(&sandbox.id).await?;
     }
     Ok(())
+}
+
+/// Who waits for one, waits with nothing running.
+async fn takedown(node: &Inner) -> Option<SemaphorePermit<'_>> {
+    // nobody closes it
+    node.takedowns.acquire().await.ok()
 }
 
 /// Removes all that there is of a pod that has ended: containers, sandboxes, volumes, logs.
@@ -371,6 +382,7 @@ pub(crate) async fn remove(
     observed: &Observed,
     turn: &Turn,
 ) -> Result<(), Error> {
+    let _turn = takedown(node).await;
     for seen in &observed.containers {
         node.runtime.remove_container(&seen.id).await?;
     }

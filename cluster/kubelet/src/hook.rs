@@ -31,7 +31,7 @@ pub(crate) async fn run(
             let command = exec.command.clone().unwrap_or_default();
             let answer = node
                 .runtime
-                .exec_sync(container, command, limit)
+                .exec_hook(container, command, limit)
                 .await
                 .map_err(|error| error.to_string())?;
             return match answer.exit_code {

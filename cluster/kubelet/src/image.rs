@@ -37,6 +37,9 @@ pub(crate) async fn ensure(
     };
     let tell = |level, reason, message| node.tell(level, pod, container, reason, message);
     let here = facts(node, spec(name)).await.map_err(|error| {
+        if error.is_unanswered() {
+            return error;
+        }
         let message = format!("Failed to inspect image {name:?}: {error}");
         tell(Level::Warning, "InspectFailed", message);
         Error::ImageStatus {
@@ -79,6 +82,9 @@ pub(crate) async fn ensure(
     tell(Level::Normal, "Pulling", format!("Pulling image {name:?}"));
     let began = std::time::Instant::now();
     let failed = |error: Error| {
+        if error.is_unanswered() {
+            return error;
+        }
         let message = format!("Failed to pull image {name:?}: {error}");
         tell(Level::Warning, "Failed", message);
         Error::Pull {

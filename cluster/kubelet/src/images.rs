@@ -78,8 +78,13 @@ async fn look(node: &Node, wanted: Wanted) -> Result<(), crate::Error> {
     let Some(dir) = node.runtime.image_fs().await? else {
         return Ok(());
     };
+    let fs = Fs::of(Path::new(&dir));
+    if fs.is_none_or(|fs| fs.bytes == 0) {
+        let message = "invalid capacity 0 on image filesystem";
+        node.tell_of_node(Level::Warning, "InvalidDiskCapacity", message);
+    }
     let first = match wanted {
-        Wanted::Room => Fs::of(Path::new(&dir)).map_or(0, |fs| excess(&fs)),
+        Wanted::Room => fs.map_or(0, |fs| excess(&fs)),
         Wanted::All => u64::MAX,
     };
     let mut excess = first;

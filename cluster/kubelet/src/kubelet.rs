@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,8 @@ use crate::{
     eviction::{self, Evicted},
     images, keys,
     machine::Machine,
-    node::{Inner, Node},
+    node::{Inner, Node, TAKEDOWNS},
+    oom,
     plan::Over,
     pod::is_path_component,
     resize, rotation,
@@ -192,6 +193,8 @@ impl Kubelet {
             pressed: Pressed::default(),
             images: Default::default(),
             volumes: Default::default(),
+            network: Default::default(),
+            takedowns: Semaphore::new(TAKEDOWNS),
             config,
             runtime,
             objects,
@@ -284,6 +287,7 @@ impl Kubelet {
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {
             beside.spawn(images::keep(self.node.clone()));
+            beside.spawn(oom::watch(self.node.clone()));
             let watches = eviction::watch(self.node.clone(), self.thresholds.clone(), evicts);
             beside.spawn(watches);
         }

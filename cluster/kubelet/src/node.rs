@@ -6,12 +6,16 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::Semaphore;
 
 use crate::{
     CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
-    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, view::View,
-    volume::Shared,
+    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, network::Network,
+    view::View, volume::Shared,
 };
+
+/// Sandboxes that are taken down at a time: each is work of several processes, and where hundreds of pods end at once none of them would be done in its time.
+pub(crate) const TAKEDOWNS: usize = 64;
 
 /// How this node is set up.
 #[derive(Debug, Clone)]
@@ -94,6 +98,9 @@ pub(crate) struct Inner {
     /// Since when each image was not used.
     pub images: tokio::sync::Mutex<Uses>,
     pub volumes: Shared,
+    pub network: Network,
+    /// Of pods that are taken down now.
+    pub takedowns: Semaphore,
 }
 
 impl std::fmt::Debug for Inner {
@@ -238,6 +245,8 @@ pub(crate) mod tests {
             pressed: Pressed::default(),
             images: Default::default(),
             volumes: Default::default(),
+            network: Network::default(),
+            takedowns: Semaphore::new(TAKEDOWNS),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The CRI, as the kubelet asks it: each call with the deadline that upstream gives it.
 
+mod answered;
 mod whole;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use crate::{
     observed::{Observed, Sandbox, Seen},
     user_namespace::Ids,
 };
+use answered::{answered, until_done};
 
 /// An ExecSync answer may hold 16 MiB of each stream; lists of a full node stay far below.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -204,17 +206,21 @@ impl Runtime {
         Ok(answer.into_inner().containers)
     }
 
-    async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, Error> {
+    async fn ask_status(&self, id: &str) -> Result<cri::ContainerStatusResponse, tonic::Status> {
         let ask = cri::ContainerStatusRequest {
             container_id: id.to_owned(),
             verbose: false,
         };
+        let answer = self.runtime().container_status(within(CALL, ask)).await?;
+        Ok(answer.into_inner())
+    }
+
+    async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, Error> {
         let answer = self
-            .runtime()
-            .container_status(within(CALL, ask))
+            .ask_status(id)
             .await
             .map_err(Error::rpc(format!("tell the status of container {id}")))?;
-        answer.into_inner().status.ok_or(Error::Answer {
+        answer.status.ok_or(Error::Answer {
             rpc: "ContainerStatus",
             lacks: "a status",
         })
@@ -270,11 +276,12 @@ impl Runtime {
             config: Some(config),
             runtime_handler,
         };
-        let answer = self
-            .runtime()
-            .run_pod_sandbox(within(RUN_SANDBOX, ask))
-            .await
-            .map_err(Error::rpc("make the pod's sandbox"))?;
+        let answer = answered(|| {
+            let (mut runtime, ask) = (self.runtime(), within(RUN_SANDBOX, ask.clone()));
+            async move { runtime.run_pod_sandbox(ask).await }
+        })
+        .await
+        .map_err(Error::rpc("make the pod's sandbox"))?;
         Ok(answer.into_inner().pod_sandbox_id)
     }
 
@@ -305,11 +312,12 @@ impl Runtime {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = self
-            .runtime()
-            .create_container(within(CALL, ask))
-            .await
-            .map_err(Error::rpc("create the container"))?;
+        let answer = answered(|| {
+            let (mut runtime, ask) = (self.runtime(), within(CALL, ask.clone()));
+            async move { runtime.create_container(ask).await }
+        })
+        .await
+        .map_err(Error::rpc("create the container"))?;
         Ok(answer.into_inner().container_id)
     }
 
@@ -317,8 +325,19 @@ impl Runtime {
         let ask = cri::StartContainerRequest {
             container_id: id.to_owned(),
         };
-        let answer = self.runtime().start_container(within(CALL, ask)).await;
-        answer.map(drop).map_err(Error::rpc("start the container"))
+        let starts = || {
+            let (mut runtime, ask) = (self.runtime(), within(CALL, ask.clone()));
+            async move { runtime.start_container(ask).await.map(drop) }
+        };
+        // what has been started is not started again
+        let has_started = || async {
+            let status = self.ask_status(id).await?.status;
+            let created = cri::ContainerState::ContainerCreated;
+            Ok(status.is_some_and(|it| it.state() != created))
+        };
+        until_done(starts, has_started)
+            .await
+            .map_err(Error::rpc("start the container"))
     }
 
     pub(crate) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
@@ -361,17 +380,43 @@ impl Runtime {
             .into_inner())
     }
 
+    /// At least once: a command whose answer was lost is run again.
+    pub(crate) async fn exec_hook(
+        &self,
+        id: &str,
+        cmd: Vec<String>,
+        limit: Duration,
+    ) -> Result<cri::ExecSyncResponse, Error> {
+        let ask = cri::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd,
+            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        };
+        let answer = answered(|| {
+            let (mut runtime, ask) = (
+                self.runtime(),
+                within(limit.saturating_add(CALL), ask.clone()),
+            );
+            async move { runtime.exec_sync(ask).await }
+        })
+        .await;
+        Ok(answer
+            .map_err(Error::rpc("run a command in the container"))?
+            .into_inner())
+    }
+
     pub(crate) async fn image(&self, image: cri::ImageSpec) -> Result<Option<cri::Image>, Error> {
         let what = format!("tell of image {}", image.image);
         let ask = cri::ImageStatusRequest {
             image: Some(image),
             verbose: false,
         };
-        let answer = self
-            .images()
-            .image_status(within(CALL, ask))
-            .await
-            .map_err(Error::rpc(what))?;
+        let answer = answered(|| {
+            let (mut runtime, ask) = (self.images(), within(CALL, ask.clone()));
+            async move { runtime.image_status(ask).await }
+        })
+        .await
+        .map_err(Error::rpc(what))?;
         Ok(answer.into_inner().image)
     }
 

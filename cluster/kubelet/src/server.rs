@@ -14,6 +14,7 @@ mod certificate;
 mod figures;
 mod logs;
 mod streams;
+mod summary;
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

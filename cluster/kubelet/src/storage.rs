@@ -17,7 +17,12 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Desired, node::Inner};
+use crate::{
+    Desired,
+    machine::Fs,
+    node::Inner,
+    volume::{self, Place},
+};
 
 /// Of one pod. A walk of so many takes about a second of a processor.
 const MOST_FILES: u64 = 300_000;
@@ -52,6 +57,48 @@ impl Usage {
         let parts = self.logs.values().chain(self.volumes.values());
         parts.fold(self.own, |sum, one| sum.saturating_add(*one))
     }
+}
+
+/// Of one volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Measured {
+    pub name: String,
+    pub bytes: u64,
+    pub inodes: u64,
+    /// What it lies on.
+    pub fs: Fs,
+    /// It is memory, and none of the disk's.
+    pub is_memory: bool,
+}
+
+/// What a pod's own volumes hold, and its files on the disk altogether. Blocks.
+pub(crate) fn measured(node: &Inner, pod: &Desired) -> (Vec<Measured>, Usage) {
+    let mut walk = Walk::default();
+    let volumes = pod.spec.volumes.iter().flatten().filter_map(|volume| {
+        // what is the node's is not the pod's, and what is another machine's may not answer
+        let is_own = volume.empty_dir.is_some() || volume::is_projected(volume);
+        let Place::At(path) = volume::place(node, pod, volume) else {
+            return None;
+        };
+        let parent = path.parent().filter(|_| is_own)?;
+        let fs = Fs::of(&path)?;
+        let is_memory = Fs::is_another(parent, &path);
+        let before = walk.files;
+        let bytes = match is_memory {
+            true => walk.tree(&path, Path::new("."), None),
+            false => walk.tree(parent, Path::new(&volume.name), None),
+        };
+        Some(Measured {
+            name: volume.name.clone(),
+            bytes,
+            // the directory itself is one
+            inodes: walk.files - before + 1,
+            fs,
+            is_memory,
+        })
+    });
+    let volumes = volumes.collect();
+    (volumes, of_pod(node, pod))
 }
 
 /// How long to let others have the processor after a round of this length.

@@ -55,6 +55,7 @@ const TOKEN_RETRY: Duration = Duration::from_secs(5);
 const LATE_AT_LEAST: Duration = Duration::from_secs(10);
 /// Steps in a row without a pause: more would be a plan that goes round in circles.
 const ROUNDS: usize = 100;
+const NO_NETWORK: &str = "NetworkNotReady";
 /// Reports of probes that wait for the worker.
 const REPORTS: usize = 64;
 
@@ -532,12 +533,21 @@ impl Worker {
                     self.node
                         .tell(Level::Normal, &self.pod, "", "SandboxChanged", message);
                 }
+                if let Some(why) = self.why_no_network().await? {
+                    let (message, again) = (format!("network is not ready: {why}"), CONFIG_RETRY);
+                    let node = &self.node;
+                    node.tell(Level::Warning, &self.pod, "", NO_NETWORK, &message);
+                    self.failed(SANDBOX, NO_NETWORK, message, Some(again));
+                    return Ok(false);
+                }
                 match execute::make_sandbox(&self.node, &self.pod, *attempt).await {
                     Ok(id) => {
                         tracing::debug!(pod = %self.pod.full_name(), id, attempt, "sandbox made");
                         self.failures.remove(SANDBOX);
                         self.backoffs.forget(SANDBOX);
                     }
+                    // what was made of it is seen at the next look
+                    Err(error) if error.is_unanswered() => return Err(error),
                     Err(error) => {
                         let (reason, message) = match error {
                             Error::Cgroup { .. } => (
@@ -580,9 +590,17 @@ impl Worker {
             }
             Step::Restart { id, name } => self.restart(id, name, observed).await?,
             Step::Resize { ids } => self.resize(ids, observed).await,
-            Step::Start { name, attempt } => self.start(name, *attempt, observed).await,
+            Step::Start { name, attempt } => self.start(name, *attempt, observed).await?,
         }
         Ok(true)
+    }
+
+    /// Whoever lives in the node's network needs no other.
+    async fn why_no_network(&self) -> Result<Option<String>, Error> {
+        match self.pod.host_network() {
+            true => Ok(None),
+            false => self.node.network.why_not(&self.node.runtime).await,
+        }
     }
 
     /// The end of an evicted pod: told to be late where it is.
@@ -603,10 +621,12 @@ impl Worker {
         ends.await
     }
 
-    async fn start(&mut self, name: &str, attempt: u32, observed: &Observed) {
+    /// # Errors
+    /// Nobody answered: that is no failure of the container.
+    async fn start(&mut self, name: &str, attempt: u32, observed: &Observed) -> Result<(), Error> {
         let pod = self.pod.clone();
         let Some(spec) = pod.container(name) else {
-            return;
+            return Ok(());
         };
         if let Some(last) = observed.newest(name)
             && last.state == State::Exited
@@ -622,6 +642,7 @@ impl Worker {
             Ok(()) => {
                 self.failures.remove(name);
             }
+            Err(failed) if failed.error.is_unanswered() => return Err(failed.error),
             Err(failed) => {
                 let node = &self.node;
                 node.tell(Level::Warning, &pod, name, "Failed", failed.in_words());
@@ -630,6 +651,7 @@ impl Worker {
                 self.failed(name, reason, failed.error.to_string(), retry);
             }
         }
+        Ok(())
     }
 
     /// Notes a failure; without a time of its own it is tried again later and later.
@@ -687,8 +709,8 @@ impl Worker {
                 Ok(()) => return,
                 Err(error) => {
                     let message = format!("error killing pod: {error}");
-                    // once, however often it is tried
-                    if said != message {
+                    // once, however often it is tried; a runtime that is away is the node's trouble
+                    if said != message && !error.is_unanswered() {
                         self.node
                             .tell(Level::Warning, &self.pod, "", "FailedKillPod", &message);
                         said = message;

@@ -351,6 +351,7 @@ mod tests {
             pids_used: 100,
             huge_pages: vec![(2 << 20, 0), (1 << 30, 1 << 30)],
             swap: 0,
+            swap_free: 0,
         }
     }
 

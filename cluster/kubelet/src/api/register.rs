@@ -15,7 +15,10 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{Cluster, Failed, node_object, within};
 use crate::{
@@ -26,6 +29,8 @@ use crate::{
 /// Upstream's: between two looks, and how long a status may be told of no more where nothing changes.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const TELL_EVERY: Duration = Duration::from_secs(300);
+/// Upstream's: a runtime that has not said by then how it does, is down.
+const RUNTIME_WITHIN: Duration = Duration::from_secs(30);
 /// Upstream's: a lease, and how often it is renewed.
 const LEASE_SECONDS: i32 = 40;
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -178,20 +183,27 @@ impl Register {
     }
 
     async fn look(&self, identity: &Identity, told: &Told) -> NodeStatus {
+        // one that hangs keeps nobody from saying so
         let (version, runtime, images) = tokio::join!(
-            self.runtime.version(),
-            self.runtime.status(),
-            self.runtime.all_images()
+            timeout(RUNTIME_WITHIN, self.runtime.version()),
+            timeout(RUNTIME_WITHIN, self.runtime.status()),
+            timeout(RUNTIME_WITHIN, self.runtime.all_images())
         );
+        let runtime = match runtime {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!(
+                "it has not answered for {}s",
+                RUNTIME_WITHIN.as_secs()
+            )),
+        };
         let dir = self.config.kubelet_dir.clone();
         let machine = tokio::task::spawn_blocking(move || Machine::now(&dir)).await;
         let before = told.status.as_ref().map(|(status, _)| status);
-        let version = version.unwrap_or_else(|_| {
+        let version = version.ok().and_then(Result::ok).unwrap_or_else(|| {
             before
                 .and_then(|it| it.node_info.as_ref())
                 .map_or_else(String::new, |it| it.container_runtime_version.clone())
         });
-        let why = runtime.as_ref().map_err(ToString::to_string);
         let looked = node_object::Looked {
             facts: &self.config.node,
             machine: &machine.unwrap_or_default(),
@@ -202,11 +214,8 @@ impl Register {
             pressure: self.pressed.now(),
             port: self.port,
             runtime_version: &version,
-            runtime: match &why {
-                Ok(status) => Ok(status),
-                Err(why) => Err(why),
-            },
-            images: &images.unwrap_or_default(),
+            runtime: runtime.as_ref().map_err(String::as_str),
+            images: &images.ok().and_then(Result::ok).unwrap_or_default(),
             shuts_down: *self.shuts_down.borrow(),
             now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
         };

@@ -4,18 +4,23 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use berth_proto::cri::{self, UInt64Value};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::Value;
 
 use crate::{
     Error, keys,
-    machine::{Fs, Machine},
-    node::Inner,
+    machine::{Fs, Machine, traffic},
+    node::{Inner, Node},
+    storage,
 };
+
+use super::summary::{Begins, Looked, OnDisk};
 
 /// In /proc/stat.
 const NANOSECONDS_PER_TICK: u64 = 10_000_000;
@@ -29,13 +34,18 @@ struct Sample<'a> {
     at_ms: i64,
 }
 
-/// When what is up began: pods by their uid alone, containers with their name behind it.
-type Begins = BTreeMap<(String, String), Timestamp>;
-
 #[derive(Debug)]
 pub(super) struct Figures {
     /// CPU time of the node at the last look, and when: for its rate.
     last: Mutex<Option<(u64, i64)>>,
+    disk: tokio::sync::Mutex<Disk>,
+}
+
+/// What pods had on the disk when it was looked at last, and when it may be looked at again.
+#[derive(Debug, Default)]
+struct Disk {
+    found: Arc<OnDisk>,
+    next: Option<Instant>,
 }
 
 impl Default for Figures {
@@ -44,6 +54,7 @@ impl Default for Figures {
         let now = nanoseconds(Timestamp::now());
         Self {
             last: Mutex::new(Some((cpu_nanoseconds(), now))),
+            disk: Default::default(),
         }
     }
 }
@@ -51,37 +62,47 @@ impl Default for Figures {
 impl Figures {
     /// # Errors
     /// The runtime does not tell.
-    pub async fn summary(&self, node: &Inner) -> Result<Value, Error> {
+    pub async fn summary(&self, node: &Node) -> Result<Value, Error> {
         let pods = node.runtime.pod_stats().await?;
         let image_fs = node.runtime.image_fs().await.ok().flatten();
-        let machine = Machine::now(node.kubelet_dir());
+        let image_fs = image_fs.and_then(|path| Fs::of(Path::new(&path)));
+        let disk = self.disk(node).await;
         let now = Timestamp::now();
         let cpu = cpu_nanoseconds();
-        let rate = self.rate(cpu, nanoseconds(now));
-        let begins = begins(node);
-        let image_fs = image_fs.and_then(|path| Fs::of(Path::new(&path)));
-        let used = machine.memory.saturating_sub(machine.memory_available);
-        let mut summary = json!({
-            "node": {
-                "nodeName": node.config.node.name,
-                "startTime": started(),
-                "cpu": {"time": now.to_string(), "usageCoreNanoSeconds": cpu},
-                "memory": {
-                    "time": now.to_string(),
-                    "availableBytes": machine.memory_available,
-                    "usageBytes": used,
-                    "workingSetBytes": used,
-                },
-                "fs": fs(&machine.fs, now),
-                "runtime": {"imageFs": image_fs.as_ref().map(|it| fs(it, now))},
-                "rlimit": {"time": now.to_string(), "maxpid": machine.pids, "curproc": machine.pids_used},
-            },
-            "pods": pods.iter().filter_map(|it| pod(it, &begins)).collect::<Vec<_>>(),
-        });
-        if let Some(rate) = rate {
-            summary["node"]["cpu"]["usageNanoCores"] = rate.into();
+        let looked = Looked {
+            node: &node.config.node.name,
+            started: started(),
+            cpu,
+            rate: self.rate(cpu, nanoseconds(now)),
+            machine: Machine::now(node.kubelet_dir()),
+            traffic: traffic(),
+            image_fs,
+            disk: &disk,
+            begins: &begins(node),
+            now,
+        };
+        Ok(looked.summary(&pods))
+    }
+
+    /// What pods have on the disk: looked at anew where that is not too much work.
+    async fn disk(&self, node: &Node) -> Arc<OnDisk> {
+        let mut disk = self.disk.lock().await;
+        if disk.next.is_none_or(|next| next <= Instant::now()) {
+            let node = node.clone();
+            let walks = move || {
+                let begin = processor_time();
+                let all = node.view.all().into_iter();
+                let found: OnDisk = all
+                    .map(|it| (it.pod.uid.clone(), storage::measured(&node, &it.pod)))
+                    .collect();
+                (found, processor_time().saturating_sub(begin))
+            };
+            let walked = tokio::task::spawn_blocking(walks).await;
+            let (found, took) = walked.unwrap_or_default();
+            disk.found = Arc::new(found);
+            disk.next = Some(Instant::now() + storage::rest(took, Duration::ZERO));
         }
-        Ok(summary)
+        disk.found.clone()
     }
 
     fn rate(&self, cpu: u64, now: i64) -> Option<u64> {
@@ -116,6 +137,13 @@ impl Figures {
             value: used.to_string(),
             at_ms: now_ms,
         });
+        samples.put(Sample {
+            name: "node_swap_usage_bytes",
+            kind: "gauge",
+            labels: "",
+            value: (machine.swap - machine.swap_free).to_string(),
+            at_ms: now_ms,
+        });
         for stats in &pods {
             let (Some(linux), Some((namespace, name, uid))) = (&stats.linux, identity(stats))
             else {
@@ -131,6 +159,7 @@ impl Figures {
                 linux.cpu.as_ref(),
                 linux.memory.as_ref(),
             );
+            samples.swap("pod_swap_usage_bytes", &labels, swap_of_pod(linux));
             for container in &linux.containers {
                 let of = container_name(container);
                 let labels =
@@ -144,6 +173,17 @@ impl Figures {
                     container.cpu.as_ref(),
                     container.memory.as_ref(),
                 );
+                let swap = container.swap.as_ref();
+                let used = swap.and_then(|it| Some((value(&it.swap_usage_bytes)?, it.timestamp)));
+                samples.swap("container_swap_usage_bytes", &labels, used);
+                let limit = swap.and_then(|it| {
+                    let left = value(&it.swap_available_bytes)?;
+                    Some((
+                        left.saturating_add(value(&it.swap_usage_bytes)?),
+                        it.timestamp,
+                    ))
+                });
+                samples.swap("container_swap_limit_bytes", &labels, limit);
                 if let Some(began) = begins.get(&(uid.clone(), of)) {
                     samples.put(Sample {
                         name: "container_start_time_seconds",
@@ -238,6 +278,19 @@ impl Samples {
         });
     }
 
+    /// Bytes, and when.
+    fn swap(&mut self, name: &'static str, labels: &str, used: Option<(u64, i64)>) {
+        if let Some((bytes, at)) = used {
+            self.put(Sample {
+                name,
+                kind: "gauge",
+                labels,
+                value: bytes.to_string(),
+                at_ms: at / 1_000_000,
+            });
+        }
+    }
+
     fn used(
         &mut self,
         [of_cpu, of_memory]: [&'static str; 2],
@@ -297,118 +350,38 @@ fn begins(node: &Inner) -> Begins {
     begins
 }
 
+/// Of its containers together, and when; the runtime tells it of these alone.
+pub(super) fn swap_of_pod(linux: &cri::LinuxPodSandboxStats) -> Option<(u64, i64)> {
+    let all = linux.containers.iter().filter_map(|it| it.swap.as_ref());
+    let all = all.filter_map(|it| Some((value(&it.swap_usage_bytes)?, it.timestamp)));
+    all.reduce(|(sum, at), (bytes, other)| (sum.saturating_add(bytes), at.max(other)))
+}
+
 fn nanoseconds(time: Timestamp) -> i64 {
     time.as_nanosecond().try_into().unwrap_or(i64::MAX)
 }
 
-fn value(it: &Option<UInt64Value>) -> Option<u64> {
+pub(super) fn value(it: &Option<UInt64Value>) -> Option<u64> {
     it.as_ref().map(|it| it.value)
 }
 
 /// Namespace, name and uid.
-fn identity(stats: &cri::PodSandboxStats) -> Option<(String, String, String)> {
+pub(super) fn identity(stats: &cri::PodSandboxStats) -> Option<(String, String, String)> {
     let metadata = stats.attributes.as_ref()?.metadata.clone()?;
     Some((metadata.namespace, metadata.name, metadata.uid))
 }
 
-fn container_name(stats: &cri::ContainerStats) -> String {
+pub(super) fn container_name(stats: &cri::ContainerStats) -> String {
     let attributes = stats.attributes.clone().unwrap_or_default();
     let label = attributes.labels.get(keys::CONTAINER_NAME).cloned();
     label.unwrap_or_else(|| attributes.metadata.unwrap_or_default().name)
 }
 
-fn pod(stats: &cri::PodSandboxStats, begins: &Begins) -> Option<Value> {
-    let (namespace, name, uid) = identity(stats)?;
-    let began = |container: String| {
-        let began = begins.get(&(uid.clone(), container));
-        began.map(ToString::to_string)
-    };
-    let linux = stats.linux.as_ref()?;
-    let containers: Vec<_> = linux
-        .containers
-        .iter()
-        .map(|container| {
-            let layer = container.writable_layer.as_ref();
-            json!({
-                "name": container_name(container),
-                "startTime": began(container_name(container)),
-                "cpu": container.cpu.as_ref().map(cpu),
-                "memory": container.memory.as_ref().map(memory),
-                "rootfs": layer.map(|it| json!({
-                    "time": time(it.timestamp),
-                    "usedBytes": value(&it.used_bytes),
-                    "inodesUsed": value(&it.inodes_used),
-                })),
-            })
-        })
-        .collect();
-    let network = linux.network.as_ref().map(|it| {
-        let one = |link: &cri::NetworkInterfaceUsage| {
-            json!({
-                "name": link.name,
-                "rxBytes": value(&link.rx_bytes),
-                "rxErrors": value(&link.rx_errors),
-                "txBytes": value(&link.tx_bytes),
-                "txErrors": value(&link.tx_errors),
-            })
-        };
-        let mut network = it.default_interface.as_ref().map_or_else(|| json!({}), one);
-        network["time"] = time(it.timestamp).into();
-        let all = it.default_interface.iter().chain(&it.interfaces);
-        network["interfaces"] = all.map(one).collect();
-        network
-    });
-    let processes = linux
-        .process
-        .as_ref()
-        .and_then(|it| value(&it.process_count));
-    Some(json!({
-        "podRef": {"name": name, "namespace": namespace, "uid": uid},
-        "startTime": began(String::new()),
-        "containers": containers,
-        "cpu": linux.cpu.as_ref().map(cpu),
-        "memory": linux.memory.as_ref().map(memory),
-        "network": network,
-        "process_stats": processes.map(|count| json!({"process_count": count})),
-    }))
-}
-
-fn cpu(usage: &cri::CpuUsage) -> Value {
-    json!({
-        "time": time(usage.timestamp),
-        "usageNanoCores": value(&usage.usage_nano_cores),
-        "usageCoreNanoSeconds": value(&usage.usage_core_nano_seconds),
-    })
-}
-
-fn memory(usage: &cri::MemoryUsage) -> Value {
-    json!({
-        "time": time(usage.timestamp),
-        "availableBytes": value(&usage.available_bytes),
-        "usageBytes": value(&usage.usage_bytes),
-        "workingSetBytes": value(&usage.working_set_bytes),
-        "rssBytes": value(&usage.rss_bytes),
-        "pageFaults": value(&usage.page_faults),
-        "majorPageFaults": value(&usage.major_page_faults),
-    })
-}
-
-fn fs(fs: &Fs, now: Timestamp) -> Value {
-    json!({
-        "time": now.to_string(),
-        "availableBytes": fs.available,
-        "capacityBytes": fs.bytes,
-        "usedBytes": fs.bytes.saturating_sub(fs.available),
-        "inodesFree": fs.inodes_free,
-        "inodes": fs.inodes,
-        "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free),
-    })
-}
-
-fn time(nanoseconds: i64) -> String {
-    Timestamp::from_nanosecond(nanoseconds.into())
-        .unwrap_or_default()
-        .to_string()
+/// What this thread has had of a processor.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Busy time of all processors since the start: all but idle and waiting for disks.
@@ -456,6 +429,7 @@ mod tests {
     fn a_rate_is_known_from_the_second_look_on() {
         let figures = Figures {
             last: Mutex::default(),
+            disk: Default::default(),
         };
         assert_eq!(figures.rate(1_000, 0), None);
         assert_eq!(figures.rate(501_000, 1_000_000), Some(500_000_000));

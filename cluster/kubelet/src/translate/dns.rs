@@ -4,8 +4,53 @@ use berth_proto::cri::DnsConfig;
 
 use crate::{node::Config, pod::Desired};
 
+/// Upstream's bounds, older libraries': what is more is left out.
+const MOST_SERVERS: usize = 3;
+const MOST_SEARCHES: usize = 32;
+/// Of the search line's domains with a space between.
+const MOST_SEARCH_BYTES: usize = 2048;
+
+/// With the node's resolv.conf, as it is now.
+pub(crate) fn now(pod: &Desired, config: &Config) -> (DnsConfig, Vec<String>) {
+    let mut dns = of(pod, config, || {
+        std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+    });
+    let omitted = limit(&mut dns);
+    (dns, omitted)
+}
+
+/// What had to be left out, in upstream's words.
+fn limit(dns: &mut DnsConfig) -> Vec<String> {
+    let mut omitted = Vec::new();
+    if dns.servers.len() > MOST_SERVERS {
+        dns.servers.truncate(MOST_SERVERS);
+        omitted.push(format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+            dns.servers.join(" ")
+        ));
+    }
+    let mut bytes = 0;
+    let fits = dns
+        .searches
+        .iter()
+        .take(MOST_SEARCHES)
+        .take_while(|domain| {
+            bytes += domain.len() + usize::from(bytes > 0);
+            bytes <= MOST_SEARCH_BYTES
+        });
+    let fitting = fits.count();
+    if fitting < dns.searches.len() {
+        dns.searches.truncate(fitting);
+        omitted.push(format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+            dns.searches.join(" ")
+        ));
+    }
+    omitted
+}
+
 /// `node` is the node's resolv.conf.
-pub(crate) fn of(pod: &Desired, config: &Config, node: impl FnOnce() -> String) -> DnsConfig {
+fn of(pod: &Desired, config: &Config, node: impl FnOnce() -> String) -> DnsConfig {
     let policy = match (pod.spec.dns_policy.as_deref(), pod.host_network()) {
         (Some("None"), _) => "None",
         (Some("ClusterFirstWithHostNet"), _) => "ClusterFirst",
@@ -130,5 +175,31 @@ mod tests {
         ] {
             assert_eq!(of(cluster, spec), expected, "{cluster:?} {spec}");
         }
+    }
+
+    #[test]
+    fn what_is_more_than_resolvers_take_is_left_out_and_told() {
+        let dns = |servers: usize, searches: &[String]| DnsConfig {
+            servers: (0..servers).map(|at| format!("10.0.0.{at}")).collect(),
+            searches: searches.to_vec(),
+            options: Vec::new(),
+        };
+        let short: Vec<String> = (0..33).map(|at| format!("d{at}")).collect();
+        let mut fits = dns(3, &short[..32]);
+        assert!(limit(&mut fits).is_empty() && fits == dns(3, &short[..32]));
+
+        let mut many = dns(4, &short);
+        let told = limit(&mut many);
+        assert_eq!(many, dns(3, &short[..32]));
+        assert!(told[0].ends_with("the applied nameserver line is: 10.0.0.0 10.0.0.1 10.0.0.2"));
+        assert!(told[1].ends_with(" d30 d31") && told.len() == 2);
+
+        // two of 1023 and the space between are 2047; one more character is what fits
+        let long = ["a".repeat(1023), "b".repeat(1024), "c".into()];
+        let mut exact = dns(1, &long[..2]);
+        assert!(limit(&mut exact).is_empty());
+        let mut over = dns(1, &long);
+        assert_eq!(limit(&mut over).len(), 1);
+        assert_eq!(over.searches, long[..2]);
     }
 }

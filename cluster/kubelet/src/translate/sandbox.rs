@@ -61,9 +61,7 @@ pub(crate) fn sandbox(
             false => hostname(pod, &config.cluster_domain)?,
         },
         log_directory: node.log_dir(pod).display().to_string(),
-        dns_config: Some(dns::of(pod, config, || {
-            std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
-        })),
+        dns_config: Some(dns::now(pod, config).0),
         port_mappings: ports(pod),
         labels,
         annotations,
