@@ -21,7 +21,7 @@ const AWAY: Duration = Duration::from_secs(61);
 const SLEEPER: &str = "  containers: [{name: a, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '1000']}]";
 const PROBED: &str = "  initContainers: [{name: s, image: busybox, imagePullPolicy: IfNotPresent, restartPolicy: Always, command: [sleep, '1000']}]\n  \
      containers: [{name: a, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '1000'], \
-     livenessProbe: {exec: {command: ['true']}, periodSeconds: 1, failureThreshold: 1}, readinessProbe: {exec: {command: ['true']}, periodSeconds: 1, failureThreshold: 1}}]";
+     livenessProbe: {exec: {command: ['true']}, timeoutSeconds: 60, periodSeconds: 1, failureThreshold: 1}, readinessProbe: {exec: {command: ['true']}, timeoutSeconds: 60, periodSeconds: 1, failureThreshold: 1}}]";
 
 /// The ids of a pod's containers, by name, and that none was started again.
 fn ids(pod: &Value) -> Result<BTreeMap<String, Value>> {

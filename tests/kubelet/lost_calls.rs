@@ -67,7 +67,7 @@ fn pods(dir: &Path) -> Vec<(&'static str, String)> {
             with(
                 "Always",
                 &format!(
-                    "{{name: side, {image}, restartPolicy: Always, startupProbe: {{exec: {{command: ['true']}}, periodSeconds: 1}}, {}}}",
+                    "{{name: side, {image}, restartPolicy: Always, startupProbe: {{exec: {{command: ['true']}}, timeoutSeconds: 60, periodSeconds: 1}}, {}}}",
                     rests("sidecar-side")
                 ),
                 &format!("{{name: a, {image}, {}}}", rests("sidecar-a")),
@@ -79,7 +79,7 @@ fn pods(dir: &Path) -> Vec<(&'static str, String)> {
                 "Always",
                 "",
                 &format!(
-                    "{{name: a, {image}, readinessProbe: {{exec: {{command: ['true']}}, periodSeconds: 1}}, livenessProbe: {{exec: {{command: ['true']}}, periodSeconds: 1, failureThreshold: 1}}, {}}}",
+                    "{{name: a, {image}, readinessProbe: {{exec: {{command: ['true']}}, timeoutSeconds: 60, periodSeconds: 1}}, livenessProbe: {{exec: {{command: ['true']}}, timeoutSeconds: 60, periodSeconds: 1, failureThreshold: 1}}, {}}}",
                     rests("probed-a")
                 ),
             ),

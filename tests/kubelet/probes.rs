@@ -18,7 +18,7 @@ fn probes_hold_back_tell_and_restart_po_09_po_10_po_11() -> Result<()> {
              ports: [{name: http, containerPort: 8080}]\n    \
              startupProbe: {exec: {command: [test, -e, /started]}, periodSeconds: 1, failureThreshold: 60}\n    \
              readinessProbe: {httpGet: {path: /ok, port: http}, periodSeconds: 1, failureThreshold: 1}\n    \
-             livenessProbe: {exec: {command: [test, -e, /alive]}, periodSeconds: 1, failureThreshold: 1}\n  \
+             livenessProbe: {exec: {command: [test, -e, /alive]}, timeoutSeconds: 30, periodSeconds: 1, failureThreshold: 1}\n  \
              - name: port\n    image: busybox\n    command: [sh, -c, 'httpd -f -p 8081']\n    \
              readinessProbe: {tcpSocket: {port: 8081}, periodSeconds: 1}\n  \
              - name: nothing\n    image: busybox\n    command: [sleep, '1000']\n    \
