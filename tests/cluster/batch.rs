@@ -213,6 +213,30 @@ fn eight_completions_two_at_a_time() -> Result<()> {
     )
 }
 
+/// JB-03: where nothing is said of it, the next one begins when the one before has ended.
+#[test]
+fn one_after_another_where_nothing_is_said_of_how_many() -> Result<()> {
+    let server = server()?;
+    let _controllers = controllers(&server)?;
+    create(&server, &job("j", json!({"completions": 3})))?;
+    for done in 0..3 {
+        let running = active(&server, "j", 1)?;
+        // that it has no other by now is told as well
+        eventually(&server, "it is counted", || {
+            let status = server.json(&["get", "job", "j"])?["status"].clone();
+            let succeeded = status["succeeded"].as_u64().unwrap_or(0);
+            Ok((status["active"] == 1 && succeeded == done).then_some(()))
+        })?;
+        let all = pods(&server, "j")?;
+        ensure!(all.iter().filter(|pod| is_active(pod)).count() == 1);
+        ends(&server, &running[0], "Succeeded")?;
+    }
+    let done = finished(&server, "j", "Complete")?;
+    ensure!(done["spec"]["parallelism"] == 1 && done["status"]["succeeded"] == 3);
+    ensure!(pods(&server, "j")?.len() == 3);
+    Ok(())
+}
+
 /// CP-11, CP-12: whoever comes after one that was killed goes on.
 #[test]
 fn a_controller_that_is_killed_counts_no_pod_twice_and_loses_none() -> Result<()> {

@@ -1,6 +1,7 @@
 //! Deployments, ReplicaSets, DaemonSets and StatefulSets, by real kubectl. Their pods have no containers: hollow kubelets make them ready.
 
 pub mod hollow;
+mod sets;
 
 use std::time::{Duration, Instant};
 
@@ -149,7 +150,7 @@ fn set_image(cluster: &Cluster, what: &str, image: &str) -> Result<()> {
     cluster.kubectl(&["set", "image", what, &image]).map(drop)
 }
 
-/// DP-01 to DP-08, DP-12, DP-15: rolled, undone, stalled; and what is deleted is gone with all that it made.
+/// CP-01, DP-01, DP-02, DP-03, DP-04, DP-05, DP-06, DP-07, DP-08, DP-12, DP-15: rolled, undone, stalled; and what is deleted is gone with all that it made.
 #[test]
 fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -244,7 +245,7 @@ fn a_deployment_is_rolled_and_undone_and_told_when_it_stalls() -> Result<()> {
     Ok(())
 }
 
-/// DP-09 to DP-11, DP-13: paused, restarted, with a history, with minReadySeconds, and recreated.
+/// DP-09, DP-10, DP-11, DP-13: paused, restarted, with a history, with minReadySeconds, and recreated.
 #[test]
 fn a_deployment_can_be_paused_restarted_and_recreated() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -589,134 +590,6 @@ fn a_daemon_set_has_a_pod_on_each_node_that_suits() -> Result<()> {
     })?;
     cluster.kubectl(&["delete", what])?;
     cluster.until("they go with it", &["pods"], |pods| pods.is_empty())?;
-    Ok(())
-}
-
-/// PO-05: names, order, claims, partitions.
-#[test]
-fn a_stateful_set_has_names_an_order_and_claims() -> Result<()> {
-    let cluster = Cluster::start()?;
-    let what = "statefulset/web";
-    let claims = json!([{
-        "metadata": {"name": "www"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    }]);
-    cluster.apply(&workload(
-        "StatefulSet",
-        "web",
-        &json!({
-            "replicas": 3, "serviceName": "nginx", "volumeClaimTemplates": claims,
-        }),
-    ))?;
-    cluster.rolled(what)?;
-    let pods = cluster.items(&["pods"])?;
-    ensure!(names(&pods) == ["web-0", "web-1", "web-2"]);
-    let made = |at: usize| {
-        pods[at]["metadata"]["creationTimestamp"]
-            .as_str()
-            .map(str::to_owned)
-    };
-    ensure!(made(0) <= made(1) && made(1) <= made(2));
-    ensure!(pods[1]["spec"]["hostname"] == "web-1" && pods[1]["spec"]["subdomain"] == "nginx");
-    ensure!(pods[1]["metadata"]["labels"]["apps.kubernetes.io/pod-index"] == "1");
-    let volume = json!({"name": "www", "persistentVolumeClaim": {"claimName": "www-web-1"}});
-    ensure!(
-        pods[1]["spec"]["volumes"]
-            .as_array()
-            .is_some_and(|all| all.contains(&volume)),
-        "{}",
-        pods[1]
-    );
-    ensure!(names(&cluster.items(&["pvc"])?) == ["www-web-0", "www-web-1", "www-web-2"]);
-
-    // its name comes back, with its claim
-    let before = pods[1]["metadata"]["uid"].clone();
-    cluster.kubectl(&["delete", "pod", "web-1"])?;
-    cluster.until("it is remade", &["pods"], |pods| {
-        pods.len() == 3 && pods[1]["metadata"]["uid"] != before
-    })?;
-    cluster.rolled(what)?;
-
-    // one that isn't ready holds up those after it
-    cluster.patch(
-        what,
-        &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 2}}}}),
-    )?;
-    cluster.hollow.begin();
-    set_image(&cluster, what, "nginx:1.9.1")?;
-    ensure!(
-        cluster
-            .rolled(what)?
-            .contains("partitioned roll out complete")
-    );
-    ensure!(images(&cluster.items(&["pods"])?) == ["nginx:1.7.9", "nginx:1.7.9", "nginx:1.9.1"]);
-    // what is remade below the partition is as it was
-    cluster.kubectl(&["delete", "pod", "web-0"])?;
-    cluster.until("it is as it was", &["pods"], |pods| {
-        images(pods) == ["nginx:1.7.9", "nginx:1.7.9", "nginx:1.9.1"]
-            && pods.iter().all(|pod| condition(pod, "Ready").is_some())
-    })?;
-    cluster.patch(
-        what,
-        &json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": 0}}}}),
-    )?;
-    cluster.rolled(what)?;
-    cluster.until("all are new", &["pods"], |pods| {
-        images(pods) == ["nginx:1.9.1"; 3]
-    })?;
-    let sets = cluster.until("the roll is over", &["sts"], |sets| {
-        sets[0]["status"]["currentRevision"] == sets[0]["status"]["updateRevision"]
-    })?;
-    ensure!(sets[0]["status"]["currentReplicas"] == 3, "{}", sets[0]);
-    let counts = cluster.hollow.counts();
-    ensure!(counts.most == 3 && counts.least_ready == 2, "{counts:?}");
-    cluster.kubectl(&["rollout", "undo", what])?;
-    cluster.rolled(what)?;
-    cluster.until("it is undone", &["pods"], |pods| {
-        images(pods) == ["nginx:1.7.9"; 3]
-    })?;
-
-    // scaled away: the claims stay, until the policy says otherwise
-    cluster.kubectl(&["scale", what, "--replicas=2"])?;
-    cluster.until("the highest goes", &["pods"], |pods| {
-        names(pods) == ["web-0", "web-1"]
-    })?;
-    ensure!(cluster.items(&["pvc"])?.len() == 3);
-    let policy = json!({"whenScaled": "Delete", "whenDeleted": "Delete"});
-    cluster.patch(
-        what,
-        &json!({"spec": {"persistentVolumeClaimRetentionPolicy": policy}}),
-    )?;
-    cluster.until(
-        "the claims of those that are there are the set's",
-        &["pvc"],
-        |claims| {
-            let of_set =
-                |claim: &&Value| claim["metadata"]["ownerReferences"][0]["kind"] == "StatefulSet";
-            claims.iter().filter(of_set).count() == 2
-        },
-    )?;
-    cluster.kubectl(&["scale", what, "--replicas=1"])?;
-    cluster.until("its claim goes with it", &["pvc"], |claims| {
-        kept(claims) == ["www-web-0", "www-web-2"]
-    })?;
-    cluster.kubectl(&["delete", what])?;
-    cluster.until("all that is its goes", &["pvc"], |claims| {
-        kept(claims) == ["www-web-2"]
-    })?;
-    cluster.until("the pods, too", &["pods"], |pods| pods.is_empty())?;
-
-    // all at once
-    cluster.apply(&workload("StatefulSet", "many", &json!({
-        "replicas": 4, "serviceName": "many", "podManagementPolicy": "Parallel", "ordinals": {"start": 3},
-        "template": {
-            "metadata": {"labels": {"app": "many"}},
-            "spec": {"containers": [{"name": "nginx", "image": "nginx:bad"}]},
-        },
-    })))?;
-    cluster.until("none waits for another", &["pods"], |pods| {
-        names(pods) == ["many-3", "many-4", "many-5", "many-6"]
-    })?;
     Ok(())
 }
 
