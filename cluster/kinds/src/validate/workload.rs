@@ -130,7 +130,11 @@ pub(crate) fn deployment(object: &Value) -> Vec<Invalid> {
             ),
             Some(rolling) => rolling_update(rolling, &path.field("rollingUpdate"), &mut errors),
         },
-        kind => errors.not_supported(&path.field("type"), kind, &["Recreate", "RollingUpdate"]),
+        _ => errors.value_not_supported(
+            &path,
+            object.pointer("/spec/strategy").unwrap_or(&Value::Null),
+            &["Recreate", "RollingUpdate"],
+        ),
     }
     errors.into_vec()
 }
@@ -211,9 +215,8 @@ pub(crate) fn daemon_set(object: &Value) -> Vec<Invalid> {
             at_most_all(unavailable, &path.field("maxUnavailable"), &mut errors);
             at_most_all(surge, &path.field("maxSurge"), &mut errors);
             match (is_zero(unavailable), is_zero(surge)) {
-                (true, true) => errors.invalid(
+                (true, true) => errors.required(
                     &path.field("maxUnavailable"),
-                    unavailable.unwrap_or(&Value::Null),
                     "cannot be 0 when maxSurge is 0",
                 ),
                 (false, false) => errors.invalid(
@@ -224,7 +227,13 @@ pub(crate) fn daemon_set(object: &Value) -> Vec<Invalid> {
                 _ => {}
             }
         }
-        kind => errors.not_supported(&path.field("type"), kind, &["OnDelete", "RollingUpdate"]),
+        _ => errors.value_not_supported(
+            &path,
+            object
+                .pointer("/spec/updateStrategy")
+                .unwrap_or(&Value::Null),
+            &["RollingUpdate", "OnDelete"],
+        ),
     }
     errors.into_vec()
 }

@@ -122,6 +122,46 @@ fn a_stateful_set_is_refused_as_upstream_refuses_it() {
 }
 
 #[test]
+fn an_unknown_strategy_is_refused_as_a_whole() {
+    let mut set = set();
+    if let Some(spec) = set["spec"].as_object_mut() {
+        spec.remove("volumeClaimTemplates");
+        spec.remove("serviceName");
+    }
+    refused(
+        ("apps", "v1", "Deployment"),
+        &set,
+        &[(
+            &[("/spec/strategy", json!({"type": "Sudden"}))],
+            &[
+                "spec.strategy: Unsupported value: {\"type\":\"Sudden\"}: supported values: \"Recreate\", \"RollingUpdate\"",
+            ],
+        )],
+    );
+    refused(
+        ("apps", "v1", "DaemonSet"),
+        &set,
+        &[
+            (
+                &[("/spec/updateStrategy", json!({"type": "Sudden"}))],
+                &[
+                    "spec.updateStrategy: Unsupported value: {\"type\":\"Sudden\"}: supported values: \"RollingUpdate\", \"OnDelete\"",
+                ],
+            ),
+            (
+                &[(
+                    "/spec/updateStrategy",
+                    json!({"rollingUpdate": {"maxUnavailable": 0}}),
+                )],
+                &[
+                    "spec.updateStrategy.rollingUpdate.maxUnavailable: Required value: cannot be 0 when maxSurge is 0",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn what_a_stateful_set_may_change_is_replicas_and_how_it_is_updated() {
     let update = |changes: &[(&str, Value)]| updated("apps", "StatefulSet", set(), changes);
     let may: [(&str, Value); 6] = [
