@@ -221,7 +221,7 @@ fn a_minute_of_a_server_that_refuses_and_hangs_up_harms_no_container_ar_02_bo_15
         let ever = nodes.eventually("all seven have been seen", || {
             let text = fs::read_to_string(&names)?;
             let ever: std::collections::BTreeSet<&str> = text.lines().collect();
-            Ok((ever.len() >= 7).then(|| ever.len()))
+            Ok((ever.len() >= 7).then_some(ever.len()))
         })?;
         ensure!(ever == 7, "{}", fs::read_to_string(&names)?);
         let mut sandboxes = 0;

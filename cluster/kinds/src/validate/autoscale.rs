@@ -287,7 +287,7 @@ fn metric_target(target: &Value, path: &Path, errors: &mut Errors) {
     }
     for name in ["value", "averageValue"] {
         if let Some(value) = target.get(name).filter(|value| !value.is_null())
-            && !Quantity::of(value).is_some_and(|quantity| quantity.nano > 0)
+            && Quantity::of(value).is_none_or(|quantity| quantity.nano <= 0)
         {
             errors.invalid(&path.field(name), value, "must be positive");
         }

@@ -39,7 +39,7 @@ fn access_modes(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     let of_one_pod = |mode: &&str| *mode == "ReadWriteOncePod";
-    if modes.iter().any(|mode| of_one_pod(mode))
+    if modes.iter().any(of_one_pod)
         && modes
             .iter()
             .any(|mode| !of_one_pod(mode) && ACCESS_MODES.contains(mode))
