@@ -52,8 +52,11 @@ fn with(base: &Value, changes: &[(&str, Value)]) -> Value {
     object
 }
 
+/// What is changed of an object, and what is said of it then.
+type Case<'a> = (&'a [(&'a str, Value)], &'a [&'a str]);
+
 /// Each of `cases` changes `base`, and is refused so.
-fn refused(of: (&str, &str, &str), base: &Value, cases: &[(&[(&str, Value)], &[&str])]) {
+fn refused(of: (&str, &str, &str), base: &Value, cases: &[Case]) {
     let (group, version, kind) = of;
     assert_eq!(
         create(group, version, kind, base.clone()),
