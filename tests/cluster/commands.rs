@@ -132,6 +132,7 @@ fn configmaps_and_secrets_are_created() -> Result<()> {
     Ok(())
 }
 
+/// BO-11, MI-05, among others: what is applied again changes nothing.
 #[test]
 fn a_deployment_is_applied_looked_at_changed_and_deleted() -> Result<()> {
     let server = Server::start("memory")?;

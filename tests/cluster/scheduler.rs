@@ -93,6 +93,7 @@ fn server() -> Result<Server> {
     Server::start("memory")
 }
 
+/// BO-14, SH-02, SH-04: bound where they fit; what fits nowhere is told why, node by node.
 #[test]
 fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()> {
     let server = server()?;
@@ -177,6 +178,128 @@ fn pods_get_nodes_that_suit_them_and_the_others_are_told_why_not() -> Result<()>
         r#"[{"op": "remove", "path": "/spec/schedulingGates/0"}]"#,
     ])?;
     node_of(&server, "gated").map(drop)
+}
+
+/// PO-16, PO-17, SH-02, SH-03: each operator of what is required; and what is preferred leans, and binds nobody.
+#[test]
+fn each_operator_of_affinity_finds_its_node_and_a_preference_leans() -> Result<()> {
+    let server = server()?;
+    for (name, label) in [("n1", None), ("n2", Some("prod")), ("n3", Some("dev"))] {
+        node(&server, name, "8")?;
+        let size = name.replace('n', "size=");
+        server.kubectl(&["label", "node", name, &size])?;
+        if let Some(role) = label {
+            server.kubectl(&["label", "node", name, &format!("env_role={role}")])?;
+        }
+    }
+    let _scheduler = Component::start(&server, "scheduler", ALONE)?;
+    let is = |key: &str, operator: &str, values: &[&str]| {
+        let mut one = json!({"key": key, "operator": operator});
+        if !values.is_empty() {
+            one["values"] = json!(values);
+        }
+        one
+    };
+    for (name, all, expected) in [
+        ("in", vec![is("env_role", "In", &["prod", "test"])], "n2"),
+        (
+            "not-in-exists",
+            vec![
+                is("env_role", "NotIn", &["prod"]),
+                is("env_role", "Exists", &[]),
+            ],
+            "n3",
+        ),
+        (
+            "does-not-exist",
+            vec![is("env_role", "DoesNotExist", &[])],
+            "n1",
+        ),
+        ("gt", vec![is("size", "Gt", &["2"])], "n3"),
+        ("lt", vec![is("size", "Lt", &["2"])], "n1"),
+    ] {
+        let required = json!({"nodeSelectorTerms": [{"matchExpressions": all}]});
+        let affinity =
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+        apply(&server, pod(name, &json!({"affinity": affinity})))?;
+        let found = node_of(&server, name)?;
+        ensure!(found == expected, "{name}: {found}");
+    }
+    // n2 has one pod, as little room as any; one that is preferred and not there harms nobody
+    for (name, role, expected) in [
+        ("leans", "prod", Some("n2")),
+        ("leans-again", "prod", Some("n2")),
+        ("leans-nowhere", "none", None),
+    ] {
+        let preference = json!({"matchExpressions": [is("env_role", "In", &[role])]});
+        let preferred = json!([{"weight": 100, "preference": preference}]);
+        let affinity =
+            json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}});
+        apply(&server, pod(name, &json!({"affinity": affinity})))?;
+        let found = node_of(&server, name)?;
+        ensure!(
+            expected.is_none_or(|expected| expected == found),
+            "{name}: {found}"
+        );
+    }
+    let none = json!({"nodeSelectorTerms": [{"matchExpressions": [is("size", "Gt", &["9"])]}]});
+    let affinity =
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": none}});
+    apply(&server, pod("nowhere", &json!({"affinity": affinity})))?;
+    let told = why(&server, "nowhere")?;
+    ensure!(
+        told.starts_with(
+            "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+        ),
+        "{told}"
+    );
+    Ok(())
+}
+
+/// BO-13: where a pod was not taken, the next one of its controller does not go, though there is more room.
+#[test]
+fn a_node_that_did_not_take_one_is_avoided_by_the_next() -> Result<()> {
+    let server = server()?;
+    for name in ["n1", "n2"] {
+        node(&server, name, "8")?;
+    }
+    for name in ["a", "b", "c"] {
+        apply(&server, pod(name, &json!({"nodeName": "n2"})))?;
+    }
+    let labels = json!({"app": "flaky"});
+    apply(
+        &server,
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "flaky"}, "spec": {
+            "replicas": 0, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/c:1"}]}},
+        }}),
+    )?;
+    let set = server.json(&["get", "rs", "flaky"])?;
+    let of_set = |name: &str| {
+        let mut one = pod(name, &json!({}));
+        one["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "flaky", "uid": set["metadata"]["uid"], "controller": true,
+        }]);
+        one
+    };
+    let _scheduler = Component::start(&server, "scheduler", ALONE)?;
+    apply(&server, of_set("first"))?;
+    ensure!(node_of(&server, "first")? == "n1");
+    let failed = json!({"status": {"phase": "Failed", "reason": "OutOfcpu"}}).to_string();
+    #[rustfmt::skip]
+    server.kubectl(&["patch", "pod", "first", "--subresource=status", "--type=merge", "-p", &failed])?;
+    // the scheduler has seen it when it counts it no more: then eight fit there
+    let full = json!({"nodeSelector": {"kubernetes.io/hostname": "n1"}, "containers": [
+        {"name": "c", "image": "example/c:1", "resources": {"requests": {"cpu": "8"}}},
+    ]});
+    apply(&server, pod("full", &full))?;
+    ensure!(node_of(&server, "full")? == "n1");
+    server.kubectl(&["delete", "pod", "full", "--grace-period=0", "--force"])?;
+    apply(&server, pod("another", &json!({})))?;
+    ensure!(node_of(&server, "another")? == "n1", "others don't mind");
+    apply(&server, of_set("second"))?;
+    ensure!(node_of(&server, "second")? == "n2");
+    Ok(())
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! Lists page by page, and watches from where they end.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::cluster::{Answer, Server};
+use berth_tests::cluster::{Answer, Component, Server};
 use serde_json::Value;
 
 const CONFIGMAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -132,4 +136,49 @@ fn a_watch_from_before_the_store_began_is_expired() -> Result<()> {
         "{events:?}"
     );
     Ok(())
+}
+
+/// However many controllers want to know of a kind, it is watched once.
+#[test]
+fn all_controllers_share_one_watch_a_kind_cp_05() -> Result<()> {
+    let server = Server::start("memory")?;
+    let manager = server.component_kubeconfig("kube-controller-manager")?;
+    let arguments = ["--leader-elect=false", "--use-service-account-credentials"];
+    let _controllers = Component::start_at(&server, &manager, "controllers", &arguments)?;
+    let proxy = server.proxy()?;
+    // several want each of these
+    let shared = ["pods", "nodes", "services", "replicasets", "jobs"];
+    let mut kinds = BTreeSet::new();
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let log = fs::read_to_string(server.dir().join("controllers.log"))?;
+        let audit = fs::read_to_string(server.data().join("audit.log"))?;
+        for line in audit.lines() {
+            // the last one may not be whole yet
+            let Ok(event) = serde_json::from_str::<Value>(line) else {
+                continue;
+            };
+            let by = &event["user"]["username"];
+            if by == "system:kube-controller-manager" && event["verb"] == "watch" {
+                kinds.insert(event["objectRef"]["resource"].to_string());
+            }
+        }
+        let metrics = proxy.get("/metrics")?.body;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("apiserver_longrunning_requests{verb=\"watch\"} "));
+        let open = line.unwrap_or_default();
+        let has = |kind: &&str| kinds.contains(&format!("\"{kind}\""));
+        if log.contains("the cluster is kept as its objects say")
+            && shared.iter().all(has)
+            && open == kinds.len().to_string()
+        {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "{open} watches are open, of {kinds:?}: {log}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }

@@ -330,10 +330,15 @@ impl Component {
         name: &str,
         arguments: &[&str],
     ) -> Result<Self> {
+        Self::start_in(server.dir(), kubeconfig, name, arguments)
+    }
+
+    /// With its log in `dir`.
+    pub fn start_in(dir: &Path, kubeconfig: &Path, name: &str, arguments: &[&str]) -> Result<Self> {
         let log = fs::OpenOptions::new()
             .append(true)
             .create(true)
-            .open(server.dir().join(format!("{name}.log")))?;
+            .open(dir.join(format!("{name}.log")))?;
         let child = Command::new(bin_dir()?.join("berth"))
             .args([name, "--kubeconfig"])
             .arg(kubeconfig)
@@ -388,6 +393,13 @@ impl Answer {
 }
 
 impl Server {
+    pub fn proxy(&self) -> Result<Proxy> {
+        self.client().proxy()
+    }
+}
+
+impl Kubectl {
+    /// Asks as whom this kubeconfig has.
     pub fn proxy(&self) -> Result<Proxy> {
         let mut child = self
             .command(&["proxy", "--port=0", "--disable-filter"])?

@@ -50,6 +50,7 @@ pub mod stock;
 pub mod swap;
 pub mod systemd;
 pub mod tarball;
+pub mod trouble;
 pub mod webhook;
 
 pub use cri::{Cri, refused};

@@ -186,7 +186,8 @@ impl Nodes {
         Ok(())
     }
 
-    fn node_dir(&self, number: u8) -> PathBuf {
+    /// Where a node keeps what it has.
+    pub fn node_dir(&self, number: u8) -> PathBuf {
         self.dir.join("data/nodes").join(self.node(number))
     }
 
@@ -297,6 +298,9 @@ impl Nodes {
                 paths.push(self.node_dir(number).join(name));
             }
         }
+        // of a test that has them beside `berth up`
+        let parts = ["controllers.log", "scheduler.log"].map(|name| self.dir.join(name));
+        paths.extend(parts.into_iter().filter(|path| path.exists()));
         for path in paths {
             let text = fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(15).collect();

@@ -11,6 +11,7 @@ mod joining;
 mod placement;
 mod services;
 mod soak;
+mod trouble;
 
 use std::collections::BTreeMap;
 

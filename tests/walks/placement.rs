@@ -5,6 +5,7 @@ use berth_tests::nodes::Nodes;
 
 use crate::{by_node, items};
 
+/// PO-12, PO-13, PO-14, too: from kubectl over store, scheduler and kubelet to what runs.
 #[test]
 fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() -> Result<()> {
     Nodes::test(3, |nodes| {
@@ -30,6 +31,13 @@ fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() 
         nodes.until(&web, "one runs", |pods| {
             by_node(pods).values().sum::<usize>() == 1
         })?;
+        let plain = kubectl("get pods")?;
+        ensure!(
+            plain
+                .lines()
+                .any(|line| line.starts_with("web-") && line.contains(" 1/1 ")),
+            "{plain}"
+        );
         let wide = kubectl("get pods -o wide")?;
         ensure!(
             wide.contains(" 10.244.") && wide.contains(&nodes.node(1)[..nodes.node(1).len() - 1]),

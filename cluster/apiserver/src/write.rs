@@ -209,7 +209,10 @@ pub async fn create(
         resource.prepare_create(&mut object);
         custom::establish(api, resource, &mut object)?;
         let name = object::name(&object).to_owned();
-        let errors = resource.validate(&object, None);
+        let mut errors = resource.validate(&object, None);
+        if let MadeOf::BuiltIn(kind) = &resource.made_of {
+            errors.extend((kind.validate_create)(&object));
+        }
         if !errors.is_empty() {
             return Err(Failure::invalid(resource, &name, errors));
         }

@@ -463,6 +463,18 @@ fn der(pem: &str) -> Result<CertificateDer<'static>, Error> {
         .map_err(|e| certificate("read a certificate", &e))
 }
 
+/// The private key in `path` (PEM), by which tokens are signed: as [`crate::Tokens::new`] takes it.
+///
+/// # Errors
+/// There is none, or it can't be read.
+pub fn read_token_key(path: &Path) -> Result<Vec<u8>, Error> {
+    let none = || certificate("read a key", &format!("{}: there is none", path.display()));
+    let pem = read(path)?.ok_or_else(none)?;
+    let key = KeyPair::from_pem(&pem)
+        .map_err(|e| certificate("read a key", &format!("{}: {e}", path.display())))?;
+    Ok(key.serialize_der())
+}
+
 /// The key (ECDSA P-256) in `path`, made where there is none. One that can't be read is an error: what it signed would be lost with it.
 fn key(path: &Path) -> Result<KeyPair, Error> {
     if let Some(pem) = read(path)? {

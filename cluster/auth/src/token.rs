@@ -187,6 +187,32 @@ impl Tokens {
             "sub": format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", ask.namespace, ask.service_account),
             "kubernetes.io": bound,
         });
+        let token = self.signed(&claims)?;
+        Ok(Issued { token, expires })
+    }
+
+    /// The token that is to stand in the Secret of this name, of the type `kubernetes.io/service-account-token`: it has no end but the Secret's.
+    ///
+    /// # Errors
+    /// It can't be signed.
+    pub fn issue_kept(
+        &self,
+        namespace: &str,
+        account: &str,
+        account_uid: &str,
+        secret: &str,
+    ) -> Result<String, Error> {
+        self.signed(&json!({
+            "iss": OF_SECRETS,
+            "kubernetes.io/serviceaccount/namespace": namespace,
+            "kubernetes.io/serviceaccount/secret.name": secret,
+            "kubernetes.io/serviceaccount/service-account.name": account,
+            "kubernetes.io/serviceaccount/service-account.uid": account_uid,
+            "sub": format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{account}"),
+        }))
+    }
+
+    fn signed(&self, claims: &Value) -> Result<String, Error> {
         let header = json!({ "alg": ALGORITHM, "kid": self.kid });
         let mut token = format!(
             "{}.{}",
@@ -199,7 +225,7 @@ impl Tokens {
             .map_err(|_| Error::Token("it can't be signed"))?;
         token.push('.');
         token.push_str(&BASE64.encode(signature));
-        Ok(Issued { token, expires })
+        Ok(token)
     }
 
     /// Random, in the form of a UUID.
@@ -718,6 +744,8 @@ mod tests {
             ),
             ("secrets", "ns", "s")
         );
+        let own = tokens.issue_kept("ns", "sa", "u1", "s").unwrap();
+        assert_eq!(tokens.claims(&own).unwrap(), claims);
         let kept = json!({"metadata": {}, "data": {"token": BASE64_STANDARD.encode(&token)}});
         assert!(secret.holds(Some(&kept), NOW));
         assert!(!secret.holds(None, NOW));

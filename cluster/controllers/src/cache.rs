@@ -61,6 +61,8 @@ impl<K: Kind> Debug for Cache<K> {
 }
 
 struct Inner<K> {
+    /// What field selector chooses its objects; empty: it has all.
+    fields: &'static str,
     state: Mutex<State<K>>,
     /// Held while handlers are told, so that they are told in order.
     handlers: Mutex<Vec<Handler<K>>>,
@@ -246,12 +248,17 @@ impl<K: Kind> State<K> {
 }
 
 impl<K: Kind> Cache<K> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(fields: &'static str) -> Self {
         Self(Arc::new(Inner {
+            fields,
             state: Mutex::new(State::new()),
             handlers: Mutex::new(Vec::new()),
             listed: watch::Sender::new(false),
         }))
+    }
+
+    pub(crate) fn fields(&self) -> &'static str {
+        self.0.fields
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
@@ -364,7 +371,11 @@ impl<K: Kind> Cache<K> {
 
     /// Lists and watches until `ends`; a watch that breaks, or is too far behind (410), is begun again (CP-02).
     pub(crate) async fn follow(self, client: Client, ends: CancellationToken) {
-        let mut events = watcher(Api::<K>::all(client), watcher::Config::default()).boxed();
+        let mut config = watcher::Config::default();
+        if !self.fields().is_empty() {
+            config = config.fields(self.fields());
+        }
+        let mut events = watcher(Api::<K>::all(client), config).boxed();
         let mut ticks = tokio::time::interval(UNSEEN);
         let mut failing = false;
         let mut wait = AGAIN;

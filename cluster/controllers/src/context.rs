@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Error, Key, Options,
     cache::{Cache, Kind},
+    controller::MANAGER,
     error::Call,
 };
 
@@ -130,7 +131,10 @@ impl Context {
     /// That of a controller.
     pub(crate) fn of(&self, account: &str) -> Arc<Self> {
         Arc::new(Self {
-            client: (self.shared.callers.account)(account),
+            client: match account {
+                MANAGER => self.manager().clone(),
+                account => (self.shared.callers.account)(account),
+            },
             shared: self.shared.clone(),
         })
     }
@@ -156,12 +160,18 @@ impl Context {
 
     /// The one cache of a kind; its watch begins when it is first asked for.
     pub fn cache<K: Kind>(&self) -> Cache<K> {
+        self.cache_where("")
+    }
+
+    /// The one cache of a kind of which only what the field selector `fields` chooses is ever wanted. All who ask for the kind name the same.
+    pub(crate) fn cache_where<K: Kind>(&self, fields: &'static str) -> Cache<K> {
         let shared = &self.shared;
         let mut caches = shared.caches.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cache) = known::<K>(&caches) {
+            assert_eq!(cache.fields(), fields, "of {cache:?}");
             return cache;
         }
-        let cache = Cache::<K>::new();
+        let cache = Cache::<K>::new(fields);
         let follow = cache.clone();
         let follow = follow.follow(self.manager().clone(), shared.ends.clone());
         let mut tasks = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner);

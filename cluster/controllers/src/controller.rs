@@ -18,11 +18,14 @@ pub(crate) enum Next {
     After(Duration),
 }
 
+/// Who has no account of its own writes as the manager.
+pub(crate) const MANAGER: &str = "";
+
 /// Keeps what one kind of objects says (CP-01).
 pub(crate) trait Controller: Send + Sync + Sized + 'static {
     /// As upstream's `--controllers` names it.
     const NAME: &'static str;
-    /// The ServiceAccount of `kube-system` that it writes as: the default roles name what each may do.
+    /// The ServiceAccount of `kube-system` that it writes as: the default roles name what each may do. Or [`MANAGER`].
     const ACCOUNT: &'static str;
     /// Keys that are worked at the same time.
     const WORKERS: usize = 5;

@@ -8,6 +8,7 @@
 //! Invariant: a controller is a function of what is: it can be killed between any two writes, and whoever comes next goes on.
 //! Invariant: a controller sees what it wrote: what it made is in the cache before it looks again, so nothing is made twice.
 
+mod account_tokens;
 mod autoscale;
 mod cache;
 mod claim;
@@ -51,6 +52,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    account_tokens::AccountTokens,
     cache::{Cache, Kind},
     context::{Callers, Context, Merge, get},
     error::{Call, Error},
@@ -61,6 +63,7 @@ pub use self::{
     queue::Queue,
 };
 use crate::{
+    account_tokens::TokenSecrets,
     autoscale::Autoscalers,
     controller::{Controller, Ready, ready},
     cron_job::CronJobs,
@@ -97,6 +100,7 @@ const ALL: &[(&str, Begins)] = &[
     (NodeIpam::NAME, ready::<NodeIpam>),
     (NodeLifecycle::NAME, ready::<NodeLifecycle>),
     (TaintEviction::NAME, ready::<TaintEviction>),
+    (TokenSecrets::NAME, ready::<TokenSecrets>),
     (Ttl::NAME, ready::<Ttl>),
     (VolumeBinder::NAME, ready::<VolumeBinder>),
     (VolumeProtection::NAME, ready::<VolumeProtection>),

@@ -128,11 +128,21 @@ impl Errors {
 
     pub(crate) fn not_supported(&mut self, path: &Path, value: &str, supported: &[&str]) {
         self.push(path, Reason::NotSupported, || {
-            let supported: Vec<_> = supported.iter().map(|one| format!("\"{one}\"")).collect();
             format!(
-                "Unsupported value: {}: supported values: {}",
+                "Unsupported value: {}: {}",
                 quoted(value),
-                supported.join(", ")
+                supported_values(supported)
+            )
+        });
+    }
+
+    /// Of what is no text.
+    pub(crate) fn value_not_supported(&mut self, path: &Path, value: &Value, supported: &[&str]) {
+        self.push(path, Reason::NotSupported, || {
+            format!(
+                "Unsupported value: {}: {}",
+                shown(value),
+                supported_values(supported)
             )
         });
     }
@@ -257,6 +267,11 @@ fn shown(value: &Value) -> String {
         Value::String(text) => quoted(text),
         value => cut(value.to_string()),
     }
+}
+
+fn supported_values(supported: &[&str]) -> String {
+    let supported: Vec<_> = supported.iter().map(|one| format!("\"{one}\"")).collect();
+    format!("supported values: {}", supported.join(", "))
 }
 
 fn quoted(text: &str) -> String {

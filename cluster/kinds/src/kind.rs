@@ -30,6 +30,8 @@ pub struct Kind {
     /// Before an update: (new, old). Status stays the old one's; `metadata.generation` counts when `spec` changed.
     pub prepare_update: fn(&mut Value, &Value),
     pub validate: fn(&Value) -> Vec<Invalid>,
+    /// Of a new object, after `validate`: what one that is there already may have as it was once allowed.
+    pub validate_create: fn(&Value) -> Vec<Invalid>,
     /// (new, old), after `validate`: what may not change.
     pub validate_update: fn(&Value, &Value) -> Vec<Invalid>,
     /// From this version to the one that is kept under `storage`; both versions share it. Does nothing where this is the one.

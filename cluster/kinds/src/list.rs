@@ -73,6 +73,7 @@ pub(crate) const KIND: Kind = Kind {
     prepare_create: nothing,
     prepare_update: keep,
     validate: valid,
+    validate_create: valid,
     validate_update: validate::metadata_update,
     to_stored: nothing,
     from_stored: nothing,

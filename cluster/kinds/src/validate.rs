@@ -4,16 +4,19 @@
 
 mod access;
 mod admission;
+mod autoscale;
 mod batch;
 mod claims;
 mod container;
 mod data;
+mod endpoints;
 mod extension;
 mod meta;
 mod network;
 mod node;
 mod pod;
 mod pod_update;
+mod quota;
 mod resources;
 mod scheduling;
 mod service;
@@ -22,9 +25,11 @@ mod workload;
 
 pub(crate) use access::*;
 pub(crate) use admission::*;
+pub(crate) use autoscale::*;
 pub(crate) use batch::*;
 pub(crate) use claims::*;
 pub(crate) use data::*;
+pub(crate) use endpoints::*;
 pub(crate) use extension::*;
 pub(crate) use meta::{cluster_subdomain, subdomain, update as metadata_update};
 pub(crate) use network::*;
@@ -32,5 +37,6 @@ pub(crate) use node::*;
 pub(crate) use pod::{pod, pod_template};
 pub(crate) use pod_update::pod_update;
 pub use pod_update::{ephemeral_containers_update, resize_update};
+pub(crate) use quota::*;
 pub(crate) use service::*;
 pub(crate) use workload::*;

@@ -17,6 +17,7 @@ fn everything(kind: &Kind, object: &Value, old: &Value) {
     let errors = (kind.validate)(&new);
     assert!(errors.len() <= 100);
     (kind.validate)(object);
+    (kind.validate_create)(object);
     (kind.validate_update)(&new, old);
     (kind.validate_update)(old, &new);
     if kind.kind == "Pod" {

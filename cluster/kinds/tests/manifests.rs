@@ -22,6 +22,7 @@ fn manifests_default_and_validate_and_the_second_time_changes_nothing() {
 
         (kind.prepare_create)(&mut object);
         assert_eq!((kind.validate)(&object), [], "{name}: {object:#}");
+        assert_eq!((kind.validate_create)(&object), [], "{name}: {object:#}");
         (kind.default)(&mut object);
         let kept = object.clone();
 

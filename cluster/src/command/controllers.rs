@@ -2,6 +2,7 @@
 
 mod accounts;
 mod nodes;
+pub mod tokens;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -45,12 +46,17 @@ pub struct Controllers {
     use_service_account_credentials: bool,
     #[command(flatten)]
     nodes: Nodes,
+    #[command(flatten)]
+    tokens: tokens::Tokens,
 }
 
 impl Controllers {
     pub async fn run(self) -> Result<ExitCode, Error> {
         super::serve();
-        let options = self.nodes.options()?;
+        let options = Options {
+            account_tokens: self.tokens.read()?,
+            ..self.nodes.options()?
+        };
         let manager = super::client(&self.kubeconfig).await?;
         let callers = if self.use_service_account_credentials {
             accounts::callers(manager, super::nobody(&self.kubeconfig).await?)

@@ -11,7 +11,7 @@ use std::{
 
 use berth_apiserver::{Config, Server};
 use berth_auth::{AUTHENTICATED, MASTERS, User};
-use berth_controllers::{Callers, Selection};
+use berth_controllers::{Callers, Options, Selection};
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::NodeCondition;
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
-use super::controllers::Nodes as OfControllers;
+use super::controllers::{Nodes as OfControllers, tokens};
 use crate::{
     error::Error,
     host::{
@@ -57,8 +57,8 @@ pub struct Up {
     /// No node: API server, controllers and scheduler only
     #[arg(long)]
     server: bool,
-    /// With --server: neither controllers nor a scheduler; they run elsewhere, Berth's or stock ones
-    #[arg(long, requires = "server")]
+    /// Neither controllers nor a scheduler; they run elsewhere, Berth's or stock ones
+    #[arg(long)]
     api_only: bool,
     /// So many nodes on this machine, to try things out: each has a network namespace of its own (by ip(8)) and a berthd
     #[arg(long, value_name = "N", conflicts_with = "server", value_parser = clap::value_parser!(u8).range(1..=i64::from(network::MOST)))]
@@ -271,7 +271,7 @@ impl Up {
             parts.spawn(super::controllers::keep(
                 callers,
                 Selection::default(),
-                self.controllers.options()?,
+                self.options()?,
                 !alone,
                 serves.clone(),
             ));
@@ -311,6 +311,16 @@ impl Up {
             }
         }
         result
+    }
+
+    /// The server has made its keys by now.
+    fn options(&self) -> Result<Options, Error> {
+        let pki = self.data.join("pki");
+        let tokens = tokens::read(&pki.join("token.key"), Some(&pki.join("ca.crt")))?;
+        Ok(Options {
+            account_tokens: Some(tokens),
+            ..self.controllers.options()?
+        })
     }
 
     fn own(&self, endpoint: &Address) -> Vec<Own> {

@@ -52,7 +52,7 @@ fn listed(cache: &Cache<ConfigMap>, objects: Vec<ConfigMap>) {
 
 #[test]
 fn what_was_written_is_there_at_once_and_told_once() {
-    let cache = Cache::new();
+    let cache = Cache::new("");
     let told = told(&cache);
     listed(&cache, vec![object("a", "1", 5, None)]);
     cache.wrote(object("b", "2", 7, None));
@@ -67,7 +67,7 @@ fn what_was_written_is_there_at_once_and_told_once() {
 
 #[test]
 fn an_answer_that_comes_after_the_watch_told_more_brings_nothing_back() {
-    let cache = Cache::new();
+    let cache = Cache::new("");
     listed(&cache, vec![]);
     // made by us at 7, ended by another at 8: the answer comes last
     cache.hear(watcher::Event::Apply(object("b", "2", 7, None)));
@@ -78,7 +78,7 @@ fn an_answer_that_comes_after_the_watch_told_more_brings_nothing_back() {
 
 #[test]
 fn what_was_removed_stays_so_though_the_watch_is_behind() {
-    let cache = Cache::new();
+    let cache = Cache::new("");
     let told = told(&cache);
     listed(&cache, vec![object("a", "1", 5, None)]);
     cache.removed(&object("a", "1", 5, None));
@@ -95,7 +95,7 @@ fn what_was_removed_stays_so_though_the_watch_is_behind() {
 
 #[test]
 fn a_list_tells_who_has_gone_and_forgets_nothing_written_meanwhile_cp_02() {
-    let cache = Cache::new();
+    let cache = Cache::new("");
     listed(
         &cache,
         vec![object("a", "1", 5, None), object("b", "2", 6, None)],
@@ -118,8 +118,8 @@ fn a_list_tells_who_has_gone_and_forgets_nothing_written_meanwhile_cp_02() {
 }
 
 #[test]
-fn owners_are_indexed_and_change() {
-    let cache = Cache::new();
+fn owners_and_namespaces_are_indexed_and_change_cp_05() {
+    let cache = Cache::new("");
     listed(&cache, vec![object("a", "1", 1, Some("x"))]);
     cache.hear(watcher::Event::Apply(object("b", "2", 2, Some("x"))));
     assert_eq!(cache.controlled_by("x").len(), 2);
@@ -156,10 +156,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 proptest! {
     /// However far the watch is behind: our own writes are seen at once, what others did when it was told of, and at the end all is as at the server. Each handler
-    /// could follow: what it was told makes the cache.
+    /// could follow: what it was told makes the cache (CP-04).
     #[test]
     fn a_cache_follows_its_server_and_never_goes_back(acts in acts()) {
-        let cache = Cache::<ConfigMap>::new();
+        let cache = Cache::<ConfigMap>::new("");
         let followed = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
         let follows = followed.clone();
         cache.on_change(move |old, new| {

@@ -6,9 +6,11 @@ use crate::write::{absent, each, ensure, has, object_at, text_of, zero};
 const AFFINITY_SECONDS: i64 = 10_800;
 
 pub(crate) fn service(service: &mut Value) {
-    let Some(spec) = object_at(service, "/spec") else {
-        return;
-    };
+    // one that says nothing is one that lacks its ports
+    let spec = service
+        .as_object_mut()
+        .and_then(|service| ensure(service, "spec"));
+    let Some(spec) = spec else { return };
     zero(spec, "type", "ClusterIP");
     zero(spec, "sessionAffinity", "None");
     match text_of(spec, "sessionAffinity") {

@@ -34,6 +34,7 @@ pub(super) const KINDS: &[Kind] = &[
         prepare_create: prepare::create,
         prepare_update: prepare::update,
         validate: validate::ingress,
+        validate_create: validate::ingress_create,
         ..NETWORKING
     },
     Kind {

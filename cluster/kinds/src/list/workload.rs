@@ -87,6 +87,7 @@ pub(super) const KINDS: &[Kind] = &[
         prepare_create: prepare::create_stateful_set,
         prepare_update: prepare::update,
         validate: validate::stateful_set,
+        validate_create: validate::stateful_set_create,
         validate_update: validate::stateful_set_update,
         ..APPS
     },
@@ -132,6 +133,8 @@ pub(super) const KINDS: &[Kind] = &[
         prepare_create: prepare::create_status,
         prepare_update: autoscaler::update_v1,
         validate: validate::horizontal_pod_autoscaler_v1,
+        validate_create: validate::horizontal_pod_autoscaler_v1_create,
+        validate_update: validate::horizontal_pod_autoscaler_v1_update,
         to_stored: autoscaler::to_v2,
         from_stored: autoscaler::to_v1,
         ..KIND
@@ -151,6 +154,8 @@ pub(super) const KINDS: &[Kind] = &[
         prepare_create: prepare::create_status,
         prepare_update: prepare::update_status,
         validate: validate::horizontal_pod_autoscaler,
+        validate_create: validate::horizontal_pod_autoscaler_create,
+        validate_update: validate::horizontal_pod_autoscaler_update,
         ..KIND
     },
 ];

@@ -1,17 +1,19 @@
 //! Volumes that outlive pods, and what they are made of.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::Value;
 
 use super::{
     meta::{changed, cluster, namespaced, selector},
-    resources::{list, quantity},
+    resources::quantity,
     scheduling::node_selector,
     volume::{host_path_type, nfs},
 };
 use crate::{
     field::{Errors, Path, same},
     kind::Invalid,
-    name::{dns_subdomain, qualified_name},
+    name::{dns_label, dns_subdomain, qualified_name},
     quantity::Quantity,
     read::{items, map, some, text},
 };
@@ -27,62 +29,109 @@ const ACCESS_MODES: [&str; 4] = [
 
 fn access_modes(spec: &Value, path: &Path, errors: &mut Errors) {
     let at = path.field("accessModes");
-    let modes = items(spec, "/accessModes");
-    if modes.is_empty() {
-        errors.required(&at, "at least 1 access mode is required");
-    }
-    for mode in modes {
-        let mode = mode.as_str().unwrap_or_default();
-        if !ACCESS_MODES.contains(&mode) {
+    let modes = items(spec, "/accessModes").iter();
+    let modes: Vec<&str> = modes
+        .map(|mode| mode.as_str().unwrap_or_default())
+        .collect();
+    for mode in &modes {
+        if !ACCESS_MODES.contains(mode) {
             errors.not_supported(&at, mode, &ACCESS_MODES);
         }
     }
-    if modes.len() > 1
+    let of_one_pod = |mode: &&str| *mode == "ReadWriteOncePod";
+    if modes.iter().any(of_one_pod)
         && modes
             .iter()
-            .any(|mode| mode.as_str() == Some("ReadWriteOncePod"))
+            .any(|mode| !of_one_pod(mode) && ACCESS_MODES.contains(mode))
     {
         errors.forbidden(&at, "may not use ReadWriteOncePod with other access modes");
     }
 }
 
 pub(super) fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
-    access_modes(spec, path, errors);
+    if items(spec, "/accessModes").is_empty() {
+        errors.required(
+            &path.field("accessModes"),
+            "at least 1 access mode is required",
+        );
+    }
     if let Some(value) = some(spec, "/selector") {
         selector(value, &path.field("selector"), errors);
     }
-    let requests = path.field("resources");
-    let requests = requests.field("requests");
-    match spec.pointer("/resources/requests/storage") {
-        None | Some(Value::Null) => errors.required(&requests.key("storage"), ""),
-        Some(storage) => {
-            let path = requests.key("storage");
-            if quantity(storage, &path, errors).is_some_and(|quantity| quantity.nano == 0) {
-                errors.invalid(&path, storage, "must be greater than zero");
-            }
-        }
+    access_modes(spec, path, errors);
+    let resources = path.field("resources");
+    let at = resources.key("storage");
+    match some(spec, "/resources/requests/storage") {
+        None => errors.required(&at, ""),
+        Some(storage) => positive(storage, &at, errors),
     }
+    class(spec, "storageClassName", path, errors);
     errors.maybe_one_of(
         &path.field("volumeMode"),
         text(spec, "/volumeMode"),
         &["Block", "Filesystem"],
     );
-    for name in ["storageClassName", "volumeAttributesClassName"] {
-        match spec.get(name).and_then(Value::as_str) {
-            None | Some("") => {}
-            Some(class) => errors.text_is(&path.field(name), class, dns_subdomain(class)),
+    data_sources(spec, path, errors);
+    class(spec, "volumeAttributesClassName", path, errors);
+}
+
+fn positive(amount: &Value, path: &Path, errors: &mut Errors) {
+    match Quantity::of(amount) {
+        Some(quantity) if quantity.nano <= 0 => {
+            errors.invalid(path, amount, "must be greater than zero");
+        }
+        _ => {
+            quantity(amount, path, errors);
         }
     }
-    if let Some(source) = some(spec, "/dataSource") {
-        for name in ["kind", "name"] {
-            if source
-                .get(name)
-                .and_then(Value::as_str)
-                .is_none_or(str::is_empty)
-            {
-                errors.required(&path.field("dataSource").field(name), "");
+}
+
+fn class(spec: &Value, name: &str, path: &Path, errors: &mut Errors) {
+    match spec.get(name).and_then(Value::as_str) {
+        None | Some("") => {}
+        Some(class) => errors.text_is(&path.field(name), class, dns_subdomain(class)),
+    }
+}
+
+/// What a claim's volume is filled with, named in one way or in both.
+fn data_sources(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (source, reference) = (some(spec, "/dataSource"), some(spec, "/dataSourceRef"));
+    for (name, value) in [("dataSource", source), ("dataSourceRef", reference)] {
+        let Some(value) = value else { continue };
+        let path = path.field(name);
+        for name in ["name", "kind"] {
+            let value = value.get(name).and_then(Value::as_str);
+            if value.is_none_or(str::is_empty) {
+                errors.required(&path.field(name), "");
             }
         }
+        let kind = text(value, "/kind");
+        match text(value, "/apiGroup") {
+            "" if kind != "PersistentVolumeClaim" => errors.invalid_text(
+                &path,
+                kind,
+                "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+            ),
+            "" => {}
+            group => errors.text_is(&path.field("apiGroup"), group, dns_subdomain(group)),
+        }
+        match text(value, "/namespace") {
+            "" => {}
+            name => errors.text_is(&path.field("namespace"), name, dns_label(name)),
+        }
+    }
+    let (Some(source), Some(reference)) = (source, reference) else {
+        return;
+    };
+    let other = ["apiGroup", "kind", "name"].iter().any(|name| {
+        let of = |value: &Value| value.get(*name).cloned().unwrap_or_default();
+        !same(&of(source), &of(reference))
+    });
+    if !text(reference, "/namespace").is_empty() {
+        let detail = "may not be specified when dataSourceRef.namespace is specified";
+        errors.invalid(path, &serde_json::json!({}), detail);
+    } else if other {
+        errors.invalid(path, &serde_json::json!({}), "must match dataSourceRef");
     }
 }
 
@@ -108,7 +157,9 @@ pub(crate) fn persistent_volume_claim_update(new: &Value, old: &Value) -> Vec<In
         {
             requests.remove("storage");
         }
-        if let Some(spec) = spec.as_object_mut() {
+        if let Some(spec) = spec.as_object_mut()
+            && text(new, "/status/phase") == "Bound"
+        {
             spec.remove("volumeAttributesClassName");
         }
         spec
@@ -147,7 +198,9 @@ pub(crate) fn persistent_volume_claim_update(new: &Value, old: &Value) -> Vec<In
     if let (Some(now), Some(before)) = (storage(new), storage(old)) {
         let path = SPEC.field("resources");
         let path = path.field("requests");
-        if now.nano < before.nano {
+        let given = some(old, "/status/capacity/storage").and_then(Quantity::of);
+        // what could not be had may be asked for no more, but nothing that is there is given back
+        if now.nano < before.nano && now.nano <= given.map_or(0, |given| given.nano) {
             errors.forbidden(
                 &path.field("storage"),
                 "field can not be less than status.capacity",
@@ -177,21 +230,21 @@ const NOT_SOURCES: [&str; 10] = [
 pub(crate) fn persistent_volume(object: &Value) -> Vec<Invalid> {
     let mut errors = cluster(object, dns_subdomain);
     let spec = object.get("spec").unwrap_or(&Value::Null);
+    if items(spec, "/accessModes").is_empty() {
+        errors.required(&SPEC.field("accessModes"), "");
+    }
     access_modes(spec, &SPEC, &mut errors);
-    let capacity = SPEC.field("capacity");
-    match map(spec, "/capacity") {
-        Some(amounts) if !amounts.is_empty() => {
-            for (name, value) in amounts {
-                if name != "storage" {
-                    errors.not_supported(&capacity, name, &["storage"]);
-                }
-                let path = capacity.key(name);
-                if quantity(value, &path, &mut errors).is_some_and(|quantity| quantity.nano == 0) {
-                    errors.invalid(&path, value, "must be greater than zero");
-                }
-            }
-        }
-        _ => errors.required(&capacity, ""),
+    let path = SPEC.field("capacity");
+    let capacity = map(spec, "/capacity").filter(|amounts| !amounts.is_empty());
+    if capacity.is_none() {
+        errors.required(&path, "");
+    }
+    if !capacity.is_some_and(|it| it.len() == 1 && it.contains_key("storage")) {
+        let said = spec.get("capacity").unwrap_or(&Value::Null);
+        errors.value_not_supported(&path, said, &["storage"]);
+    }
+    for (name, value) in capacity.into_iter().flatten() {
+        positive(value, &path.key(name), &mut errors);
     }
     errors.maybe_one_of(
         &SPEC.field("persistentVolumeReclaimPolicy"),
@@ -252,6 +305,19 @@ pub(crate) fn persistent_volume(object: &Value) -> Vec<Invalid> {
         "" => {}
         class => errors.text_is(&SPEC.field("storageClassName"), class, dns_subdomain(class)),
     }
+    if let Some(class) = some(spec, "/volumeAttributesClassName").and_then(Value::as_str) {
+        let path = SPEC.field("volumeAttributesClassName");
+        match class {
+            "" => errors.required(&path, "an empty string is disallowed"),
+            class => errors.text_is(&path, class, dns_subdomain(class)),
+        }
+        if some(spec, "/csi").is_none() {
+            errors.required(
+                &SPEC.field("csi"),
+                "has to be specified when using volumeAttributesClassName",
+            );
+        }
+    }
     let affinity = SPEC.field("nodeAffinity");
     match some(spec, "/nodeAffinity/required") {
         Some(required) => node_selector(required, &affinity.field("required"), &mut errors),
@@ -310,6 +376,7 @@ fn parameters(object: &Value, errors: &mut Errors) {
     };
     if parameters.len() > PARAMETERS {
         errors.too_long(&path, PARAMETERS);
+        return;
     }
     let bytes: usize = parameters
         .iter()
@@ -319,7 +386,7 @@ fn parameters(object: &Value, errors: &mut Errors) {
         errors.too_long(&path, PARAMETERS_BYTES);
     }
     if parameters.contains_key("") {
-        errors.invalid_text(&path, "", "field must not be empty.");
+        errors.invalid_text(&path, "", "field can not be empty.");
     }
 }
 
@@ -344,26 +411,54 @@ pub(crate) fn storage_class(object: &Value) -> Vec<Invalid> {
         text(object, "/volumeBindingMode"),
         &["Immediate", "WaitForFirstConsumer"],
     );
+    topologies(object, &mut errors);
     errors.into_vec()
+}
+
+/// Where volumes of a class may be: no two terms say the same.
+fn topologies(object: &Value, errors: &mut Errors) {
+    let list = Path::root("allowedTopologies");
+    let mut terms: Vec<BTreeMap<&str, BTreeSet<&str>>> = Vec::new();
+    for (at, term) in items(object, "/allowedTopologies").iter().enumerate() {
+        let path = list.index(at);
+        let list = path.field("matchLabelExpressions");
+        let mut term_keys = BTreeMap::new();
+        for (at, one) in items(term, "/matchLabelExpressions").iter().enumerate() {
+            let path = list.index(at);
+            let (key, mut values) = (text(one, "/key"), BTreeSet::new());
+            let list = path.field("values");
+            if items(one, "/values").is_empty() {
+                errors.required(&list, "");
+            }
+            for (at, value) in items(one, "/values").iter().enumerate() {
+                let value = value.as_str().unwrap_or_default();
+                if !values.insert(value) {
+                    errors.duplicate(&list.index(at), value);
+                }
+            }
+            errors.text_is(&path.field("key"), key, qualified_name(key));
+            if term_keys.contains_key(key) {
+                errors.duplicate(&path.field("key"), key);
+            }
+            term_keys.insert(key, values);
+        }
+        if terms.contains(&term_keys) {
+            errors.duplicate(&list, "");
+        }
+        terms.push(term_keys);
+    }
 }
 
 pub(crate) fn storage_class_update(new: &Value, old: &Value) -> Vec<Invalid> {
     let mut errors = changed(new, old);
-    for (name, detail) in [
-        ("parameters", "updates to parameters are forbidden."),
-        ("provisioner", "updates to provisioner are forbidden."),
-        ("reclaimPolicy", "updates to reclaimPolicy are forbidden."),
+    for name in [
+        "parameters",
+        "provisioner",
+        "reclaimPolicy",
+        "volumeBindingMode",
     ] {
-        let null = &Value::Null;
-        if !same(new.get(name).unwrap_or(null), old.get(name).unwrap_or(null)) {
-            errors.forbidden(&Path::root(name), detail);
-        }
+        errors.immutable(&Path::root(name), new.get(name), old.get(name));
     }
-    errors.immutable(
-        &Path::root("volumeBindingMode"),
-        new.get("volumeBindingMode"),
-        old.get("volumeBindingMode"),
-    );
     errors.into_vec()
 }
 
@@ -477,129 +572,6 @@ pub(crate) fn csi_storage_capacity(object: &Value) -> Vec<Invalid> {
     }
     if let Some(topology) = some(object, "/nodeTopology") {
         selector(topology, &Path::root("nodeTopology"), &mut errors);
-    }
-    errors.into_vec()
-}
-
-pub(crate) fn resource_quota(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_subdomain);
-    list(
-        object.pointer("/spec/hard"),
-        &SPEC.field("hard"),
-        &mut errors,
-    );
-    const SCOPES: [&str; 7] = [
-        "BestEffort",
-        "CrossNamespacePodAffinity",
-        "NotBestEffort",
-        "NotTerminating",
-        "PriorityClass",
-        "Terminating",
-        "VolumeAttributesClass",
-    ];
-    let scopes = SPEC.field("scopes");
-    let mut found = Vec::new();
-    for scope in items(object, "/spec/scopes") {
-        let scope = scope.as_str().unwrap_or_default();
-        if !SCOPES.contains(&scope) {
-            errors.invalid_text(&scopes, scope, "unsupported scope");
-        }
-        found.push(scope);
-    }
-    for pair in [
-        ["BestEffort", "NotBestEffort"],
-        ["Terminating", "NotTerminating"],
-    ] {
-        if pair.iter().all(|scope| found.contains(scope)) {
-            errors.invalid(
-                &scopes,
-                &object["spec"]["scopes"],
-                &format!("conflicting scopes: {}, {}", pair[0], pair[1]),
-            );
-        }
-    }
-    errors.into_vec()
-}
-
-pub(crate) fn resource_quota_update(new: &Value, old: &Value) -> Vec<Invalid> {
-    let mut errors = changed(new, old);
-    errors.immutable(
-        &SPEC.field("scopes"),
-        new.pointer("/spec/scopes"),
-        old.pointer("/spec/scopes"),
-    );
-    errors.into_vec()
-}
-
-pub(crate) fn limit_range(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_subdomain);
-    let all = SPEC.field("limits");
-    let mut kinds = std::collections::HashSet::new();
-    for (at, item) in items(object, "/spec/limits").iter().enumerate() {
-        let path = all.index(at);
-        let kind = text(item, "/type");
-        if !kinds.insert(kind) {
-            errors.duplicate(&path.field("type"), kind);
-        }
-        if !["Container", "PersistentVolumeClaim", "Pod"].contains(&kind) {
-            errors.text_is(&path.field("type"), kind, qualified_name(kind));
-        }
-        for name in [
-            "max",
-            "min",
-            "default",
-            "defaultRequest",
-            "maxLimitRequestRatio",
-        ] {
-            list(item.get(name), &path.field(name), &mut errors);
-        }
-        if kind == "Pod" {
-            for name in ["default", "defaultRequest"] {
-                if map(item, "").is_some_and(|item| {
-                    item.get(name).is_some_and(|list| !same(list, &Value::Null))
-                }) {
-                    errors.forbidden(
-                        &path.field(name),
-                        "may not be specified when `type` is 'Pod'",
-                    );
-                }
-            }
-        }
-        let amount = |list: &str, name: &str| {
-            item.get(list)
-                .and_then(|list| list.get(name))
-                .and_then(Quantity::of)
-        };
-        for (low, high) in [
-            ("min", "max"),
-            ("min", "defaultRequest"),
-            ("min", "default"),
-            ("defaultRequest", "default"),
-            ("defaultRequest", "max"),
-            ("default", "max"),
-        ] {
-            for name in item
-                .get(low)
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
-                .map(|(name, _)| name)
-            {
-                if let (Some(less), Some(more)) = (amount(low, name), amount(high, name))
-                    && less.nano > more.nano
-                {
-                    errors.invalid_text(
-                        &path.field(low).key(name),
-                        &less.canonical(),
-                        &format!(
-                            "{low} value {} is greater than {high} value {}",
-                            less.canonical(),
-                            more.canonical()
-                        ),
-                    );
-                }
-            }
-        }
     }
     errors.into_vec()
 }

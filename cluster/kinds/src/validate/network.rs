@@ -3,14 +3,14 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::{
-    container::{port, port_number},
+    container::port_number,
     meta::{changed, cluster, namespaced, selector},
     pod::ip,
 };
 use crate::{
     field::{Errors, Path},
     kind::Invalid,
-    name::{dns_label, dns_subdomain, port_name, qualified_name, wildcard_subdomain},
+    name::{dns_label, dns_subdomain, path_segment, port_name, wildcard_subdomain},
     read::{items, map, some, text},
 };
 
@@ -23,12 +23,9 @@ pub(crate) fn ingress(object: &Value) -> Vec<Invalid> {
     if rules.is_empty() && default.is_none() {
         errors.invalid(
             &SPEC,
-            object.get("spec").unwrap_or(&Value::Null),
+            object.pointer("/spec/rules").unwrap_or(&Value::Null),
             "either `defaultBackend` or `rules` must be specified",
         );
-    }
-    if let Some(class) = some(object, "/spec/ingressClassName").and_then(Value::as_str) {
-        errors.text_is(&SPEC.field("ingressClassName"), class, dns_subdomain(class));
     }
     if let Some(default) = default {
         backend(default, &SPEC.field("defaultBackend"), &mut errors);
@@ -55,16 +52,35 @@ pub(crate) fn ingress(object: &Value) -> Vec<Invalid> {
         let path = list.index(at);
         let list = path.field("hosts");
         for (at, name) in items(tls, "/hosts").iter().enumerate() {
-            host(
-                name.as_str().unwrap_or_default(),
-                &list.index(at),
-                &mut errors,
-            );
+            let name = name.as_str().unwrap_or_default();
+            domain(name, &list.index(at), &mut errors);
         }
         match text(tls, "/secretName") {
             "" => {}
             name => errors.text_is(&path.field("secretName"), name, dns_subdomain(name)),
         }
+    }
+    if let Some(class) = some(object, "/spec/ingressClassName").and_then(Value::as_str) {
+        errors.text_is(&SPEC.field("ingressClassName"), class, dns_subdomain(class));
+    }
+    errors.into_vec()
+}
+
+/// A new one doesn't name two classes, one of them as it was done before.
+pub(crate) fn ingress_create(object: &Value) -> Vec<Invalid> {
+    const BEFORE: &str = "kubernetes.io/ingress.class";
+    let mut errors = Errors::default();
+    let annotations = map(object, "/metadata/annotations");
+    let before = annotations.and_then(|all| all.get(BEFORE)?.as_str());
+    let class = some(object, "/spec/ingressClassName").and_then(Value::as_str);
+    if let (Some(before), Some(class)) = (before, class)
+        && before != class
+    {
+        errors.invalid_text(
+            &Path::root("annotations").field(BEFORE),
+            before,
+            "must match `ingressClassName` when both are specified",
+        );
     }
     errors.into_vec()
 }
@@ -75,10 +91,15 @@ fn host(host: &str, path: &Path, errors: &mut Errors) {
     }
     if host.parse::<IpAddr>().is_ok() {
         errors.invalid_text(path, host, "must be a DNS name, not an IP address");
-    } else if host.contains('*') {
-        errors.text_is(path, host, wildcard_subdomain(host));
+    }
+    domain(host, path, errors);
+}
+
+fn domain(name: &str, path: &Path, errors: &mut Errors) {
+    if name.contains('*') {
+        errors.text_is(path, name, wildcard_subdomain(name));
     } else {
-        errors.text_is(path, host, dns_subdomain(host));
+        errors.text_is(path, name, dns_subdomain(name));
     }
 }
 
@@ -87,19 +108,18 @@ fn ingress_path(one: &Value, path: &Path, errors: &mut Errors) {
     let at = &path.field("path");
     match text(one, "/pathType") {
         "Exact" | "Prefix" => {
-            if url.starts_with('/') {
-                for part in ["//", "/./", "/../", "%2f", "%2F"] {
-                    if url.contains(part) {
-                        errors.invalid_text(at, url, &format!("must not contain '{part}'"));
-                    }
-                }
-                for end in ["/..", "/."] {
-                    if url.ends_with(end) {
-                        errors.invalid_text(at, url, &format!("cannot end with '{end}'"));
-                    }
-                }
-            } else {
+            if !url.starts_with('/') {
                 errors.invalid_text(at, url, "must be an absolute path");
+            }
+            for part in ["//", "/./", "/../", "%2f", "%2F"] {
+                if url.contains(part) {
+                    errors.invalid_text(at, url, &format!("must not contain '{part}'"));
+                }
+            }
+            for end in ["/..", "/."] {
+                if url.ends_with(end) {
+                    errors.invalid_text(at, url, &format!("cannot end with '{end}'"));
+                }
             }
         }
         "ImplementationSpecific" => {
@@ -107,7 +127,10 @@ fn ingress_path(one: &Value, path: &Path, errors: &mut Errors) {
                 errors.invalid_text(at, url, "must be an absolute path");
             }
         }
-        "" => errors.required(&path.field("pathType"), "pathType must be specified"),
+        "" => {
+            errors.required(&path.field("pathType"), "pathType must be specified");
+            return;
+        }
         other => errors.not_supported(
             &path.field("pathType"),
             other,
@@ -126,36 +149,41 @@ fn backend(value: &Value, path: &Path, errors: &mut Errors) {
         (Some(_), Some(_)) => {
             errors.invalid_text(path, "", "cannot set both resource and service backends")
         }
-        (None, None) => errors.required(path, "resource or service backend is required"),
-        (None, Some(resource)) => {
-            for name in ["kind", "name"] {
-                if resource
-                    .get(name)
-                    .and_then(Value::as_str)
-                    .is_none_or(str::is_empty)
-                {
-                    errors.required(&path.field("resource").field(name), "");
+        (None, None) => {
+            errors.invalid_text(path, "", "resource or service backend is required");
+        }
+        (None, Some(resource)) => local_reference(resource, &path.field("resource"), errors),
+        (Some(service), None) => {
+            let of_service = path.field("service");
+            let at = of_service.field("name");
+            match text(service, "/name") {
+                "" => errors.required(&at, ""),
+                name => errors.text_is(&at, name, dns_label(name)),
+            }
+            let number = some(service, "/port/number").filter(|it| it.as_i64() != Some(0));
+            let at = of_service.field("port");
+            match (text(service, "/port/name"), number) {
+                ("", None) => errors.required(path, "port name or number is required"),
+                ("", Some(number)) => port_number(Some(number), &at.field("number"), errors),
+                (name, None) => errors.text_is(&at.field("name"), name, port_name(name)),
+                (_, Some(_)) => {
+                    errors.invalid_text(path, "", "cannot set both port name & port number");
                 }
             }
         }
-        (Some(service), None) => {
-            let path = path.field("service");
-            match text(service, "/name") {
-                "" => errors.required(&path.field("name"), ""),
-                name => {
-                    errors.text_is(&path.field("name"), name, crate::name::dns_1035_label(name))
-                }
-            }
-            let (name, number) = (text(service, "/port/name"), some(service, "/port/number"));
-            let path = path.field("port");
-            match (name, number) {
-                ("", None) => errors.required(&path, "port name or number is required"),
-                ("", Some(number)) => port_number(Some(number), &path.field("number"), errors),
-                (name, None) => errors.text_is(&path.field("name"), name, port_name(name)),
-                (_, Some(_)) => {
-                    errors.invalid_text(&path, "", "cannot set both port name & port number")
-                }
-            }
+    }
+}
+
+/// Group, kind and name of an object.
+fn local_reference(reference: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(group) = some(reference, "/apiGroup").and_then(Value::as_str) {
+        errors.text_is(&path.field("apiGroup"), group, dns_subdomain(group));
+    }
+    for name in ["kind", "name"] {
+        let value = reference.get(name).and_then(Value::as_str);
+        match value.unwrap_or_default() {
+            "" => errors.required(&path.field(name), ""),
+            value => errors.text_is(&path.field(name), value, path_segment(value)),
         }
     }
 }
@@ -164,36 +192,40 @@ pub(crate) fn ingress_class(object: &Value) -> Vec<Invalid> {
     let mut errors = cluster(object, dns_subdomain);
     match text(object, "/spec/controller") {
         "" => errors.required(&SPEC.field("controller"), ""),
-        name if name.len() > 250 => errors.too_long(&SPEC.field("controller"), 250),
-        name if !name.contains('/') => errors.invalid_text(
-            &SPEC.field("controller"),
-            name,
-            "must be a domain-prefixed path (such as \"acme.io/foo\")",
-        ),
-        _ => {}
+        name => {
+            let path = SPEC.field("controller");
+            if name.len() > 250 {
+                errors.too_long(&path, 250);
+            }
+            match name.split_once('/') {
+                Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => {
+                    errors.text_is(&path, domain, dns_subdomain(domain));
+                }
+                _ => errors.invalid_text(
+                    &path,
+                    name,
+                    "must be a domain-prefixed path (such as \"acme.io/foo\")",
+                ),
+            }
+        }
     }
     if let Some(parameters) = some(object, "/spec/parameters") {
         let path = SPEC.field("parameters");
-        for name in ["kind", "name"] {
-            if parameters
-                .get(name)
-                .and_then(Value::as_str)
-                .is_none_or(str::is_empty)
-            {
-                errors.required(&path.field(name), "");
-            }
-        }
-        let namespace = text(parameters, "/namespace");
+        local_reference(parameters, &path, &mut errors);
+        let namespace = some(parameters, "/namespace").and_then(Value::as_str);
         match text(parameters, "/scope") {
-            "Namespace" if namespace.is_empty() => errors.required(
-                &path.field("namespace"),
-                "`parameters.scope` is set to 'Namespace'",
-            ),
-            "Cluster" if !namespace.is_empty() => errors.forbidden(
+            "Namespace" => match namespace {
+                None => errors.required(
+                    &path.field("namespace"),
+                    "`parameters.scope` is set to 'Namespace'",
+                ),
+                Some(name) => errors.text_is(&path.field("namespace"), name, dns_label(name)),
+            },
+            "Cluster" if namespace.is_some() => errors.forbidden(
                 &path.field("namespace"),
                 "`parameters.scope` is set to 'Cluster'",
             ),
-            "Namespace" | "Cluster" => {}
+            "Cluster" => {}
             "" => errors.required(&path.field("scope"), ""),
             other => errors.not_supported(&path.field("scope"), other, &["Cluster", "Namespace"]),
         }
@@ -243,13 +275,13 @@ pub(crate) fn network_policy(object: &Value) -> Vec<Invalid> {
             &object["spec"]["policyTypes"],
             "may not specify more than two policyTypes",
         );
+        return errors.into_vec();
     }
     for (at, kind) in types.iter().enumerate() {
-        errors.one_of(
-            &list.index(at),
-            kind.as_str().unwrap_or_default(),
-            &["Egress", "Ingress"],
-        );
+        let kind = kind.as_str().unwrap_or_default();
+        if !["Ingress", "Egress"].contains(&kind) {
+            errors.not_supported(&list.index(at), kind, &["Ingress", "Egress"]);
+        }
     }
     errors.into_vec()
 }
@@ -258,32 +290,34 @@ fn policy_port(one: &Value, path: &Path, errors: &mut Errors) {
     errors.maybe_one_of(
         &path.field("protocol"),
         text(one, "/protocol"),
-        &["SCTP", "TCP", "UDP"],
+        &["TCP", "UDP", "SCTP"],
     );
     let (start, end) = (some(one, "/port"), some(one, "/endPort"));
-    if let Some(start) = start {
-        port(Some(start), &path.field("port"), errors);
-    }
-    if let Some(end) = end {
-        match start.map(Value::as_i64) {
-            None => errors.required(
-                &path.field("port"),
-                "must be specified when `endPort` is specified",
-            ),
-            Some(None) => errors.invalid(
-                &path.field("endPort"),
-                end,
-                "may not be specified when `port` is non-numeric",
-            ),
-            Some(Some(start)) if end.as_i64().is_some_and(|end| end < start) => {
-                errors.invalid(
-                    &path.field("endPort"),
-                    end,
-                    "must be greater than or equal to `port`",
-                );
+    let (of_start, of_end) = (path.field("port"), path.field("endPort"));
+    match (start, end) {
+        (Some(Value::String(name)), end) => {
+            if let Some(end) = end {
+                let detail = "may not be specified when `port` is non-numeric";
+                errors.invalid(&of_end, end, detail);
             }
-            Some(Some(_)) => port_number(Some(end), &path.field("endPort"), errors),
+            errors.text_is(&of_start, name, port_name(name));
         }
+        (Some(start), end) => {
+            port_number(Some(start), &of_start, errors);
+            if let Some(end) = end {
+                if end.as_i64() < start.as_i64() {
+                    // upstream shows where it starts
+                    let detail = "must be greater than or equal to `port`";
+                    errors.invalid(&of_end, start, detail);
+                }
+                port_number(Some(end), &of_end, errors);
+            }
+        }
+        (None, Some(end)) => {
+            let detail = "may not be specified when `port` is not specified";
+            errors.invalid(&of_end, end, detail);
+        }
+        (None, None) => {}
     }
 }
 
@@ -298,26 +332,22 @@ fn peer(one: &Value, path: &Path, errors: &mut Errors) {
     if let Some(block) = some(one, "/ipBlock") {
         kinds += 1;
         let path = path.field("ipBlock");
-        match text(block, "/cidr") {
+        let network = text(block, "/cidr");
+        match network {
             "" => errors.required(&path.field("cidr"), ""),
             network => cidr(network, &path.field("cidr"), errors),
         }
         let list = path.field("except");
-        for (at, except) in items(block, "/except").iter().enumerate() {
+        // what is excepted is judged by what it is excepted from
+        let excepted = items(block, "/except").iter();
+        let excepted = excepted.filter(|_| parse_cidr(network).is_some());
+        for (at, except) in excepted.enumerate() {
             let except = except.as_str().unwrap_or_default();
             cidr(except, &list.index(at), errors);
-            if let (Some(outer), Some(inner)) =
-                (parse_cidr(text(block, "/cidr")), parse_cidr(except))
+            if let (Some(outer), Some(inner)) = (parse_cidr(network), parse_cidr(except))
                 && !contains(outer, inner)
             {
-                errors.invalid_text(
-                    &list.index(at),
-                    except,
-                    &format!(
-                        "must be a strict subset of `cidr` \"{}\"",
-                        text(block, "/cidr")
-                    ),
-                );
+                errors.invalid_text(&list.index(at), except, "must be a strict subset of `cidr`");
             }
         }
     }
@@ -354,138 +384,40 @@ pub(super) fn cidr(text: &str, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// So much a slice has.
-const SLICE_ENDPOINTS: usize = 1000;
-const SLICE_PORTS: usize = 20_000;
-const ENDPOINT_ADDRESSES: usize = 100;
-
-pub(crate) fn endpoint_slice(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_subdomain);
-    let kind = text(object, "/addressType");
-    errors.one_of(&Path::root("addressType"), kind, &["FQDN", "IPv4", "IPv6"]);
-    let list = Path::root("endpoints");
-    let endpoints = items(object, "/endpoints");
-    if endpoints.len() > SLICE_ENDPOINTS {
-        errors.too_many(&list, endpoints.len(), SLICE_ENDPOINTS);
-        return errors.into_vec();
-    }
-    for (at, endpoint) in endpoints.iter().enumerate() {
-        let path = list.index(at);
-        let list = path.field("addresses");
-        let addresses = items(endpoint, "/addresses");
-        match addresses.len() {
-            0 => errors.required(&list, "must contain at least 1 address"),
-            1..=ENDPOINT_ADDRESSES => {}
-            many => errors.too_many(&list, many, ENDPOINT_ADDRESSES),
-        }
-        for (at, address) in addresses.iter().take(ENDPOINT_ADDRESSES).enumerate() {
-            let address = address.as_str().unwrap_or_default();
-            let path = list.index(at);
-            match (kind, address.parse()) {
-                ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => {}
-                ("IPv4", _) => errors.invalid_text(&path, address, "must be an IPv4 address"),
-                ("IPv6", _) => errors.invalid_text(&path, address, "must be an IPv6 address"),
-                ("FQDN", _) => errors.text_is(&path, address, dns_subdomain(address)),
-                _ => {}
-            }
-        }
-        if let Some(name) = some(endpoint, "/hostname").and_then(Value::as_str) {
-            errors.text_is(&path.field("hostname"), name, dns_label(name));
-        }
-        if let Some(name) = some(endpoint, "/nodeName").and_then(Value::as_str) {
-            errors.text_is(&path.field("nodeName"), name, dns_subdomain(name));
+/// Where something can be reached from elsewhere.
+pub(super) fn endpoint_ip(text: &str, path: &Path, errors: &mut Errors) {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return ip(text, path, errors);
+    };
+    let (link_local, multicast) = match address {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(v6) => (
+            v6.is_unicast_link_local(),
+            v6.segments()[0] & 0xff0f == 0xff02,
+        ),
+    };
+    for (is, detail) in [
+        (
+            address.is_unspecified(),
+            &*format!("may not be unspecified ({text})"),
+        ),
+        (
+            address.is_loopback(),
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            link_local,
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        ),
+        (
+            multicast,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        ),
+    ] {
+        if is {
+            errors.invalid_text(path, text, detail);
         }
     }
-    let list = Path::root("ports");
-    let ports = items(object, "/ports");
-    if ports.len() > SLICE_PORTS {
-        errors.too_many(&list, ports.len(), SLICE_PORTS);
-        return errors.into_vec();
-    }
-    let mut names = std::collections::HashSet::new();
-    for (at, one) in ports.iter().enumerate() {
-        let path = list.index(at);
-        let name = text(one, "/name");
-        if !name.is_empty() {
-            errors.text_is(&path.field("name"), name, dns_label(name));
-        }
-        if !names.insert(name) {
-            errors.duplicate(&path.field("name"), name);
-        }
-        if let Some(number) = some(one, "/port") {
-            port_number(Some(number), &path.field("port"), &mut errors);
-        }
-        errors.one_of(
-            &path.field("protocol"),
-            text(one, "/protocol"),
-            &["SCTP", "TCP", "UDP"],
-        );
-        if let Some(protocol) = some(one, "/appProtocol").and_then(Value::as_str) {
-            errors.text_is(
-                &path.field("appProtocol"),
-                protocol,
-                qualified_name(protocol),
-            );
-        }
-    }
-    errors.into_vec()
-}
-
-pub(crate) fn endpoint_slice_update(new: &Value, old: &Value) -> Vec<Invalid> {
-    let mut errors = changed(new, old);
-    errors.immutable(
-        &Path::root("addressType"),
-        new.get("addressType"),
-        old.get("addressType"),
-    );
-    errors.into_vec()
-}
-
-pub(crate) fn endpoints(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_subdomain);
-    let list = Path::root("subsets");
-    for (at, subset) in items(object, "/subsets").iter().enumerate() {
-        let path = list.index(at);
-        let (ready, others) = (
-            items(subset, "/addresses"),
-            items(subset, "/notReadyAddresses"),
-        );
-        if ready.is_empty() && others.is_empty() {
-            errors.required(&path, "must specify `addresses` or `notReadyAddresses`");
-        }
-        for (name, addresses) in [("addresses", ready), ("notReadyAddresses", others)] {
-            let list = path.field(name);
-            for (at, address) in addresses.iter().enumerate() {
-                let path = list.index(at);
-                ip(text(address, "/ip"), &path.field("ip"), &mut errors);
-                match text(address, "/hostname") {
-                    "" => {}
-                    name => errors.text_is(&path.field("hostname"), name, dns_label(name)),
-                }
-            }
-        }
-        let list = path.field("ports");
-        let ports = items(subset, "/ports");
-        for (at, one) in ports.iter().enumerate() {
-            let path = list.index(at);
-            match text(one, "/name") {
-                "" if ports.len() > 1 => errors.required(&path.field("name"), ""),
-                "" => {}
-                name => errors.text_is(&path.field("name"), name, dns_label(name)),
-            }
-            port_number(
-                Some(one.get("port").unwrap_or(&Value::Null)),
-                &path.field("port"),
-                &mut errors,
-            );
-            errors.one_of(
-                &path.field("protocol"),
-                text(one, "/protocol"),
-                &["SCTP", "TCP", "UDP"],
-            );
-        }
-    }
-    errors.into_vec()
 }
 
 pub(crate) fn service_cidr(object: &Value) -> Vec<Invalid> {

@@ -134,15 +134,28 @@ pub(crate) fn priority_class(object: &Value) -> Vec<Invalid> {
     let mut errors = cluster(object, dns_subdomain);
     let name = text(object, "/metadata/name");
     let value = object.get("value").and_then(Value::as_i64).unwrap_or(0);
+    let is_default = object.get("globalDefault") == Some(&Value::Bool(true));
     let known = [
         ("system-cluster-critical", 2_000_000_000),
         ("system-node-critical", 2_000_001_000),
     ];
     if name.starts_with("system-") {
-        if !known.contains(&(name, value)) {
+        let why = match known.iter().find(|(known, _)| *known == name) {
+            None => Some(format!("{name} is not a known system priority class")),
+            Some((_, of)) if *of != value => {
+                Some(format!("value of {name} PriorityClass must be {of}"))
+            }
+            Some(_) if is_default => Some(format!(
+                "globalDefault of {name} PriorityClass must be false"
+            )),
+            Some(_) => None,
+        };
+        if let Some(why) = why {
             errors.forbidden(
                 &Path::root("metadata").field("name"),
-                "priority class names with 'system-' prefix are reserved for system use only",
+                &format!(
+                    "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+                ),
             );
         }
     } else if value > HIGHEST_PRIORITY {

@@ -32,23 +32,68 @@ fn is_standard(name: &str) -> bool {
     ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-")
 }
 
+/// A resource of a vendor's, which containers can ask for: `example.com/gpu`.
+pub(super) fn is_extended(name: &str) -> bool {
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+/// What may be named without a domain.
+const STANDARD: [&str; 20] = [
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
+];
+
+/// Of a well formed name.
+pub(super) fn standard_resource(name: &str, path: &Path, errors: &mut Errors) {
+    let is_pages = ["hugepages-", "requests.hugepages-"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
+    if !name.contains('/') && !is_pages && !STANDARD.contains(&name) {
+        errors.invalid_text(
+            path,
+            name,
+            "must be a standard resource type or fully qualified",
+        );
+    }
+}
+
 /// What can be promised more often than it is there.
-fn overcommits(name: &str) -> bool {
+pub(super) fn overcommits(name: &str) -> bool {
     is_native(name) && !name.starts_with("hugepages-")
 }
 
-fn container_resource(name: &str, path: &Path, errors: &mut Errors) {
-    errors.text_is(path, name, qualified_name(name));
+pub(super) fn container_resource(name: &str, path: &Path, errors: &mut Errors) {
+    let wrong = qualified_name(name);
+    let is_well_formed = wrong.is_empty();
+    errors.text_is(path, name, wrong);
+    if is_well_formed {
+        standard_resource(name, path, errors);
+    }
     if !name.contains('/') {
         if !is_standard(name) {
-            errors.invalid_text(
-                path,
-                name,
-                "must be a standard resource type or fully qualified",
-            );
             errors.invalid_text(path, name, "must be a standard resource for containers");
         }
-    } else if is_native(name) && !is_standard(name) {
+    } else if !is_native(name) && !is_extended(name) {
         errors.invalid_text(path, name, "doesn't follow extended resource name standard");
     }
 }

@@ -5,12 +5,13 @@ use serde_json::Value;
 use super::{
     container::port_number,
     meta::{changed, labels, namespaced},
+    network::{cidr, endpoint_ip},
     pod::ip,
 };
 use crate::{
     field::{Errors, Path, same},
     kind::Invalid,
-    name::{dns_1035_label, dns_label, dns_subdomain, port_name, qualified_name},
+    name::{dns_label, dns_subdomain, port_name, qualified_name},
     read::{items, map, number, some, text},
 };
 
@@ -20,16 +21,11 @@ const SPEC: Path = Path::root("spec");
 const AFFINITY_SECONDS: i64 = 86_400;
 
 pub(crate) fn service(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_1035_label);
+    let mut errors = namespaced(object, dns_label);
     let null = &Value::Null;
     let spec = object.get("spec").unwrap_or(null);
     let kind = text(spec, "/type");
     let headless = text(spec, "/clusterIP") == "None";
-    errors.one_of(
-        &SPEC.field("type"),
-        kind,
-        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-    );
     let list = SPEC.field("ports");
     let service_ports = items(spec, "/ports");
     if service_ports.is_empty() && !headless && kind != "ExternalName" {
@@ -51,7 +47,12 @@ pub(crate) fn service(object: &Value) -> Vec<Invalid> {
         text(spec, "/sessionAffinity"),
         &["ClientIP", "None"],
     );
-    if let Some(seconds) = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds")
+    if text(spec, "/sessionAffinity") == "None" && some(spec, "/sessionAffinityConfig").is_some() {
+        errors.forbidden(
+            &SPEC.field("sessionAffinityConfig"),
+            "must not be set when session affinity is None",
+        );
+    } else if let Some(seconds) = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds")
         && !seconds
             .as_i64()
             .is_some_and(|seconds| (1..=AFFINITY_SECONDS).contains(&seconds))
@@ -66,8 +67,41 @@ pub(crate) fn service(object: &Value) -> Vec<Invalid> {
         );
     }
     addresses(spec, kind, &mut errors);
+    external_ips(spec, &mut errors);
+    errors.one_of(
+        &SPEC.field("type"),
+        kind,
+        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+    );
+    balancer(spec, kind, &mut errors);
     traffic(spec, kind, &mut errors);
     errors.into_vec()
+}
+
+/// Upstream's name has no capital where it is written, and one where it is told.
+fn balancer(spec: &Value, kind: &str, errors: &mut Errors) {
+    const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
+    let is_balancer = kind == "LoadBalancer";
+    let list = SPEC.field("LoadBalancerSourceRanges");
+    let ranges = items(spec, "/loadBalancerSourceRanges");
+    if !ranges.is_empty() && !is_balancer {
+        errors.forbidden(&list, ONLY);
+    }
+    for (at, range) in ranges.iter().enumerate() {
+        let range = range.as_str().unwrap_or_default().trim();
+        cidr(range, &list.index(at), errors);
+    }
+    if !is_balancer && some(spec, "/allocateLoadBalancerNodePorts").is_some() {
+        errors.forbidden(&SPEC.field("allocateLoadBalancerNodePorts"), ONLY);
+    }
+    if let Some(class) = some(spec, "/loadBalancerClass").and_then(Value::as_str) {
+        let path = SPEC.field("loadBalancerClass");
+        if is_balancer {
+            errors.text_is(&path, class, qualified_name(class));
+        } else {
+            errors.forbidden(&path, ONLY);
+        }
+    }
 }
 
 fn external_name(spec: &Value, errors: &mut Errors) {
@@ -81,6 +115,17 @@ fn external_name(spec: &Value, errors: &mut Errors) {
                 "may not be set for ExternalName services",
             );
             break;
+        }
+    }
+    for name in ["ipFamilies", "ipFamilyPolicy"] {
+        if spec
+            .get(name)
+            .is_some_and(|value| !same(value, &Value::Null))
+        {
+            errors.forbidden(
+                &SPEC.field(name),
+                "may not be set for ExternalName services",
+            );
         }
     }
     match text(spec, "/externalName") {
@@ -129,10 +174,10 @@ fn ports(all: &[Value], kind: &str, list: &Path, errors: &mut Errors) {
         }
         let node = number(port, "/nodePort");
         if node != 0 {
-            if ["ClusterIP", "ExternalName"].contains(&kind) {
+            if kind == "ClusterIP" {
                 errors.forbidden(
                     &path.field("nodePort"),
-                    &format!("may not be used when `type` is '{kind}'"),
+                    "may not be used when `type` is 'ClusterIP'",
                 );
             }
             if !nodes.insert((node, protocol)) {
@@ -143,76 +188,59 @@ fn ports(all: &[Value], kind: &str, list: &Path, errors: &mut Errors) {
 }
 
 fn addresses(spec: &Value, kind: &str, errors: &mut Errors) {
+    if kind == "ExternalName" {
+        return;
+    }
     let list = SPEC.field("clusterIPs");
-    let ips = items(spec, "/clusterIPs");
-    if kind != "ExternalName" {
-        if ips.len() > 2 {
-            errors.invalid(&list, &spec["clusterIPs"], "may only hold up to 2 values");
+    let ips: Vec<&str> = items(spec, "/clusterIPs")
+        .iter()
+        .map(|ip| ip.as_str().unwrap_or_default())
+        .collect();
+    let said = spec.get("clusterIPs").unwrap_or(&Value::Null);
+    match (text(spec, "/clusterIP"), ips.first()) {
+        ("", Some(_)) => errors.invalid(
+            &list,
+            said,
+            "must be empty when `clusterIP` is not specified",
+        ),
+        ("", None) => {}
+        (_, None) => errors.required(&list, ""),
+        (own, Some(first)) if own != *first => {
+            errors.invalid(&list, said, "first value must match `clusterIP`");
         }
-        for (at, address) in ips.iter().enumerate() {
-            let address = address.as_str().unwrap_or_default();
-            if address == "None" {
-                if ips.len() > 1 {
-                    errors.invalid(
-                        &list,
-                        &spec["clusterIPs"],
-                        "'None' must be the first and only value",
-                    );
-                }
-            } else {
-                ip(address, &list.index(at), errors);
+        _ => {}
+    }
+    families(spec, errors);
+    let mut is_wrong = false;
+    for (at, address) in ips.iter().enumerate() {
+        if at == 0 && *address == "None" {
+            if ips.len() > 1 {
+                is_wrong = true;
+                errors.invalid(&list, said, "'None' must be the first and only value");
             }
-        }
-        let first = ips.first().and_then(Value::as_str).unwrap_or_default();
-        let own = text(spec, "/clusterIP");
-        if own != first {
-            errors.invalid(
-                &list,
-                ips.first().unwrap_or(&Value::Null),
-                "first value must match `clusterIP`",
-            );
+        } else {
+            is_wrong |= address.parse::<IpAddr>().is_err();
+            ip(address, &list.index(at), errors);
         }
     }
-    let list = SPEC.field("externalIPs");
-    for (at, address) in items(spec, "/externalIPs").iter().enumerate() {
-        let address = address.as_str().unwrap_or_default();
-        let path = list.index(at);
-        match address.parse::<IpAddr>() {
-            Err(_) => ip(address, &path, errors),
-            Ok(parsed) => {
-                let link_local = match parsed {
-                    IpAddr::V4(v4) => v4.is_link_local(),
-                    IpAddr::V6(v6) => v6.is_unicast_link_local(),
-                };
-                if parsed.is_unspecified() {
-                    errors.invalid_text(
-                        &path,
-                        address,
-                        &format!("may not be unspecified ({address})"),
-                    );
-                }
-                if parsed.is_loopback() {
-                    errors.invalid_text(
-                        &path,
-                        address,
-                        "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-                    );
-                }
-                if link_local {
-                    errors.invalid_text(
-                        &path,
-                        address,
-                        "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-                    );
-                }
-                if parsed.is_multicast() {
-                    errors.invalid_text(
-                        &path,
-                        address,
-                        "may not be in the multicast range (224.0.0.0/4, ff00::/10)",
-                    );
-                }
-            }
+    if ips.len() > 2 {
+        errors.invalid(&list, said, "may only hold up to 2 values");
+    }
+    if !is_wrong {
+        of_families(spec, &ips, &list, errors);
+    }
+}
+
+fn families(spec: &Value, errors: &mut Errors) {
+    let list = SPEC.field("ipFamilies");
+    let mut seen = HashSet::new();
+    for (at, family) in items(spec, "/ipFamilies").iter().enumerate() {
+        let family = family.as_str().unwrap_or_default();
+        if !["IPv4", "IPv6"].contains(&family) {
+            errors.not_supported(&list.index(at), family, &["IPv4", "IPv6"]);
+        }
+        if !seen.insert(family) {
+            errors.duplicate(&list.index(at), family);
         }
     }
     if let Some(policy) = some(spec, "/ipFamilyPolicy").and_then(Value::as_str) {
@@ -222,14 +250,36 @@ fn addresses(spec: &Value, kind: &str, errors: &mut Errors) {
             &["PreferDualStack", "RequireDualStack", "SingleStack"],
         );
     }
-    let list = SPEC.field("ipFamilies");
-    let mut seen = HashSet::new();
-    for (at, family) in items(spec, "/ipFamilies").iter().enumerate() {
-        let family = family.as_str().unwrap_or_default();
-        errors.one_of(&list.index(at), family, &["IPv4", "IPv6"]);
-        if !seen.insert(family) {
-            errors.duplicate(&list.index(at), family);
+}
+
+/// Well formed addresses: one of a family, each of the one that is said.
+fn of_families(spec: &Value, ips: &[&str], list: &Path, errors: &mut Errors) {
+    let parsed: Vec<IpAddr> = ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let six = parsed.iter().filter(|ip| ip.is_ipv6()).count();
+    if parsed.len() > 1 && (six == 0 || six == parsed.len()) {
+        errors.invalid(
+            list,
+            &spec["clusterIPs"],
+            "may specify no more than one IP for each IP family",
+        );
+    }
+    for (at, (address, family)) in parsed.iter().zip(items(spec, "/ipFamilies")).enumerate() {
+        let expected = family.as_str().unwrap_or_default();
+        if ["IPv4", "IPv6"].contains(&expected) && (expected == "IPv6") != address.is_ipv6() {
+            errors.invalid_text(
+                &list.index(at),
+                ips[at],
+                &format!("expected an {expected} value as indicated by `ipFamilies[{at}]`"),
+            );
         }
+    }
+}
+
+fn external_ips(spec: &Value, errors: &mut Errors) {
+    let list = SPEC.field("externalIPs");
+    for (at, address) in items(spec, "/externalIPs").iter().enumerate() {
+        let address = address.as_str().unwrap_or_default();
+        endpoint_ip(address, &list.index(at), errors);
     }
 }
 
@@ -257,22 +307,6 @@ fn traffic(spec: &Value, kind: &str, errors: &mut Errors) {
             policy,
             &["Cluster", "Local"],
         );
-    }
-    if kind != "LoadBalancer" {
-        for name in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-            if spec.get(name).is_some_and(|value| !value.is_null()) {
-                errors.forbidden(
-                    &SPEC.field(name),
-                    "may only be used when `type` is 'LoadBalancer'",
-                );
-            }
-        }
-        if !items(spec, "/loadBalancerSourceRanges").is_empty() {
-            errors.forbidden(
-                &SPEC.field("loadBalancerSourceRanges"),
-                "may only be used when `type` is 'LoadBalancer'",
-            );
-        }
     }
     let health = number(spec, "/healthCheckNodePort");
     if health != 0 && !(kind == "LoadBalancer" && external == "Local") {

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{
+    claims::claim_spec,
     meta::{changed, namespaced, selector},
     pod::template,
     resources::{at_most_all, int_or_percent, is_zero, percent},
 };
 use crate::{
-    autoscaler,
     field::{Errors, Path, same},
     kind::Invalid,
     name::{dns_label, dns_subdomain},
@@ -130,7 +130,11 @@ pub(crate) fn deployment(object: &Value) -> Vec<Invalid> {
             ),
             Some(rolling) => rolling_update(rolling, &path.field("rollingUpdate"), &mut errors),
         },
-        kind => errors.not_supported(&path.field("type"), kind, &["Recreate", "RollingUpdate"]),
+        _ => errors.value_not_supported(
+            &path,
+            object.pointer("/spec/strategy").unwrap_or(&Value::Null),
+            &["Recreate", "RollingUpdate"],
+        ),
     }
     errors.into_vec()
 }
@@ -211,9 +215,8 @@ pub(crate) fn daemon_set(object: &Value) -> Vec<Invalid> {
             at_most_all(unavailable, &path.field("maxUnavailable"), &mut errors);
             at_most_all(surge, &path.field("maxSurge"), &mut errors);
             match (is_zero(unavailable), is_zero(surge)) {
-                (true, true) => errors.invalid(
+                (true, true) => errors.required(
                     &path.field("maxUnavailable"),
-                    unavailable.unwrap_or(&Value::Null),
                     "cannot be 0 when maxSurge is 0",
                 ),
                 (false, false) => errors.invalid(
@@ -224,7 +227,13 @@ pub(crate) fn daemon_set(object: &Value) -> Vec<Invalid> {
                 _ => {}
             }
         }
-        kind => errors.not_supported(&path.field("type"), kind, &["OnDelete", "RollingUpdate"]),
+        _ => errors.value_not_supported(
+            &path,
+            object
+                .pointer("/spec/updateStrategy")
+                .unwrap_or(&Value::Null),
+            &["RollingUpdate", "OnDelete"],
+        ),
     }
     errors.into_vec()
 }
@@ -270,67 +279,87 @@ fn with_claims(set: &Value) -> Value {
 pub(crate) fn stateful_set(object: &Value) -> Vec<Invalid> {
     // Pods are named after it, and have its name as their host names.
     let mut errors = namespaced(object, dns_label);
+    match text(object, "/spec/podManagementPolicy") {
+        "" => errors.required(&SPEC.field("podManagementPolicy"), ""),
+        "OrderedReady" | "Parallel" => {}
+        policy => errors.invalid_text(
+            &SPEC.field("podManagementPolicy"),
+            policy,
+            "must be 'OrderedReady' or 'Parallel'",
+        ),
+    }
+    update_strategy(object, &mut errors);
+    let path = SPEC.field("persistentVolumeClaimRetentionPolicy");
+    if let Some(policy) = some(object, "/spec/persistentVolumeClaimRetentionPolicy") {
+        for name in ["whenDeleted", "whenScaled"] {
+            let policy = policy.get(name).and_then(Value::as_str);
+            let policy = policy.unwrap_or_default();
+            if !["Retain", "Delete"].contains(&policy) {
+                errors.not_supported(&path.field(name), policy, &["Retain", "Delete"]);
+            }
+        }
+    }
+    counts(object, &["replicas", "minReadySeconds"], &mut errors);
+    errors.not_negative(
+        &SPEC.field("ordinals").field("start"),
+        object.pointer("/spec/ordinals/start"),
+    );
     selector_and_template(&with_claims(object), "statefulset", &mut errors);
-    counts(
-        object,
-        &["replicas", "minReadySeconds", "revisionHistoryLimit"],
-        &mut errors,
-    );
-    errors.one_of(
-        &SPEC.field("podManagementPolicy"),
-        text(object, "/spec/podManagementPolicy"),
-        &["OrderedReady", "Parallel"],
-    );
+    errors.into_vec()
+}
+
+/// What may not change later: one that is there already may have it as it was once allowed.
+pub(crate) fn stateful_set_create(object: &Value) -> Vec<Invalid> {
+    let mut errors = Errors::default();
+    let list = SPEC.field("volumeClaimTemplates");
+    for (at, claim) in items(object, "/spec/volumeClaimTemplates")
+        .iter()
+        .enumerate()
+    {
+        let path = list.index(at);
+        let spec = claim.get("spec").unwrap_or(&Value::Null);
+        claim_spec(spec, &path.field("spec"), &mut errors);
+    }
+    match text(object, "/spec/serviceName") {
+        "" => {}
+        name => errors.text_is(&SPEC.field("serviceName"), name, dns_label(name)),
+    }
+    errors.into_vec()
+}
+
+fn update_strategy(object: &Value, errors: &mut Errors) {
     let path = SPEC.field("updateStrategy");
+    let rolling = some(object, "/spec/updateStrategy/rollingUpdate");
     match text(object, "/spec/updateStrategy/type") {
+        "" => errors.required(&path, ""),
         "OnDelete" => {
-            if some(object, "/spec/updateStrategy/rollingUpdate").is_some() {
+            if let Some(rolling) = rolling {
                 errors.invalid(
                     &path.field("rollingUpdate"),
-                    &object["spec"]["updateStrategy"]["rollingUpdate"],
+                    rolling,
                     "only allowed for updateStrategy 'RollingUpdate'",
                 );
             }
         }
         "RollingUpdate" => {
+            let Some(rolling) = rolling else { return };
             let path = path.field("rollingUpdate");
-            errors.not_negative(
-                &path.field("partition"),
-                object.pointer("/spec/updateStrategy/rollingUpdate/partition"),
-            );
-            let unavailable = object.pointer("/spec/updateStrategy/rollingUpdate/maxUnavailable");
-            int_or_percent(unavailable, &path.field("maxUnavailable"), &mut errors);
-            at_most_all(unavailable, &path.field("maxUnavailable"), &mut errors);
-            if unavailable.is_some_and(|value| !value.is_null()) && is_zero(unavailable) {
-                errors.invalid(
-                    &path.field("maxUnavailable"),
-                    unavailable.unwrap_or(&Value::Null),
-                    "cannot be 0",
-                );
+            errors.not_negative(&path.field("partition"), rolling.get("partition"));
+            let path = path.field("maxUnavailable");
+            if let Some(unavailable) = some(rolling, "/maxUnavailable") {
+                int_or_percent(Some(unavailable), &path, errors);
+                if is_zero(Some(unavailable)) {
+                    errors.invalid(&path, unavailable, "cannot be 0");
+                }
+                at_most_all(Some(unavailable), &path, errors);
             }
         }
-        "" => errors.required(&path.field("type"), ""),
-        kind => errors.invalid_text(
-            &path.field("type"),
-            kind,
+        _ => errors.invalid(
+            &path,
+            &object["spec"]["updateStrategy"],
             "must be 'RollingUpdate' or 'OnDelete'",
         ),
     }
-    let path = SPEC.field("persistentVolumeClaimRetentionPolicy");
-    for name in ["whenDeleted", "whenScaled"] {
-        let policy = object
-            .pointer("/spec/persistentVolumeClaimRetentionPolicy")
-            .and_then(|policy| policy.get(name))
-            .and_then(Value::as_str);
-        if let Some(policy) = policy {
-            errors.maybe_one_of(&path.field(name), policy, &["Delete", "Retain"]);
-        }
-    }
-    errors.not_negative(
-        &SPEC.field("ordinals").field("start"),
-        object.pointer("/spec/ordinals/start"),
-    );
-    errors.into_vec()
 }
 
 pub(crate) fn controller_revision(object: &Value) -> Vec<Invalid> {
@@ -394,195 +423,6 @@ pub(crate) fn stateful_set_update(new: &Value, old: &Value) -> Vec<Invalid> {
         );
     }
     errors.into_vec()
-}
-
-/// As upstream's, by what v2 makes of it.
-pub(crate) fn horizontal_pod_autoscaler_v1(object: &Value) -> Vec<Invalid> {
-    horizontal_pod_autoscaler(&autoscaler::as_v2(object))
-}
-
-pub(crate) fn horizontal_pod_autoscaler(object: &Value) -> Vec<Invalid> {
-    let mut errors = namespaced(object, dns_subdomain);
-    let int = |name: &str| {
-        object
-            .get("spec")
-            .and_then(|spec| spec.get(name))
-            .and_then(Value::as_i64)
-    };
-    let (min, max) = (int("minReplicas"), int("maxReplicas").unwrap_or(0));
-    if let Some(min) = min
-        && min < 1
-    {
-        errors.invalid(
-            &SPEC.field("minReplicas"),
-            &min.into(),
-            "must be greater than or equal to 1",
-        );
-    }
-    if max < 1 {
-        errors.invalid(
-            &SPEC.field("maxReplicas"),
-            &max.into(),
-            "must be greater than 0",
-        );
-    }
-    if min.is_some_and(|min| max < min) {
-        errors.invalid(
-            &SPEC.field("maxReplicas"),
-            &max.into(),
-            "must be greater than or equal to `minReplicas`",
-        );
-    }
-    let target = SPEC.field("scaleTargetRef");
-    for name in ["kind", "name"] {
-        let value = object
-            .pointer("/spec/scaleTargetRef")
-            .and_then(|target| target.get(name))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        if value.is_empty() {
-            errors.required(&target.field(name), "");
-        } else {
-            errors.text_is(&target.field(name), value, crate::name::path_segment(value));
-        }
-    }
-    let list = SPEC.field("metrics");
-    for (at, metric) in items(object, "/spec/metrics").iter().enumerate() {
-        metric_spec(metric, &list.index(at), &mut errors);
-    }
-    for direction in ["scaleUp", "scaleDown"] {
-        let Some(rules) = object
-            .pointer("/spec/behavior")
-            .and_then(|behavior| behavior.get(direction))
-            .filter(|rules| !rules.is_null())
-        else {
-            continue;
-        };
-        let path = SPEC.field("behavior");
-        scaling_rules(rules, &path.field(direction), &mut errors);
-    }
-    errors.into_vec()
-}
-
-fn metric_spec(metric: &Value, path: &Path, errors: &mut Errors) {
-    const KINDS: [(&str, &str); 5] = [
-        ("ContainerResource", "containerResource"),
-        ("External", "external"),
-        ("Object", "object"),
-        ("Pods", "pods"),
-        ("Resource", "resource"),
-    ];
-    let kind = text(metric, "/type");
-    if kind.is_empty() {
-        errors.required(&path.field("type"), "must specify a metric source type");
-        return;
-    }
-    let Some((_, field)) = KINDS.iter().find(|(name, _)| *name == kind) else {
-        errors.not_supported(&path.field("type"), kind, &KINDS.map(|(name, _)| name));
-        return;
-    };
-    let Some(source) = metric.get(*field).filter(|source| !source.is_null()) else {
-        errors.required(
-            &path.field(field),
-            "must populate information for the given metric source",
-        );
-        return;
-    };
-    let path = path.field(field);
-    if field.ends_with("esource") && text(source, "/name").is_empty() {
-        errors.required(&path.field("name"), "must specify a resource name");
-    }
-    if *field == "containerResource" && text(source, "/container").is_empty() {
-        errors.required(&path.field("container"), "must specify a container");
-    }
-    let target = path.field("target");
-    errors.one_of(
-        &target.field("type"),
-        text(source, "/target/type"),
-        &["AverageValue", "Utilization", "Value"],
-    );
-    for name in ["value", "averageValue"] {
-        if let Some(value) = source
-            .get("target")
-            .and_then(|target| target.get(name))
-            .filter(|v| !v.is_null())
-        {
-            let positive =
-                crate::quantity::Quantity::of(value).is_some_and(|quantity| quantity.nano > 0);
-            if !positive {
-                errors.invalid(&target.field(name), value, "must be positive");
-            }
-        }
-    }
-    errors.positive(
-        &target.field("averageUtilization"),
-        source.pointer("/target/averageUtilization"),
-    );
-    let has = |name: &str| {
-        source
-            .get("target")
-            .and_then(|target| target.get(name))
-            .is_some_and(|value| !value.is_null())
-    };
-    if field.ends_with("esource") && !has("averageUtilization") && !has("averageValue") {
-        errors.required(
-            &target.field("averageUtilization"),
-            "must set either a target raw value or a target utilization",
-        );
-    }
-    if *field == "pods" && !has("averageValue") {
-        errors.required(
-            &target.field("averageValue"),
-            "must specify a positive target averageValue",
-        );
-    }
-}
-
-fn scaling_rules(rules: &Value, path: &Path, errors: &mut Errors) {
-    if let Some(window) = some(rules, "/stabilizationWindowSeconds")
-        && !window
-            .as_i64()
-            .is_some_and(|seconds| (0..=3600).contains(&seconds))
-    {
-        errors.invalid(
-            &path.field("stabilizationWindowSeconds"),
-            window,
-            "must be less than or equal to 3600",
-        );
-    }
-    errors.maybe_one_of(
-        &path.field("selectPolicy"),
-        text(rules, "/selectPolicy"),
-        &["Disabled", "Max", "Min"],
-    );
-    let list = path.field("policies");
-    let policies = items(rules, "/policies");
-    if policies.is_empty() {
-        errors.required(&list, "must specify at least one Policy");
-    }
-    for (at, policy) in policies.iter().enumerate() {
-        let path = list.index(at);
-        errors.one_of(
-            &path.field("type"),
-            text(policy, "/type"),
-            &["Percent", "Pods"],
-        );
-        errors.positive(&path.field("value"), policy.get("value"));
-        let period = policy.get("periodSeconds").unwrap_or(&Value::Null);
-        match period.as_i64() {
-            Some(1..=1800) => {}
-            Some(1801..) => errors.invalid(
-                &path.field("periodSeconds"),
-                period,
-                "must be less than or equal to 1800",
-            ),
-            _ => errors.invalid(
-                &path.field("periodSeconds"),
-                period,
-                "must be greater than zero",
-            ),
-        }
-    }
 }
 
 pub(crate) fn pod_disruption_budget(object: &Value) -> Vec<Invalid> {

@@ -76,6 +76,7 @@ impl Nodes {
         Ok(Options {
             node_monitor: self.monitor(),
             pod_networks: self.networks()?,
+            ..Options::default()
         })
     }
 

@@ -1,5 +1,11 @@
 //! What is refused, and how it is said: the field and the words that kubectl prints.
 
+mod autoscalers;
+mod networks;
+mod quotas;
+mod sets;
+mod storage;
+
 use berth_kinds::{by_kind, ephemeral_containers_update, resize_update};
 use serde_json::{Value, json};
 
@@ -19,7 +25,9 @@ fn create(group: &str, version: &str, kind: &str, object: Value) -> Vec<String> 
     }
     (kind.default)(&mut object);
     (kind.prepare_create)(&mut object);
-    said((kind.validate)(&object))
+    let mut errors = (kind.validate)(&object);
+    errors.extend((kind.validate_create)(&object));
+    said(errors)
 }
 
 /// `base` with other values at some places; null takes one away.
@@ -42,6 +50,25 @@ fn with(base: &Value, changes: &[(&str, Value)]) -> Value {
         }
     }
     object
+}
+
+/// What is changed of an object, and what is said of it then.
+type Case<'a> = (&'a [(&'a str, Value)], &'a [&'a str]);
+
+/// Each of `cases` changes `base`, and is refused so.
+fn refused(of: (&str, &str, &str), base: &Value, cases: &[Case]) {
+    let (group, version, kind) = of;
+    assert_eq!(
+        create(group, version, kind, base.clone()),
+        Vec::<String>::new()
+    );
+    for (changes, expected) in cases {
+        assert_eq!(
+            create(group, version, kind, with(base, changes)),
+            *expected,
+            "{changes:?}"
+        );
+    }
 }
 
 fn pod() -> Value {
@@ -770,12 +797,13 @@ fn services_and_their_like_are_checked() {
                 "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
             ],
         ),
+        (vec![("/metadata/name", json!("1s"))], vec![]),
         (
-            vec![("/metadata/name", json!("1s"))],
+            vec![("/metadata/name", json!("s.t"))],
             vec![
-                "metadata.name: Invalid value: \"1s\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
-             alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
-             '[a-z]([-a-z0-9]*[a-z0-9])?')",
+                "metadata.name: Invalid value: \"s.t\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', \
+                 and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+                 '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
             ],
         ),
     ] {
@@ -897,7 +925,7 @@ fn other_kinds_have_their_rules() {
             json!({"metadata": {"name": "c"}, "spec": {}}),
             vec![
                 "spec.accessModes: Required value: at least 1 access mode is required",
-                "spec.resources.requests[storage]: Required value",
+                "spec.resources[storage]: Required value",
             ],
         ),
         (
@@ -915,7 +943,7 @@ fn other_kinds_have_their_rules() {
             vec![
                 "spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address",
                 "spec.rules[0].http.paths[0].path: Invalid value: \"a\": must be an absolute path",
-                "spec.rules[0].http.paths[0].backend: Required value: resource or service backend is required",
+                "spec.rules[0].http.paths[0].backend: Invalid value: \"\": resource or service backend is required",
             ],
         ),
         (
@@ -931,14 +959,14 @@ fn other_kinds_have_their_rules() {
             "NetworkPolicy",
             json!({"metadata": {"name": "n"}, "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]}}),
             vec![
-                "spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr` \"10.0.0.0/8\"",
+                "spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`",
             ],
         ),
         (
             "autoscaling",
             "v2",
             "HorizontalPodAutoscaler",
-            json!({"metadata": {"name": "h"}, "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "d"}, "minReplicas": 3, "maxReplicas": 2}}),
+            json!({"metadata": {"name": "h"}, "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "minReplicas": 3, "maxReplicas": 2}}),
             vec![
                 "spec.maxReplicas: Invalid value: 2: must be greater than or equal to `minReplicas`",
             ],
@@ -996,8 +1024,8 @@ fn other_kinds_have_their_rules() {
             json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "min": {"cpu": "2"}, "max": {"cpu": "1"}, "default": {"cpu": "2"}, "defaultRequest": {"cpu": "2"}}]}}),
             vec![
                 "spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1",
-                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": defaultRequest value 2 is greater than max value 1",
-                "spec.limits[0].default[cpu]: Invalid value: \"2\": default value 2 is greater than max value 1",
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than max value 1",
+                "spec.limits[0].default[cpu]: Invalid value: \"1\": default value 2 is greater than max value 1",
             ],
         ),
         (
@@ -1012,7 +1040,10 @@ fn other_kinds_have_their_rules() {
             "v1",
             "EndpointSlice",
             json!({"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}]}),
-            vec!["endpoints[0].addresses[0]: Invalid value: \"::1\": must be an IPv4 address"],
+            vec![
+                "endpoints[0].addresses: Invalid value: \"::1\": must be an IPv4 address",
+                "endpoints[0].addresses[0]: Invalid value: \"::1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ],
         ),
         (
             "apiextensions.k8s.io",
@@ -1077,14 +1108,16 @@ fn what_binds_cannot_be_turned() {
         .len(),
         1
     );
-    assert!(
+    assert_eq!(
         updated(
             "",
             "PersistentVolumeClaim",
             claim,
             &[("/spec/resources/requests/storage", json!("1Mi"))]
-        )[0]
-        .contains("can not be less than"),
+        ),
+        [
+            "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+        ]
     );
 
     let class = json!({"metadata": {"name": "s"}, "provisioner": "p", "parameters": {"a": "b"}});
@@ -1095,6 +1128,6 @@ fn what_binds_cannot_be_turned() {
             class,
             &[("/parameters/a", json!("c"))]
         ),
-        ["parameters: Forbidden: updates to parameters are forbidden."]
+        ["parameters: Invalid value: {\"a\":\"c\"}: field is immutable"]
     );
 }
