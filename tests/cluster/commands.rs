@@ -411,7 +411,7 @@ fn a_scaler_is_the_same_in_both_versions() -> Result<()> {
     let bad = manifest.replace("\"maxReplicas\":3", "\"maxReplicas\":0");
     let said = server.refused(&["create", "-f", "-"], &bad.replace("\"web\"", "\"bad\""))?;
     ensure!(
-        said.contains("spec.maxReplicas: Invalid value: 0: must be greater than 0"),
+        said.contains("spec.maxReplicas: Required value: must be set and greater than 0"),
         "{said}"
     );
     Ok(())
