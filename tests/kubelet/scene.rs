@@ -237,15 +237,21 @@ impl Kubelet {
         let until = Instant::now() + patient(LIMIT);
         loop {
             let left = berth_tests::cgroup::tree(&self.cgroup);
-            let mut pods = left.iter().filter(|dir| {
+            let pods = left.iter().filter(|dir| {
                 let name = dir.file_name().unwrap_or_default().to_string_lossy();
                 name.starts_with("pod") || name.contains("-pod")
             });
-            let Some(pod) = pods.next() else {
+            // of one that was evicted the cgroup goes first
+            let dirs = fs::read_dir(self.pods_dir())
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut left = pods.cloned().chain(dirs.map(|dir| dir.path()));
+            let Some(left) = left.next() else {
                 return Ok(());
             };
             if Instant::now() > until {
-                bail!("{} stays\n{}", pod.display(), self.log());
+                bail!("{} stays\n{}", left.display(), self.log());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -54,12 +54,13 @@ fn fifos(node: &Node, pod: &str, id: &str) -> usize {
         .count()
 }
 
-/// Runs sessions by number, and holds what daemon and shim have afterwards against what they had before.
+/// Runs sessions by number and lets go what they keep, and holds what daemon and shim have afterwards against what they had before.
 async fn run(
     node: &Node,
     pod: &str,
     id: &str,
     session: impl AsyncFn(usize) -> Result<()>,
+    lets_go: impl Fn(),
 ) -> Result<()> {
     let pids = [
         node.daemon.pid().context("no daemon")?,
@@ -69,6 +70,7 @@ async fn run(
     for number in 0..AT_ONCE {
         session(number).await?;
     }
+    lets_go();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let before = [holds(pids[0])?, holds(pids[1])?];
     let mut all = futures_util::stream::iter(0..sessions())
@@ -78,6 +80,7 @@ async fn run(
         done?;
     }
     drop(all);
+    lets_go();
     let settled = || {
         let now = pids.map(holds);
         let back = now.iter().zip(before).all(|(now, before)| {
@@ -103,36 +106,42 @@ fn terminals_of_a_missing_command_leave_nothing_sec_cri_02() -> Result<()> {
         let id = node
             .start_container(&pod, container("c", BUSYBOX, &["sleep", "1000"]))
             .await?;
-        run(node, &pod.id, &id, async |number| {
-            let request = cri::ExecRequest {
-                container_id: id.clone(),
-                cmd: vec!["/no/such/command".into()],
-                tty: true,
-                stdin: true,
-                stdout: true,
-                ..Default::default()
-            };
-            let answer = node.cri.runtime().exec(request).await?.into_inner();
-            let mut client = Remote::open(&answer.url).await?;
-            for at in 0..20 {
-                // Those after its end find nobody.
-                if client.resize(80 + at, 24).await.is_err() {
-                    break;
+        run(
+            node,
+            &pod.id,
+            &id,
+            async |number| {
+                let request = cri::ExecRequest {
+                    container_id: id.clone(),
+                    cmd: vec!["/no/such/command".into()],
+                    tty: true,
+                    stdin: true,
+                    stdout: true,
+                    ..Default::default()
+                };
+                let answer = node.cri.runtime().exec(request).await?.into_inner();
+                let mut client = Remote::open(&answer.url).await?;
+                for at in 0..20 {
+                    // Those after its end find nobody.
+                    if client.resize(80 + at, 24).await.is_err() {
+                        break;
+                    }
                 }
-            }
-            match number % 3 {
-                // Goes without hearing why.
-                0 => drop(client),
-                _ => {
-                    let outcome = client.outcome().await?;
-                    ensure!(
-                        outcome.status.contains("/no/such/command"),
-                        "{number}: {outcome:?}"
-                    );
+                match number % 3 {
+                    // Goes without hearing why.
+                    0 => drop(client),
+                    _ => {
+                        let outcome = client.outcome().await?;
+                        ensure!(
+                            outcome.status.contains("/no/such/command"),
+                            "{number}: {outcome:?}"
+                        );
+                    }
                 }
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+            || (),
+        )
         .await?;
         ensure!(process::in_cgroup(&id).len() == 1);
         Ok(())
@@ -149,44 +158,47 @@ fn attached_clients_that_vanish_leave_nothing_and_the_log_is_whole_sec_cri_02() 
         config.stdin = true;
         let id = node.start_container(&pod, config.clone()).await?;
         let silent = std::sync::Mutex::new(Vec::new());
-        run(node, &pod.id, &id, async |number| {
-            let request = cri::AttachRequest {
-                container_id: id.clone(),
-                stdin: true,
-                stdout: true,
-                stderr: true,
-                ..Default::default()
-            };
-            let answer = node.cri.runtime().attach(request).await?.into_inner();
-            let mut client = Remote::open(&answer.url).await?;
-            if number % 2 == 0 {
-                client.next().await?;
-            }
-            let stream = client.into_stream();
-            match number % 4 {
-                0 => {
-                    // Its close is a reset.
-                    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        let lets_go = || silent.lock().expect("nobody panics").clear();
+        run(
+            node,
+            &pod.id,
+            &id,
+            async |number| {
+                let request = cri::AttachRequest {
+                    container_id: id.clone(),
+                    stdin: true,
+                    stdout: true,
+                    stderr: true,
+                    ..Default::default()
+                };
+                let answer = node.cri.runtime().attach(request).await?.into_inner();
+                let mut client = Remote::open(&answer.url).await?;
+                if number % 2 == 0 {
+                    client.next().await?;
                 }
-                1 => rustix::net::shutdown(&stream, rustix::net::Shutdown::Write)?,
-                // Never reads: until the next few have come and gone, and the taps are not all taken.
-                2 => {
-                    let stream = stream.into_std()?;
-                    let mut silent = silent.lock().expect("nobody panics");
-                    silent.push(stream);
-                    if silent.len() > 4 {
-                        silent.remove(0);
+                let stream = client.into_stream();
+                match number % 4 {
+                    0 => {
+                        // Its close is a reset.
+                        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
                     }
-                    if number + AT_ONCE >= sessions() || number < AT_ONCE {
-                        silent.clear();
+                    1 => rustix::net::shutdown(&stream, rustix::net::Shutdown::Write)?,
+                    // Never reads: until the next few have come and gone, and the taps are not all taken.
+                    2 => {
+                        let stream = stream.into_std()?;
+                        let mut silent = silent.lock().expect("nobody panics");
+                        silent.push(stream);
+                        if silent.len() > 4 {
+                            silent.remove(0);
+                        }
                     }
+                    _ => {}
                 }
-                _ => {}
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+            lets_go,
+        )
         .await?;
-        silent.lock().expect("nobody panics").clear();
         ensure!(
             node.cri.status(&id).await?.state() == cri::ContainerState::ContainerRunning,
             "the container has ended"
