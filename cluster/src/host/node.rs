@@ -15,7 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{failed, file, make_dir, network, program::Program, write};
+use super::{
+    failed, file, make_dir, network,
+    program::{Program, Told},
+    write,
+};
 use crate::{
     command::pod,
     error::Error,
@@ -82,6 +86,10 @@ impl Record {
             name: "berthd",
             command,
             dir: dir.to_owned(),
+            told: Some(Told {
+                file: "berthd".into(),
+                argument: own.root.clone(),
+            }),
         }))
     }
 
@@ -263,6 +271,7 @@ impl Node {
             name: "kubelet",
             command,
             dir: self.dir.clone(),
+            told: kubelet_told(&self.dir),
         })
     }
 
@@ -342,6 +351,14 @@ pub fn name_of_this_machine() -> String {
     berth_kubelet::NodeFacts::of_this_machine().name
 }
 
+fn kubelet_told(dir: &Path) -> Option<Told> {
+    let own = std::env::current_exe().ok()?;
+    Some(Told {
+        file: own.file_name()?.to_owned(),
+        argument: dir.join("kubelet"),
+    })
+}
+
 /// Takes a node away: its pods, its programs, its network. What of it can't be taken is told, and the rest is taken all the same.
 ///
 /// # Errors
@@ -351,6 +368,7 @@ pub async fn take_away(dir: &Path, record: &Record) -> Result<(), Error> {
         name: "kubelet",
         command: Vec::new(),
         dir: dir.to_owned(),
+        told: kubelet_told(dir),
     };
     // it would start them again
     kubelet.end().await;

@@ -1,10 +1,10 @@
 //! A program that is kept running: started, started again when it ends, taken over from whoever kept it before, ended.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -38,6 +38,37 @@ pub struct Program {
     pub command: Vec<OsString>,
     /// NAME.log and NAME.pid are there.
     pub dir: PathBuf,
+    /// What of it the program is told by an argument that nobody else of its kind has: by that one is found whose starter was killed before it had
+    /// written down whom it had started.
+    pub told: Option<Told>,
+}
+
+/// An argument, and the name of the file of who has it.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub file: OsString,
+    pub argument: PathBuf,
+}
+
+impl Told {
+    fn is_of(&self, cmdline: &[u8]) -> bool {
+        let mut arguments = cmdline.split(|byte| *byte == 0);
+        let file = arguments
+            .next()
+            .map(|path| Path::new(OsStr::from_bytes(path)));
+        file.and_then(Path::file_name) == Some(self.file.as_os_str())
+            && arguments.any(|one| one == self.argument.as_os_str().as_bytes())
+    }
+
+    fn all(&self) -> Vec<Identity> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|cmdline| self.is_of(&cmdline))
+        })
+        .filter_map(Identity::of)
+        .collect()
+    }
 }
 
 /// A process, and when it began in clock ticks since boot: together they are nobody else's.
@@ -102,6 +133,7 @@ impl Program {
             name,
             command: Vec::new(),
             dir: dir.to_owned(),
+            told: None,
         }
     }
 
@@ -148,6 +180,9 @@ impl Program {
     pub async fn end_within(&self, within: Duration) {
         if let Some(before) = Identity::read(&self.pid_file()) {
             before.end(within).await;
+        }
+        for left in self.told.iter().flat_map(Told::all) {
+            left.end(within).await;
         }
         let _ = fs::remove_file(self.pid_file());
     }
@@ -272,6 +307,7 @@ mod tests {
             name: "it",
             command: vec!["sh".into(), "-c".into(), script.into()],
             dir: dir.to_owned(),
+            told: None,
         }
     }
 
@@ -322,6 +358,29 @@ mod tests {
         ends.cancel();
         keeps.await.unwrap().unwrap();
         assert!(!second.lives() && !program.pid_file().exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_has_written_down_is_found_by_what_it_was_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let argument = dir.path().join("its");
+        let told = |argument: &Path| Told {
+            file: "sh".into(),
+            argument: argument.to_owned(),
+        };
+        let mut program = program(dir.path(), "echo here; while :; do sleep 0.1; done");
+        program.command.push(argument.clone().into());
+        let mut child = program.spawn().unwrap();
+        let one = Identity::read(&program.pid_file()).unwrap();
+        until("it runs", || lines(&program) == 1).await;
+        fs::remove_file(program.pid_file()).unwrap();
+        program.told = Some(told(&dir.path().join("another's")));
+        program.end().await;
+        assert!(one.lives());
+        program.told = Some(told(&argument));
+        program.end().await;
+        assert!(!one.lives());
+        child.wait().await.unwrap();
     }
 
     #[tokio::test]
