@@ -2,8 +2,10 @@
 //!
 //! Each value is written once, under its revision ([`disk`]); which revision of a key is the newest is in memory ([`crate::index`]) and found again at
 //! the start from the small records beside the values. One thread writes ([`writer`]): whoever waits together is written together, with one fdatasync. What
-//! was acknowledged is marked ([`mark`]), so that a log which lost its end is not taken for a shorter one.
+//! was acknowledged is marked ([`mark`]), so that a log which lost its end is not taken for a shorter one. After the machine's own end no revision is given
+//! a second time ([`boot`]).
 
+mod boot;
 mod disk;
 mod mark;
 mod versions;
@@ -60,6 +62,10 @@ impl Embedded {
     /// # Errors
     /// [`Error::Corrupt`]: something that was acknowledged is missing or damaged. [`Error::Broken`]: the directory can't be used, or another process has it.
     pub fn open(directory: &Path) -> Result<Self, Error> {
+        Self::open_in(directory, boot::id())
+    }
+
+    fn open_in(directory: &Path, boot: String) -> Result<Self, Error> {
         prepare(directory)?;
         let path = directory.to_owned();
         let (asks, asked) = mpsc::channel();
@@ -68,7 +74,7 @@ impl Embedded {
         let thread = std::thread::Builder::new()
             .name("berth-store".to_owned())
             .spawn(move || {
-                let writer = match private_files().and_then(|()| Writer::open(&path)) {
+                let writer = match private_files().and_then(|()| Writer::open(&path, &boot)) {
                     Ok(writer) => writer,
                     Err(e) => {
                         let _ = opened.send(Err(e));

@@ -5,6 +5,7 @@
 //! | `index` | revision, number within it (big endian) | what was changed: create revision (0: deleted), version, lease, length and CRC-32C of the value, the key |
 //! | `values` | the same | the value, where it isn't empty |
 //! | `state` | `format`; `compacted`; `lease/` and its id | 1; a revision; its TTL in seconds |
+//! | | `boot`; `begins` | in which of the machine's boots it was written; after which revision it goes on there, if in another than before |
 //!
 //! Both large trees grow at their end only, so that the merging below moves whole tables and rewrites few. A start reads `index` and never
 //! `values`.
@@ -43,11 +44,15 @@ pub(super) struct Disk {
 /// What is found at a start.
 pub(super) struct Found {
     pub compacted: Revision,
+    /// What comes next is newer than this.
+    pub begins: Revision,
+    pub boot: Option<Bytes>,
     pub leases: Vec<(LeaseId, u64)>,
 }
 
 impl Disk {
-    pub fn open(directory: &Path) -> Result<Self, Error> {
+    /// `boot`: the machine's, for a store that is made now.
+    pub fn open(directory: &Path, boot: &str) -> Result<Self, Error> {
         let path = directory.join("db");
         let failed = |e: fjall::Error| match e {
             fjall::Error::Locked => broken("open the store", "another process has it"),
@@ -81,11 +86,11 @@ impl Disk {
             state: tree("state", INDEX_BYTES)?,
             database: database.clone(),
         };
-        disk.check_format(&path)?;
+        disk.check_format(&path, boot)?;
         Ok(disk)
     }
 
-    fn check_format(&self, path: &Path) -> Result<(), Error> {
+    fn check_format(&self, path: &Path, boot: &str) -> Result<(), Error> {
         match self.number(b"format")? {
             Some(FORMAT) => Ok(()),
             Some(other) => Err(broken(
@@ -101,6 +106,7 @@ impl Disk {
                     .batch()
                     .durability(Some(PersistMode::SyncData));
                 batch.insert(&self.state, *b"format", FORMAT.to_le_bytes());
+                batch.insert(&self.state, *b"boot", boot);
                 batch.commit().map_err(written)
             }
             None => Err(Error::Corrupt {
@@ -117,6 +123,11 @@ impl Disk {
         Ok(Some(number(&value, || text(key))?))
     }
 
+    fn boot(&self) -> Result<Option<Bytes>, Error> {
+        let boot = self.state.get(b"boot").map_err(read)?;
+        Ok(boot.map(|boot| Bytes::copy_from_slice(&boot)))
+    }
+
     pub fn found(&self) -> Result<Found, Error> {
         let compacted = self.number(b"compacted")?.unwrap_or(0);
         let mut leases = Vec::new();
@@ -129,7 +140,12 @@ impl Disk {
                 .ok_or_else(|| damaged(text(&key), "it is no lease's id"))?;
             leases.push((id, number(&value, || text(&key))?));
         }
-        Ok(Found { compacted, leases })
+        Ok(Found {
+            compacted,
+            begins: self.number(b"begins")?.unwrap_or(0),
+            boot: self.boot()?,
+            leases,
+        })
     }
 
     /// Every version, in the order of the revisions.
@@ -222,6 +238,14 @@ impl Batch<'_> {
     pub fn compacted(&mut self, revision: Revision) {
         self.batch
             .insert(&self.disk.state, *b"compacted", revision.to_le_bytes());
+    }
+
+    /// From now on it is written in this boot, after `revision`; of what was before, only what is now can be asked for.
+    pub fn begins(&mut self, revision: Revision, boot: &str) {
+        self.compacted(revision);
+        self.batch
+            .insert(&self.disk.state, *b"begins", revision.to_le_bytes());
+        self.batch.insert(&self.disk.state, *b"boot", boot);
     }
 
     pub fn granted(&mut self, id: LeaseId, ttl: u64) {

@@ -15,7 +15,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    broken,
+    boot, broken,
     disk::{Batch, Disk, settled},
     mark::Mark,
 };
@@ -70,13 +70,14 @@ struct Group<'a> {
 }
 
 impl Writer {
-    pub fn open(directory: &Path) -> Result<Self, Error> {
+    /// `boot`: the machine's, now.
+    pub fn open(directory: &Path, boot: &str) -> Result<Self, Error> {
         let fresh = !directory.join("db").exists();
         // Before the store: one without a mark is none that was ever acknowledged.
         let mark = Mark::open(directory, fresh)?;
         berth_failpoint::site!("store.open.marked").map_err(|e| broken("open the store", e))?;
-        let disk = Disk::open(directory)?;
-        let core = recover(&disk, &mark)?;
+        let disk = Disk::open(directory, boot)?;
+        let core = recover(&disk, &mark, boot)?;
         Ok(Self {
             core: Arc::new(core),
             disk,
@@ -349,8 +350,8 @@ fn write(batch: Batch<'_>, synced: bool) -> Result<(), Error> {
 }
 
 /// The index, from what is on the disk.
-fn recover(disk: &Disk, mark: &Mark) -> Result<Core, Error> {
-    let found = disk.found()?;
+fn recover(disk: &Disk, mark: &Mark, boot: &str) -> Result<Core, Error> {
+    let mut found = disk.found()?;
     let corrupt = |why: String| Error::Corrupt {
         what: "the store".to_owned(),
         why,
@@ -377,6 +378,7 @@ fn recover(disk: &Disk, mark: &Mark) -> Result<Core, Error> {
         }
         index.push(key, version);
     }
+    index.newest = index.newest.max(found.begins);
     if index.newest < mark.revision {
         return Err(corrupt(format!(
             "it ends at revision {}, and writes up to {} have been acknowledged",
@@ -388,6 +390,14 @@ fn recover(disk: &Disk, mark: &Mark) -> Result<Core, Error> {
             "it ends at revision {}, before its compaction at {}",
             index.newest, found.compacted
         )));
+    }
+    let before = found.boot.filter(|before| !before.is_empty());
+    if before.is_none_or(|before| before != boot.as_bytes()) {
+        index.newest += boot::GAP;
+        found.compacted = index.newest;
+        let mut batch = disk.batch();
+        batch.begins(index.newest, boot);
+        write(batch, true)?;
     }
     index.published = index.newest;
     if found.compacted > 0 {
