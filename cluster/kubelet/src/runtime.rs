@@ -360,24 +360,24 @@ impl Runtime {
         gone_is_fine(answer, || format!("remove container {id}"))
     }
 
+    async fn ask_exec(
+        &self,
+        ask: &cri::ExecSyncRequest,
+        limit: Duration,
+    ) -> Result<cri::ExecSyncResponse, tonic::Status> {
+        let ask = within(limit.saturating_add(CALL), ask.clone());
+        Ok(self.runtime().exec_sync(ask).await?.into_inner())
+    }
+
     pub(crate) async fn exec_sync(
         &self,
         id: &str,
         cmd: Vec<String>,
         limit: Duration,
     ) -> Result<cri::ExecSyncResponse, Error> {
-        let ask = cri::ExecSyncRequest {
-            container_id: id.to_owned(),
-            cmd,
-            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        };
-        let answer = self
-            .runtime()
-            .exec_sync(within(limit.saturating_add(CALL), ask))
-            .await;
-        Ok(answer
-            .map_err(Error::rpc("run a command in the container"))?
-            .into_inner())
+        let ask = exec_request(id, cmd, limit);
+        let answer = self.ask_exec(&ask, limit).await;
+        answer.map_err(Error::rpc("run a command in the container"))
     }
 
     /// At least once: a command whose answer was lost is run again.
@@ -387,22 +387,9 @@ impl Runtime {
         cmd: Vec<String>,
         limit: Duration,
     ) -> Result<cri::ExecSyncResponse, Error> {
-        let ask = cri::ExecSyncRequest {
-            container_id: id.to_owned(),
-            cmd,
-            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        };
-        let answer = answered(|| {
-            let (mut runtime, ask) = (
-                self.runtime(),
-                within(limit.saturating_add(CALL), ask.clone()),
-            );
-            async move { runtime.exec_sync(ask).await }
-        })
-        .await;
-        Ok(answer
-            .map_err(Error::rpc("run a command in the container"))?
-            .into_inner())
+        let ask = exec_request(id, cmd, limit);
+        let answer = answered(|| self.ask_exec(&ask, limit)).await;
+        answer.map_err(Error::rpc("run a command in the container"))
     }
 
     pub(crate) async fn image(&self, image: cri::ImageSpec) -> Result<Option<cri::Image>, Error> {
@@ -450,6 +437,14 @@ impl Runtime {
             .get_container_events(cri::GetEventsRequest {})
             .await;
         Ok(answer.map_err(Error::rpc("tell of events"))?.into_inner())
+    }
+}
+
+fn exec_request(id: &str, cmd: Vec<String>, limit: Duration) -> cri::ExecSyncRequest {
+    cri::ExecSyncRequest {
+        container_id: id.to_owned(),
+        cmd,
+        timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
     }
 }
 

@@ -77,6 +77,7 @@ impl Cluster {
             .arg("--logs-dir").arg(machine.dir.join("logs"))
             .args(["--node-name", NODE, "--node-ip", "127.0.0.1", "--listen", "127.0.0.1:0"])
             .args(["--max-pods", &(pods + 100).to_string()])
+            .args(["--cgroup-root", &machine.cgroup_parent])
             // how full the machine's disk is, is not what is measured
             .args(["--eviction-hard", "nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%,imagefs.inodesFree<0%,pid.available<0%"])
             .stdin(Stdio::null())
