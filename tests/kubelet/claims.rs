@@ -10,9 +10,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use berth_tests::{Node, cluster::Component, identity::run};
 use nix::mount::{MsFlags, mount};
+use rustix::fs::statvfs;
 use serde_json::{Value, json};
 
-use crate::member::{Member, NODE};
+use crate::{
+    figures::summary,
+    member::{Member, NODE},
+};
 
 /// They need not wait for one that was killed.
 const ALONE: &[&str] = &["--leader-elect=false"];
@@ -675,6 +679,25 @@ fn a_device_is_formatted_if_blank_mounted_once_or_handed_in_as_it_is_vm_02() -> 
         scene.pod("three", "disk", SLEEPS, json!({}))?;
         scene.member.wait_ready("three").await?;
         ensure!(scene.exec("three", "cat /v/file")? == "kept\n");
+        // how full it is, is told by the claim's name, and is none of the pod's own use of the disk
+        let fs = statvfs(&global)?;
+        let mut last = Value::Null;
+        let told = scene.member.until("the claim is told of", || {
+            last = summary(&scene.member)?["pods"][0].take();
+            let volume = &last["volume"][0];
+            let used = (fs.f_blocks - fs.f_bfree) * fs.f_frsize;
+            Ok(
+                volume["pvcRef"] == json!({"name": "disk", "namespace": "default"})
+                    && volume["name"] == "v"
+                    && volume["capacityBytes"] == fs.f_blocks * fs.f_frsize
+                    && volume["availableBytes"] == fs.f_bavail * fs.f_frsize
+                    && volume["usedBytes"] == used
+                    && volume["inodesFree"] == fs.f_ffree
+                    && last["ephemeral-storage"]["usedBytes"].as_u64() < Some(used),
+            )
+        });
+        let told = told.await;
+        told.with_context(|| format!("{last:#}"))?;
         // nor is what is on another, which is told
         run("mkfs.ext4", &["-q", "-F", &raw.0.display().to_string()])?;
         scene.volume(

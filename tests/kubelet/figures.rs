@@ -24,7 +24,7 @@ fn raw(member: &Member, what: &str) -> Result<String> {
     member.server.kubectl(&["get", "--raw", &path])
 }
 
-fn summary(member: &Member) -> Result<Value> {
+pub fn summary(member: &Member) -> Result<Value> {
     Ok(serde_json::from_str(&raw(member, "stats/summary")?)?)
 }
 

@@ -206,6 +206,7 @@ mod tests {
     fn images_go_above_85_percent_until_80() {
         let fs = |available| Fs {
             bytes: 1000,
+            free: available,
             available,
             inodes: 0,
             inodes_free: 0,

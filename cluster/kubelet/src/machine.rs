@@ -20,6 +20,8 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Fs {
     pub bytes: u64,
+    /// With what is kept for root.
+    pub free: u64,
     pub available: u64,
     pub inodes: u64,
     pub inodes_free: u64,
@@ -31,6 +33,7 @@ impl Fs {
         let stat = rustix::fs::statvfs(path).ok()?;
         Some(Self {
             bytes: stat.f_blocks * stat.f_frsize,
+            free: stat.f_bfree * stat.f_frsize,
             available: stat.f_bavail * stat.f_frsize,
             inodes: stat.f_files,
             inodes_free: stat.f_ffree,

@@ -69,9 +69,18 @@ pub(crate) struct Measured {
     pub fs: Fs,
     /// It is memory, and none of the disk's.
     pub is_memory: bool,
+    /// By which claim the pod has it; then it is none of the pod's own, and what its whole file system holds is told.
+    pub claim: Option<String>,
 }
 
-/// What a pod's own volumes hold, and its files on the disk altogether. Blocks.
+impl Measured {
+    /// It counts as the pod's own use of the node's disk.
+    pub fn is_own(&self) -> bool {
+        !self.is_memory && self.claim.is_none()
+    }
+}
+
+/// What a pod's volumes hold, and its files on the disk altogether. Blocks.
 pub(crate) fn measured(node: &Inner, pod: &Desired) -> (Vec<Measured>, Usage) {
     let mut walk = Walk::default();
     let volumes = pod.spec.volumes.iter().flatten().filter_map(|volume| {
@@ -95,9 +104,22 @@ pub(crate) fn measured(node: &Inner, pod: &Desired) -> (Vec<Measured>, Usage) {
             inodes: walk.files - before + 1,
             fs,
             is_memory,
+            claim: None,
         })
     });
-    let volumes = volumes.collect();
+    let claims = volume::mounted_claims(node, pod).into_iter();
+    let claims = claims.filter_map(|(name, claim, path)| {
+        let fs = Fs::of(&path)?;
+        Some(Measured {
+            name,
+            bytes: fs.bytes.saturating_sub(fs.free),
+            inodes: fs.inodes.saturating_sub(fs.inodes_free),
+            fs,
+            is_memory: false,
+            claim: Some(claim),
+        })
+    });
+    let volumes = volumes.chain(claims).collect();
     (volumes, of_pod(node, pod))
 }
 

@@ -25,7 +25,7 @@ use crate::{Error, Level, node::Inner, pod::Desired, store, translate::Fields};
 
 pub(crate) use claim::Bound;
 pub(crate) use mounts::{Inside, asks_for_features, images, mounts};
-pub(crate) use persistent::{Shared, Turn, devices, unmount_devices};
+pub(crate) use persistent::{Shared, Turn, devices, mounted_claims, unmount_devices};
 
 /// A kubelet of one pod that is gone has seen it by then.
 const LETS_GO: Duration = Duration::from_secs(10);

@@ -286,6 +286,20 @@ impl Cluster {
         at
     }
 
+    /// Pods that have one of these claims.
+    pub fn users(&self, namespace: &str, claims: &[String]) -> Vec<Arc<str>> {
+        if claims.is_empty() {
+            return Vec::new();
+        }
+        let of_class = |class: &Known| {
+            let wants = &class.class.wants;
+            wants.namespace == namespace && wants.claims.iter().any(|one| claims.contains(one))
+        };
+        let users = self.pods.values();
+        let users = users.filter(|placed| of_class(&self.classes[placed.class]));
+        users.map(|placed| placed.facts.uid.clone()).collect()
+    }
+
     pub fn topology(&mut self, key: &str) -> usize {
         if let Some(at) = self.topologies.iter().position(|one| one.key == key) {
             return at;

@@ -282,6 +282,9 @@ fn refusal(
             return Some(Refused::Lacks(lacks));
         }
     }
+    if !reserve.claims.users.is_empty() {
+        return Some(Refused::One(Refusal::ClaimInUse));
+    }
     let facts = &cluster.nodes[at].facts;
     if let Some(why) = reserve.claims.refusal(&facts.name, &facts.labels) {
         return Some(Refused::One(why));

@@ -191,8 +191,10 @@ fn on_node(
             };
             u32::try_from(gone.iter().filter(counted).count()).unwrap_or(u32::MAX)
         };
+        let is_gone = |uid: &str| gone.iter().any(|placed| *placed.facts.uid == *uid);
         node.lacks(pod.wants(), beside.iter().copied(), freed)
             .is_empty()
+            && reserve.claims.would_be_free(is_gone)
             && around.refuses(cluster, at, without).is_none()
     };
     if !fits(&lower) {

@@ -260,6 +260,8 @@ impl Scheduler {
         let wants = pod.class.wants.clone();
         if !wants.claims.is_empty() {
             reserve.claims = self.volumes.of(&wants.namespace, &wants.claims);
+            let once = &reserve.claims.once;
+            reserve.claims.users = self.cluster.users(&wants.namespace, once);
         }
         match self.decider.decide(&mut self.cluster, &pod, &reserve) {
             Ok(at) => {

@@ -21,6 +21,8 @@ pub enum Refusal {
     Lacks(Lack),
     /// A PersistentVolume that it claims is elsewhere.
     Volume,
+    /// Another pod has a claim of it, and one alone may.
+    ClaimInUse,
     /// No volume for a claim that waits for a node reaches this one.
     NoVolume,
     Affinity,
@@ -36,7 +38,7 @@ impl Refusal {
     pub fn is_by_pods(&self) -> bool {
         matches!(
             self,
-            Self::Lacks(_) | Self::AntiAffinity | Self::Repelled | Self::Spread
+            Self::Lacks(_) | Self::ClaimInUse | Self::AntiAffinity | Self::Repelled | Self::Spread
         )
     }
 
@@ -46,7 +48,9 @@ impl Refusal {
             Self::Unschedulable | Self::Taint { .. } | Self::NodeAffinity | Self::SpreadLabel => {
                 Cures::NODE
             }
-            Self::Lacks(_) | Self::AntiAffinity | Self::Repelled => Cures::NODE | Cures::POD_GONE,
+            Self::Lacks(_) | Self::ClaimInUse | Self::AntiAffinity | Self::Repelled => {
+                Cures::NODE | Cures::POD_GONE
+            }
             Self::Affinity => Cures::NODE | Cures::POD_THERE,
             Self::Spread => Cures::NODE | Cures::POD_GONE | Cures::POD_THERE,
             Self::Volume | Self::NoVolume => Cures::NODE | Cures::VOLUME,
@@ -71,6 +75,9 @@ impl fmt::Display for Refusal {
                 f.write_str("node(s) didn't have free ports for the requested pod ports")
             }
             Self::Volume => f.write_str("node(s) had volume node affinity conflict"),
+            Self::ClaimInUse => f.write_str(
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
+            ),
             Self::NoVolume => {
                 f.write_str("node(s) didn't find available persistent volumes to bind")
             }

@@ -27,6 +27,7 @@ const CLASS_BETA: &str = "volume.beta.kubernetes.io/storage-class";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 /// Where a provisioner is to make a claim's volume.
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+const ONCE_POD: &str = "ReadWriteOncePod";
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 /// Namespace and name of a claim.
@@ -70,6 +71,10 @@ pub struct Claims {
     nodes: Vec<Vec<NodeTerm>>,
     /// Those that are bound once a node was chosen; who wants least comes first.
     delayed: Vec<Delayed>,
+    /// Those that one pod of the cluster may have, by name.
+    pub once: Vec<String>,
+    /// Pods that have one of these: while they do, no node will do.
+    pub users: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -126,6 +131,11 @@ impl Claims {
             .then_some(Refusal::NoVolume)
     }
 
+    /// Whether nobody had what is this pod's alone, if some pods were not.
+    pub fn would_be_free(&self, is_gone: impl Fn(&str) -> bool) -> bool {
+        self.users.iter().all(|uid| is_gone(uid))
+    }
+
     /// Whether something is to be bound before the pod can be.
     pub fn are_delayed(&self) -> bool {
         !self.delayed.is_empty()
@@ -171,6 +181,8 @@ struct Claim {
     /// That it asks for by name.
     named: bool,
     deleted: bool,
+    /// One pod of the cluster may have it, and no second.
+    once: bool,
     room: Room,
     selector: Option<Selector>,
     selected: Option<String>,
@@ -255,6 +267,9 @@ impl Volumes {
             named: volume.is_some(),
             volume: volume.filter(|_| is_bound),
             deleted: claim.metadata.deletion_timestamp.is_some(),
+            once: spec
+                .and_then(|spec| spec.access_modes.as_deref())
+                .is_some_and(|modes| modes.iter().any(|mode| mode == ONCE_POD)),
             room: Room::new(
                 class.as_deref(),
                 spec.and_then(|spec| spec.volume_attributes_class_name.as_deref()),
@@ -372,7 +387,11 @@ impl Volumes {
         let mut of = Claims::default();
         for name in claims {
             let id = (namespace.to_owned(), name.clone());
-            let refused = match self.claims.get(&id) {
+            let claim = self.claims.get(&id);
+            if claim.is_some_and(|claim| claim.once) {
+                of.once.push(name.clone());
+            }
+            let refused = match claim {
                 None => format!("persistentvolumeclaim \"{name}\" not found"),
                 Some(claim) if claim.deleted => {
                     format!("persistentvolumeclaim \"{name}\" is being deleted")

@@ -343,6 +343,7 @@ mod tests {
             memory_available: 4 << 30,
             fs: Fs {
                 bytes: 100 << 30,
+                free: 50 << 30,
                 available: 50 << 30,
                 inodes: 1000,
                 inodes_free: 900,

@@ -135,7 +135,7 @@ impl Looked<'_> {
         });
         let processes = linux.process.as_ref();
         let processes = processes.and_then(|it| value(&it.process_count));
-        let volumes = disk.map(|(volumes, _)| volumes.iter().map(|it| self.volume(it)));
+        let volumes = disk.map(|(volumes, _)| volumes.iter().map(|it| self.volume(it, &namespace)));
         Some(known(json!({
             "podRef": {"name": name, "namespace": namespace, "uid": uid},
             "startTime": began(String::new()),
@@ -151,9 +151,12 @@ impl Looked<'_> {
         })))
     }
 
-    fn volume(&self, volume: &Measured) -> Value {
+    fn volume(&self, volume: &Measured, namespace: &str) -> Value {
         let mut all = self.on(Some(&volume.fs), Some(volume.bytes), Some(volume.inodes));
         all["name"] = volume.name.clone().into();
+        if let Some(claim) = &volume.claim {
+            all["pvcRef"] = json!({"name": claim, "namespace": namespace});
+        }
         all
     }
 
@@ -172,7 +175,7 @@ impl Looked<'_> {
                 inodes.saturating_add(value(&layer.inodes_used).unwrap_or(0)),
             )
         });
-        let directories = volumes.iter().filter(|it| !it.is_memory).count();
+        let directories = volumes.iter().filter(|it| it.is_own()).count();
         let inodes = inodes
             .saturating_add(usage.files)
             .saturating_add(u64::try_from(directories).unwrap_or(0));
@@ -194,7 +197,7 @@ impl Looked<'_> {
             "time": self.now.to_string(),
             "availableBytes": fs.available,
             "capacityBytes": fs.bytes,
-            "usedBytes": fs.bytes.saturating_sub(fs.available),
+            "usedBytes": fs.bytes.saturating_sub(fs.free),
             "inodesFree": fs.inodes_free,
             "inodes": fs.inodes,
             "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free),
@@ -316,6 +319,7 @@ mod tests {
         };
         let fs = Fs {
             bytes: 1000,
+            free: 450,
             available: 400,
             inodes: 50,
             inodes_free: 40,
@@ -326,6 +330,12 @@ mod tests {
             inodes: 2,
             fs,
             is_memory: false,
+            claim: None,
+        };
+        let claimed = Measured {
+            name: "c".into(),
+            claim: Some("data".into()),
+            ..volume.clone()
         };
         let usage = Usage {
             logs: [("a".to_owned(), 30)].into(),
@@ -353,7 +363,7 @@ mod tests {
                 })
                 .into(),
             image_fs: None,
-            disk: &[("u".to_owned(), (vec![volume], usage))].into(),
+            disk: &[("u".to_owned(), (vec![volume, claimed], usage))].into(),
             begins: &Begins::new(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -370,6 +380,9 @@ mod tests {
             (&json!("v"), &json!(20), &json!(2))
         );
         assert_eq!(volume["capacityBytes"], 1000);
+        assert!(volume["pvcRef"].is_null(), "{volume:#}");
+        let claimed = &pod["volume"][1]["pvcRef"];
+        assert_eq!(*claimed, json!({"name": "data", "namespace": "n"}));
         // the layer, the log, the volume, and what else is in its directory; their files, and the volume's own directory
         let whole = &pod["ephemeral-storage"];
         assert_eq!(

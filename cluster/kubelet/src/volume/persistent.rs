@@ -34,7 +34,7 @@ use rustix::{
 
 use super::{
     Place,
-    claim::{Bound, Source},
+    claim::{self, Bound, Source},
     device, host_path,
     mounted::{is_mounted, unmount_below},
     options::{self, Options},
@@ -121,6 +121,24 @@ pub(super) fn place(node: &Inner, uid: &str, bound: &Bound) -> Place {
         Source::Local { .. } => Place::At(dir(node, uid, &bound.name)),
         Source::HostPath { path, .. } => Place::At(path.clone()),
     }
+}
+
+/// Where the pod's claims are mounted that have a file system of their own to tell of: the pod's name of the volume, the claim's, the directory.
+/// What hostPath names is the node's, and told with it.
+pub(crate) fn mounted_claims(node: &Inner, pod: &Desired) -> Vec<(String, String, PathBuf)> {
+    let asks = claim::asks(pod);
+    if asks.is_empty() {
+        return Vec::new();
+    }
+    let kept = store::kept_claims(node, &pod.uid).unwrap_or_default();
+    let found = kept.into_iter().filter_map(|bound| {
+        let ask = asks.iter().find(|ask| ask.volume == bound.volume)?;
+        let is_local = matches!(bound.source, Source::Local { .. }) && !bound.is_block;
+        let dir = dir(node, &pod.uid, &bound.name);
+        let is_there = is_local && is_mounted(&dir).unwrap_or(false);
+        is_there.then(|| (bound.volume, ask.claim.clone(), dir))
+    });
+    found.collect()
 }
 
 fn dir(node: &Inner, uid: &str, name: &str) -> PathBuf {

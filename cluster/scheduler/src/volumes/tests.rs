@@ -1,7 +1,13 @@
 use proptest::prelude::*;
 use serde_json::{Value, from_value, json};
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::*;
+use crate::{
+    decide::Settings,
+    scheduler::{Decision, Scheduler},
+};
 
 fn class(name: &str, provisioner: &str, topologies: Value) -> StorageClass {
     from_value(json!({
@@ -59,6 +65,68 @@ fn given(steps: &[Step]) -> Vec<(&str, &str)> {
         .collect();
     given.sort_unstable();
     given
+}
+
+/// Of one claim.
+fn pod(name: &str, priority: i32, claim: &str, node: Option<&str>) -> Pod {
+    from_value(json!({
+        "metadata": {"name": name, "namespace": "d", "uid": name},
+        "spec": {
+            "schedulerName": "default-scheduler", "nodeName": node, "priority": priority, "containers": [{"name": "c"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}],
+        },
+    }))
+    .expect("a pod")
+}
+
+#[test]
+fn what_one_pod_of_the_cluster_may_have_no_second_is_bound_for() {
+    let mut scheduler = Scheduler::new("default-scheduler", Settings::default(), 1);
+    for name in ["a", "b"] {
+        let node = json!({"metadata": {"name": name, "labels": {HOSTNAME: name}}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "10"}}});
+        scheduler.set_node(&from_value(node).expect("a node"));
+    }
+    for (name, mode) in [("once", "ReadWriteOncePod"), ("many", "ReadWriteOnce")] {
+        scheduler.set_volume(&volume(name, 1, None, json!({"accessModes": [mode]})));
+        let spec = json!({"accessModes": [mode], "volumeName": name, "storageClassName": "local"});
+        let bound = json!({"spec": spec, "status": {"phase": "Bound"}});
+        scheduler.set_claim(&claim(name, "local", 1, bound));
+    }
+    let decided = |scheduler: &mut Scheduler, pod: &Pod| {
+        scheduler.set_pod(pod);
+        match scheduler.step().expect("one waits") {
+            Decision::Bind { pod, node } => {
+                scheduler.bound(&pod.uid);
+                format!("on {node}")
+            }
+            Decision::Wait { unfit, room, .. } => {
+                let victims = room.map(|(node, victims)| {
+                    let names: Vec<_> = victims.iter().map(|pod| &*pod.name).collect();
+                    format!(" for {names:?} of {node}")
+                });
+                unfit.message() + &victims.unwrap_or_default()
+            }
+            Decision::Claim { .. } => "delayed".to_owned(),
+        }
+    };
+    scheduler.set_pod(&pod("first", 0, "once", Some("a")));
+    let told = decided(&mut scheduler, &pod("second", 0, "once", None));
+    assert!(
+        told.starts_with("0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode. preemption: "),
+        "{told}"
+    );
+    // what many may have, of another namespace or not, is none of it
+    scheduler.set_pod(&pod("reader", 0, "many", Some("a")));
+    let told = decided(&mut scheduler, &pod("other", 0, "many", None));
+    assert!(told.starts_with("on "), "{told}");
+    // who matters more has it, where it is had
+    let told = decided(&mut scheduler, &pod("third", 9, "once", None));
+    assert!(told.ends_with(r#" for ["first"] of a"#), "{told}");
+    scheduler.remove_pod("first");
+    let told = decided(&mut scheduler, &pod("fourth", 99, "once", None));
+    assert!(told.starts_with("on "), "{told}");
+    let told = decided(&mut scheduler, &pod("fifth", 9, "once", None));
+    assert!(told.starts_with("0/2 nodes"), "two have it: {told}");
 }
 
 #[test]
