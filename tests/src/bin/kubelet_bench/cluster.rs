@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use berth_tests::{Node as Machine, cluster::Server, daemon::bin_dir};
+use berth_tests::{Node as Machine, cgroup, cluster::Server, daemon::bin_dir};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::{
@@ -59,6 +59,8 @@ pub struct Cluster {
     seen: watch::Receiver<Seen>,
     watches: JoinHandle<()>,
     log: std::path::PathBuf,
+    /// Of all pods: a kubelet leaves it to the next one.
+    cgroup: String,
 }
 
 impl Cluster {
@@ -99,6 +101,7 @@ impl Cluster {
             seen,
             watches,
             log,
+            cgroup: machine.own_cgroup_parent("kubepods"),
         };
         let nodes = Api::<Node>::all(client.clone());
         let accounts = Api::<ServiceAccount>::namespaced(client, "default");
@@ -205,7 +208,10 @@ impl Cluster {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
-        self.within("nothing is left", gone).await
+        let ended = self.within("nothing is left", gone).await;
+        drop(self.kubelet);
+        let removed = cgroup::remove(&self.cgroup);
+        ended.and(removed.context("remove the pods' cgroup"))
     }
 }
 
