@@ -81,6 +81,13 @@ pub enum Error {
         stage: &'static str,
         since: Duration,
     },
+    /// A shim that lives, as far as anybody knows.
+    #[error("shim of pod {pod_id}: no answer to {call} for {:.1} s: is it stopped, or the machine short of memory?", since.as_secs_f64())]
+    Silent {
+        pod_id: String,
+        call: &'static str,
+        since: Duration,
+    },
     #[error("command timed out: {cmd} did not end within {} s", timeout.as_secs())]
     CommandTimedOut { cmd: String, timeout: Duration },
     /// The driver that would have answered has ended: its pod is gone.
@@ -147,7 +154,9 @@ impl Error {
                 Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Code::ResourceExhausted,
                 _ => Code::Internal,
             },
-            Self::Stuck { .. } | Self::CommandTimedOut { .. } => Code::DeadlineExceeded,
+            Self::Stuck { .. } | Self::Silent { .. } | Self::CommandTimedOut { .. } => {
+                Code::DeadlineExceeded
+            }
             Self::Stopping => Code::Unavailable,
             Self::Undo { what, .. } | Self::Shared(what) => what.code(),
             Self::Network { source, .. } => of_network(source),

@@ -5,4 +5,5 @@ mod deadlines;
 mod exits;
 mod random;
 mod shim_death;
+mod shim_silence;
 mod sites;

@@ -3,7 +3,14 @@
 use std::{collections::BTreeMap, fs, net::UdpSocket, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::{Node, c_program::compile, identity::run, machine::patient, process::eventually};
+use berth_proto::cri::PodSandbox;
+use berth_tests::{
+    Node,
+    c_program::compile,
+    identity::run,
+    machine::patient,
+    process::{self, eventually},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -236,6 +243,37 @@ fn a_hundred_pods_deleted_at_once_are_all_gone_and_leave_nothing() -> Result<()>
         let pods = member.kubelet.pods_dir().display().to_string();
         ensure!(!mounts.contains(&pods), "still mounted: {mounts}");
         member.end()
+    })
+}
+
+/// Its containers can't be stopped one by one any more, once their time is over their sandbox ends them; others mind nothing.
+#[test]
+fn a_pod_whose_shim_never_answers_again_goes_when_it_is_taken_away_rel_03() -> Result<()> {
+    Node::test(async |node| {
+        let kubelet = Kubelet::start(node)?;
+        for name in ["deaf", "other"] {
+            kubelet.put(&format!("{name}.yaml"), &pod(name, SLEEPER))?;
+        }
+        for name in ["deaf", "other"] {
+            kubelet.wait_ready(name).await?;
+        }
+        let mut pods = node.cri.pods(None).await?.into_iter();
+        let is_deaf = |it: &PodSandbox| {
+            it.metadata
+                .as_ref()
+                .is_some_and(|it| it.name.starts_with("deaf"))
+        };
+        let id = pods.find(is_deaf).context("no sandbox")?.id;
+        let mut shims = process::shims().into_iter();
+        let shim = shims.find(|shim| shim.cmdline().contains(&id));
+        let shim = Pid::from_raw(shim.context("no shim")?.pid).context("no pid")?;
+        kill_process(shim, Signal::STOP)?;
+        kubelet.take("deaf.yaml")?;
+        kubelet.wait_gone(node, "deaf").await?;
+        let status = kubelet.wait_ready("other").await?;
+        ensure!(container(&status, "a")["restartCount"] == 0, "{status:#}");
+        kubelet.take("other.yaml")?;
+        kubelet.wait_empty()
     })
 }
 

@@ -358,9 +358,15 @@ pub(crate) async fn end(
             node.tell(Level::Normal, pod, &seen.name, "Killing", message);
             stop_one(node, pod, seen, &ips, grace).await
         });
-        // one that can't be stopped is no reason to leave the others
-        let mut answers = join_all(stops).await.into_iter();
-        answers.by_ref().find(Result::is_err).unwrap_or(Ok(()))?;
+        // one that can't be stopped is no reason to leave the others; and once its time is over, its sandbox ends it
+        for answer in join_all(stops).await {
+            match answer {
+                Err(error) if !error.is_unanswered() && grace.left().is_zero() => {
+                    tracing::warn!(pod = %pod.full_name(), %error, "a container ends with its sandbox");
+                }
+                answer => answer?,
+            }
+        }
     }
     let _turn = takedown(node).await;
     for sandbox in &observed.sandboxes {

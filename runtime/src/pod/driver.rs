@@ -118,7 +118,7 @@ pub(super) struct Container {
 }
 
 #[derive(Debug)]
-pub(super) enum ContainerState {
+pub enum ContainerState {
     Creating {
         waiters: Vec<Request>,
     },
@@ -142,7 +142,7 @@ pub(super) enum ContainerState {
 
 /// A StopContainer, or the kill before a RemoveContainer.
 #[derive(Debug)]
-pub(super) struct Stop {
+pub struct Stop {
     since: Instant,
     deadline: Deadline,
     waiters: Vec<Request>,
@@ -298,6 +298,7 @@ impl Driver {
         match event {
             Event::Asked(request, _) => self.asked(request),
             Event::Said(said) => self.apply(said),
+            Event::Heard(settled) => self.heard(settled),
             Event::Reconnected(new) => match &mut self.state {
                 State::Ready { shim, .. } => *shim = new,
                 State::Stopping {

@@ -8,6 +8,7 @@ use tracing::Span;
 
 use super::{
     create::Plan,
+    driver::ContainerState,
     record::{ContainerRecord, PodLimits},
     run::Running,
     shim::Shim,
@@ -24,6 +25,8 @@ pub enum Event {
     Asked(Request, Span),
     /// The shim's word on the pod as it is now.
     Said(v1::InspectResponse),
+    /// The shim that was silent when the daemon started: what its containers have come to.
+    Heard(Vec<(ContainerRecord, ContainerState)>),
     /// The connection to the shim broke, and there is a new one.
     Reconnected(Shim),
     /// The shim is dead.

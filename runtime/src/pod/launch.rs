@@ -58,20 +58,15 @@ pub async fn start(pod: &Pod) -> Result<Shim, Error> {
 
 /// Ends the pod's shim, by its own word where it still listens, else through `delete`. Idempotent.
 pub async fn end(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
-    let node = &pod.node;
-    let socket = node.shim_socket(&pod.id);
-    let ledgered = node
-        .ledger
-        .outstanding(&pod.id)
-        .map_err(Error::io("read ledger of", &pod.id))?
-        .iter()
-        .any(|object| matches!(object, Object::Shim(_)));
-    if !ledgered {
+    if !is_ledgered(pod)? {
         return Ok(());
     }
     let connected = match shim {
         Some(shim) => Some(shim.clone()),
-        None => Shim::connect(&pod.id, &socket).await.ok(),
+        None => {
+            let socket = pod.node.shim_socket(&pod.id);
+            Shim::connect(&pod.id, &socket).await.ok()
+        }
     };
     let mut ended = false;
     if let Some(shim) = connected {
@@ -88,8 +83,29 @@ pub async fn end(pod: &Pod, shim: Option<&Shim>) -> Result<(), Error> {
     if !ended {
         delete(pod).await?;
     }
+    strike(pod)
+}
+
+/// … of one that does not answer: it is not asked.
+pub async fn end_deaf(pod: &Pod) -> Result<(), Error> {
+    if !is_ledgered(pod)? {
+        return Ok(());
+    }
+    delete(pod).await?;
+    strike(pod)
+}
+
+fn is_ledgered(pod: &Pod) -> Result<bool, Error> {
+    let left = pod.node.ledger.outstanding(&pod.id);
+    let left = left.map_err(Error::io("read ledger of", &pod.id))?;
+    Ok(left.iter().any(|object| matches!(object, Object::Shim(_))))
+}
+
+fn strike(pod: &Pod) -> Result<(), Error> {
+    let socket = pod.node.shim_socket(&pod.id);
     let _ = std::fs::remove_file(&socket);
-    node.ledger
+    pod.node
+        .ledger
         .strike(&pod.id, &Object::Shim(socket))
         .map_err(Error::io("write ledger for", &pod.id))
 }

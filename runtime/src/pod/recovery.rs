@@ -1,17 +1,22 @@
 //! What a starting daemon does with the pods of its predecessor, before it serves anybody.
 //!
 //! Truth lives in the kernel and the shims: a record says only that there is a pod and how far it had come. Pods whose shim
-//! answers go on as they are, with what happened meanwhile; those without one are taken down and reported as not ready; what was
-//! half made is undone. Nothing running is disturbed.
+//! answers go on as they are, with what happened meanwhile; so do those whose shim is silent, as they were, until it is heard again; those
+//! without one are taken down and reported as not ready; what was half made is undone. Nothing running is disturbed.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use berth_proto::shim::v1::pod as v1;
 use berth_state::record;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    create,
+    Pod, create,
     driver::{Container, ContainerState, Driver, State, changes::exit_of},
     exit_record,
     record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord},
@@ -23,6 +28,9 @@ use crate::{checkpoint, error::Error, id};
 
 /// Pods looked at at the same time. Most of the time goes to connecting; a dead one's `delete` is a process.
 const PARALLEL: usize = 16;
+
+/// How long all others wait for a shim that does not answer; it is asked on when they are served.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds every pod again. Returns when each has been looked at, and what could not be brought in order is known as such.
 pub async fn recover(registry: &Arc<Registry>) -> Result<(), Error> {
@@ -103,18 +111,27 @@ async fn pod_again(
             driver.state = State::Stopped { clean: true };
             remove(&driver, &containers).await.map(|()| true)
         }
-        PodPhase::Ready => {
-            match living(&driver, &socket).await {
-                Some((shim, said)) => ready(&mut driver, shim, &said, containers.clone()).await,
-                None => {
-                    driver.record.why = "its shim was gone when berthd started".into();
-                    down(&mut driver, None, containers.clone()).await
-                }
+        PodPhase::Ready => match found(&driver, &socket).await {
+            Ok(Found::Lives(shim, said)) => {
+                ready(&mut driver, shim, &said, containers.clone()).await;
+                Ok(false)
             }
-            Ok(false)
-        }
+            Ok(Found::Silent(shim)) => {
+                silent(&mut driver, shim, containers.clone());
+                Ok(false)
+            }
+            Ok(Found::Gone) => {
+                driver.record.why = "its shim was gone when berthd started".into();
+                down(&mut driver, None, containers.clone()).await;
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        },
         PodPhase::Stopping => {
-            let shim = living(&driver, &socket).await.map(|(shim, _)| shim);
+            let shim = match found(&driver, &socket).await {
+                Ok(Found::Lives(shim, _) | Found::Silent(shim)) => Some(shim),
+                _ => None,
+            };
             down(&mut driver, shim, containers.clone()).await;
             Ok(false)
         }
@@ -149,10 +166,29 @@ async fn pod_again(
     Some(driver)
 }
 
-async fn living(driver: &Driver, socket: &Path) -> Option<(Shim, v1::InspectResponse)> {
-    let shim = Shim::connect(&driver.pod.id, socket).await.ok()?;
-    let said = shim.inspect().await.ok()?;
-    (said.sandbox_state.enum_value_or_default() == v1::TaskState::RUNNING).then_some((shim, said))
+/// A pod's shim, as it is found.
+enum Found {
+    Lives(Shim, v1::InspectResponse),
+    /// Somebody listens, and does not answer: the machine is short of something, or the shim stopped. That is no death.
+    Silent(Shim),
+    Gone,
+}
+
+/// # Errors
+/// Nobody can even connect any more, so many wait there: whether it lives is not known.
+async fn found(driver: &Driver, socket: &Path) -> Result<Found, Error> {
+    let shim = match Shim::connect(&driver.pod.id, socket).await {
+        Ok(shim) => shim,
+        Err(e @ Error::Silent { .. }) => return Err(e),
+        Err(_) => return Ok(Found::Gone),
+    };
+    Ok(match shim.inspect_within(PATIENCE).await {
+        Ok(said) if said.sandbox_state.enum_value_or_default() == v1::TaskState::RUNNING => {
+            Found::Lives(shim, said)
+        }
+        Err(Error::Silent { .. }) => Found::Silent(shim),
+        _ => Found::Gone,
+    })
 }
 
 /// Rolls back a pod that was being made.
@@ -178,23 +214,53 @@ async fn ready(
     said: &v1::InspectResponse,
     containers: Vec<ContainerRecord>,
 ) {
+    for (record, state) in settle(&driver.pod.clone(), &shim, said, containers).await {
+        insert(driver, record, state);
+    }
+    driver.become_ready(shim);
+}
+
+/// A pod that runs on as it was, until its shim is heard: then [`settle`] says what happened meanwhile. What was being made or removed is seen then.
+fn silent(driver: &mut Driver, shim: Shim, containers: Vec<ContainerRecord>) {
+    tracing::warn!(pod_id = %driver.pod.id, "its shim does not answer: the pod is taken for what it was, until the shim is heard");
+    for record in &containers {
+        let state = match (record.phase, &record.exit) {
+            (ContainerPhase::Creating | ContainerPhase::Removing, _) => continue,
+            (_, Some(exit)) => ContainerState::Exited(exit.clone()),
+            (_, None) => ContainerState::Running {
+                started_at: 0,
+                stop: None,
+            },
+        };
+        insert(driver, record.clone(), state);
+    }
+    driver.become_silent(shim, containers);
+}
+
+/// What has become of a pod's containers, as its shim knows them; what was half done is done or undone.
+pub(super) async fn settle(
+    pod: &Arc<Pod>,
+    shim: &Shim,
+    said: &v1::InspectResponse,
+    containers: Vec<ContainerRecord>,
+) -> Vec<(ContainerRecord, ContainerState)> {
     let known: Vec<String> = containers.iter().map(|c| c.id.clone()).collect();
+    let mut settled = Vec::new();
     for record in containers {
         let told = said.containers.iter().find(|c| c.id == record.id);
         match (record.phase, told) {
             (ContainerPhase::Creating | ContainerPhase::Removing, _) => {
-                let pod = driver.pod.clone();
                 let id = record.id.clone();
-                if let Err(e) = stop::remove_container(pod, Some(shim.clone()), id).await {
-                    broken(driver, record, &e);
+                if let Err(e) = stop::remove_container(pod.clone(), Some(shim.clone()), id).await {
+                    settled.push(broken(pod, record, &e));
                 }
             }
             (ContainerPhase::Made, Some(told)) => {
                 if told.state.enum_value_or_default() == v1::TaskState::RUNNING
-                    && checkpoint::left_paused(&driver.pod.node, &record.id)
+                    && checkpoint::left_paused(&pod.node, &record.id)
                     && let Err(e) = shim.resume(&record.id).await
                 {
-                    tracing::error!(pod = %driver.pod.id, container = %record.id, "let it go on: {e}");
+                    tracing::error!(pod = %pod.id, container = %record.id, "let it go on: {e}");
                 }
                 let state = match told.state.enum_value_or_default() {
                     v1::TaskState::CREATED => ContainerState::Created,
@@ -204,20 +270,20 @@ async fn ready(
                     },
                     _ => ContainerState::Exited(exit_of(told)),
                 };
-                insert(driver, record, state);
+                settled.push((record, state));
             }
             (ContainerPhase::Made | ContainerPhase::Exited, _) => {
-                settle_ended(driver, record, "its shim does not know it").await;
+                settled.extend(ended(pod, record, "its shim does not know it").await);
             }
         }
     }
     // A task without a record: the daemon died between the two.
     for stranger in said.containers.iter().filter(|c| !known.contains(&c.id)) {
-        if let Err(e) = teardown::end_task(&shim, &stranger.id).await {
-            tracing::error!(pod_id = %driver.pod.id, container_id = %stranger.id, "unknown, and can't be ended: {e}");
+        if let Err(e) = teardown::end_task(shim, &stranger.id).await {
+            tracing::error!(pod_id = %pod.id, container_id = %stranger.id, "unknown, and can't be ended: {e}");
         }
     }
-    driver.become_ready(shim);
+    settled
 }
 
 /// A pod that is to be taken down, be it that its shim is dead or that this had begun.
@@ -262,32 +328,37 @@ async fn down(driver: &mut Driver, shim: Option<Shim>, containers: Vec<Container
     driver.write_pod();
 }
 
-/// A container that has no task any more.
 async fn settle_ended(driver: &mut Driver, record: ContainerRecord, why: &str) {
+    if let Some((record, state)) = ended(&driver.pod, record, why).await {
+        insert(driver, record, state);
+    }
+}
+
+/// A container that has no task any more; none: it is gone.
+async fn ended(
+    pod: &Arc<Pod>,
+    record: ContainerRecord,
+    why: &str,
+) -> Option<(ContainerRecord, ContainerState)> {
     match (record.phase, record.exit.clone()) {
         (ContainerPhase::Creating | ContainerPhase::Removing, _) => {
-            if let Err(e) = create::forget(&driver.pod, &record.id).await {
-                broken(driver, record, &e);
-            }
+            let forgotten = create::forget(pod, &record.id).await;
+            forgotten.err().map(|e| broken(pod, record, &e))
         }
-        (_, Some(exit)) => insert(driver, record, ContainerState::Exited(exit)),
+        (_, Some(exit)) => Some((record, ContainerState::Exited(exit))),
         (_, None) => {
-            let exit = exit_record::read_or_unknown(&driver.pod, &record.id, why);
-            insert(driver, record, ContainerState::Exited(exit));
+            let exit = exit_record::read_or_unknown(pod, &record.id, why);
+            Some((record, ContainerState::Exited(exit)))
         }
     }
 }
 
-fn broken(driver: &mut Driver, record: ContainerRecord, e: &Error) {
-    tracing::error!(pod_id = %driver.pod.id, container_id = %record.id, "can't be brought in order: {e}");
-    insert(
-        driver,
-        record,
-        ContainerState::Broken { why: e.to_string() },
-    );
+fn broken(pod: &Pod, record: ContainerRecord, e: &Error) -> (ContainerRecord, ContainerState) {
+    tracing::error!(pod_id = %pod.id, container_id = %record.id, "can't be brought in order: {e}");
+    (record, ContainerState::Broken { why: e.to_string() })
 }
 
-fn insert(driver: &mut Driver, mut record: ContainerRecord, state: ContainerState) {
+pub(super) fn insert(driver: &mut Driver, mut record: ContainerRecord, state: ContainerState) {
     if let ContainerState::Exited(exit) = &state
         && record.exit.as_ref() != Some(exit)
     {

@@ -61,9 +61,9 @@ impl Shim {
     pub async fn connect(pod_id: &str, socket: &Path) -> Result<Self, Error> {
         let client = berth_shim_client::connect(socket, CONNECT_DEADLINE).await;
         let client = client.map_err(|failure| match failure {
-            Failure::Hangs(since) => Error::Stuck {
-                what: format!("shim of pod {pod_id}"),
-                stage: "connect",
+            Failure::Hangs(since) => Error::Silent {
+                pod_id: pod_id.to_owned(),
+                call: "connect",
                 since,
             },
             failure => Error::Shim {
@@ -289,9 +289,13 @@ impl Shim {
     }
 
     pub async fn inspect(&self) -> Result<v1::InspectResponse, Error> {
+        self.inspect_within(READ_DEADLINE).await
+    }
+
+    pub async fn inspect_within(&self, deadline: Duration) -> Result<v1::InspectResponse, Error> {
         let request = v1::InspectRequest::default();
         let answer = self.pod.inspect(unbounded(), &request);
-        self.call("Inspect", READ_DEADLINE, answer).await
+        self.call("Inspect", deadline, answer).await
     }
 
     /// Waits until the pod's generation is above `after`, for at most `patience`.
@@ -334,7 +338,7 @@ impl Shim {
             call_id: &request.call_id,
         };
         let answered = self.call("ExecSync", deadline, answer).await;
-        if !matches!(answered, Err(Error::Stuck { .. })) {
+        if !matches!(answered, Err(Error::Silent { .. })) {
             waited_for.call_id = "";
         }
         drop(waited_for);
@@ -609,9 +613,9 @@ async fn within<T>(
                 message,
             })
         }
-        Err(_) => Err(Error::Stuck {
-            what: format!("shim of pod {pod_id}"),
-            stage: call,
+        Err(_) => Err(Error::Silent {
+            pod_id: pod_id.to_owned(),
+            call,
             since: deadline,
         }),
     }

@@ -140,6 +140,7 @@ pub struct Outcome {
 
 /// Kills what runs, and lets go of every container's task.
 pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Result<Ended, Outcome> {
+    let mut deaf = false;
     if let Some(shim) = shim {
         let ending = end_containers(pod, &shim, &containers);
         match phase(step!("end containers"), ending).await {
@@ -150,6 +151,11 @@ pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Resu
                 });
             }
             Err(e) if e.code() == tonic::Code::Unavailable => {}
+            // Who asks for the end of the pod gets it, also where the shim does not hear of it any more.
+            Err(e @ Error::Silent { .. }) => {
+                tracing::warn!(pod_id = %pod.id, "its containers are ended past their shim: {e}");
+                deaf = true;
+            }
             Err(e) => {
                 return Err(Outcome {
                     result: Err(e),
@@ -159,7 +165,11 @@ pub async fn end(pod: &Pod, shim: Option<Shim>, containers: Vec<String>) -> Resu
         }
     }
     // No shim any more: `delete` does what it would have done, before anybody is told that they have ended.
-    match launch::end(pod, None).await {
+    let ended = match deaf {
+        true => launch::end_deaf(pod).await,
+        false => launch::end(pod, None).await,
+    };
+    match ended {
         Ok(()) => Ok(Ended {
             last: None,
             alive: None,
@@ -207,7 +217,7 @@ async fn end_containers(
             });
         }
         now = match shim.changes(now.generation, CHANGES_PATIENCE).await {
-            Err(Error::Stuck { .. }) => shim.inspect().await?,
+            Err(Error::Silent { .. }) => shim.inspect().await?,
             other => other?,
         };
     }

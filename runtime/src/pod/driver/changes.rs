@@ -13,7 +13,8 @@ use crate::{
     error::Error,
     pod::{
         event::Event,
-        record::{ContainerPhase, Exit, now_ns},
+        record::{ContainerPhase, ContainerRecord, Exit, now_ns},
+        recovery,
         registry::Handle,
         shim::Shim,
     },
@@ -64,6 +65,38 @@ impl Driver {
             self.begin_stopping("the process that holds its namespaces ended".into(), None);
             if let State::Stopping { shim: seat, .. } = &mut self.state {
                 *seat = Some(shim);
+            }
+        }
+    }
+
+    /// What was taken for what it had been before the daemon started is known now.
+    pub(super) fn heard(&mut self, settled: Vec<(ContainerRecord, ContainerState)>) {
+        for (record, state) in settled {
+            let id = record.id.clone();
+            let Some(container) = self.containers.get_mut(&id) else {
+                if matches!(self.state, State::Ready { .. }) {
+                    recovery::insert(self, record, state);
+                    self.registry.add_container(&id, &self.pod.id);
+                }
+                continue;
+            };
+            let ContainerState::Running {
+                started_at: known,
+                stop,
+            } = &mut container.state
+            else {
+                continue;
+            };
+            match state {
+                ContainerState::Running { started_at, .. } => *known = started_at,
+                ContainerState::Exited(exit) => self.exited(&id, exit),
+                state => {
+                    let waiters = stop.take().map(|stop| stop.waiters);
+                    container.state = state;
+                    for request in waiters.into_iter().flatten() {
+                        self.asked(request);
+                    }
+                }
             }
         }
     }
@@ -161,7 +194,7 @@ pub(super) async fn watch(mut shim: Shim, handle: Arc<Handle>) {
                 continue;
             }
             // Nothing changed for a while.
-            Err(Error::Stuck { .. }) => continue,
+            Err(Error::Silent { .. }) => continue,
             Err(error) => error,
         };
         let Some(new) = reconnect(&handle.pod.id, &shim.socket).await else {
@@ -175,16 +208,47 @@ pub(super) async fn watch(mut shim: Shim, handle: Arc<Handle>) {
     }
 }
 
+/// Waits until a shim that did not answer is heard, tells what its containers have come to, and goes on as [`watch`].
+pub(super) async fn listen(mut shim: Shim, handle: Arc<Handle>, containers: Vec<ContainerRecord>) {
+    let said = loop {
+        match shim.inspect().await {
+            Ok(said) => break said,
+            Err(Error::Silent { .. }) => {}
+            Err(error) => {
+                let Some(new) = reconnect(&handle.pod.id, &shim.socket).await else {
+                    let _ = handle.tell(Event::Lost(error.to_string())).await;
+                    return;
+                };
+                shim = new.clone();
+                if handle.tell(Event::Reconnected(new)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    tracing::info!(pod_id = %handle.pod.id, "its shim is heard again");
+    let settled = recovery::settle(&handle.pod, &shim, &said, containers).await;
+    if handle.tell(Event::Heard(settled)).await.is_ok() {
+        watch(shim, handle).await;
+    }
+}
+
+/// None: it is dead, or talks rubbish. One that is silent is waited for, however long: that is no death.
 async fn reconnect(pod_id: &str, socket: &Path) -> Option<Shim> {
-    for pause in RECONNECT_PAUSES_MS {
+    let mut pauses = RECONNECT_PAUSES_MS.into_iter();
+    while let Some(pause) = pauses.next() {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if nobody_listens(socket).await {
             return None;
         }
-        if let Ok(shim) = Shim::connect(pod_id, socket).await
-            && shim.inspect().await.is_ok()
-        {
-            return Some(shim);
+        let answered = async {
+            let shim = Shim::connect(pod_id, socket).await?;
+            shim.inspect().await.map(|_| shim)
+        };
+        match answered.await {
+            Ok(shim) => return Some(shim),
+            Err(Error::Silent { .. }) => pauses = RECONNECT_PAUSES_MS.into_iter(),
+            Err(_) => {}
         }
     }
     None

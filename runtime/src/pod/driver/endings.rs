@@ -7,7 +7,7 @@ use berth_state::record;
 
 use super::{
     Answer, Container, ContainerState, Driver, State, TakeDown, Watch,
-    changes::{exit_of, watch},
+    changes::{exit_of, listen, watch},
 };
 use crate::{
     error::Error,
@@ -106,6 +106,16 @@ impl Driver {
 
     pub fn become_ready(&mut self, shim: Shim) {
         let watch = Watch(tokio::spawn(watch(shim.clone(), self.handle.clone())).abort_handle());
+        self.state = State::Ready {
+            shim,
+            _watch: watch,
+        };
+    }
+
+    /// … once it is heard: it has not answered yet, and who its containers were is known from their records.
+    pub fn become_silent(&mut self, shim: Shim, containers: Vec<ContainerRecord>) {
+        let listening = listen(shim.clone(), self.handle.clone(), containers);
+        let watch = Watch(tokio::spawn(listening).abort_handle());
         self.state = State::Ready {
             shim,
             _watch: watch,
