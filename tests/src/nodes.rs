@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Display,
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -281,8 +282,10 @@ impl Nodes {
         found.with_context(|| format!("{what:?}: {last:#}"))
     }
 
-    pub fn apply(&self, yaml: &str) -> Result<String> {
-        self.kubectl.kubectl_with(&["apply", "-f", "-"], yaml)
+    /// `manifest`: YAML or JSON.
+    pub fn apply(&self, manifest: &(impl Display + ?Sized)) -> Result<String> {
+        let manifest = manifest.to_string();
+        self.kubectl.kubectl_with(&["apply", "-f", "-"], &manifest)
     }
 
     pub fn ask(&self, arguments: &[&str]) -> Result<Said> {

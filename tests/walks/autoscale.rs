@@ -2,32 +2,21 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
+use serde_json::json;
 
-use crate::{condition, items};
-
-const BUSY: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: busy}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: busy}}
-  template:
-    metadata: {labels: {app: busy}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: c
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "while :; do :; done"]
-        resources: {requests: {cpu: 20m}, limits: {cpu: 200m}}
-"#;
+use crate::{
+    condition, items,
+    workload::{busybox, deployment},
+};
 
 #[test]
 fn a_deployment_is_scaled_by_what_its_containers_use() -> Result<()> {
     Nodes::test(2, |nodes| {
-        nodes.apply(BUSY)?;
+        let mut busy = busybox(&["sh", "-c", "while :; do :; done"]);
+        busy["terminationGracePeriodSeconds"] = 0.into();
+        busy["containers"][0]["resources"] =
+            json!({"requests": {"cpu": "20m"}, "limits": {"cpu": "200m"}});
+        nodes.apply(&deployment("busy", 1, &busy))?;
         let scale = [
             "autoscale",
             "deployment",

@@ -2,31 +2,21 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{condition, items};
+use crate::{
+    condition, items,
+    workload::{busybox, job, sleeper},
+};
 
 #[test]
 fn a_job_of_eight_runs_two_at_a_time_jb_01_jb_05() -> Result<()> {
     Nodes::test(2, |nodes| {
-        nodes.apply(
-            r#"
-apiVersion: batch/v1
-kind: Job
-metadata: {name: eight}
-spec:
-  completions: 8
-  parallelism: 2
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: c
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "sleep 0.5; echo done"]
-"#,
-        )?;
+        nodes.apply(&job(
+            "eight",
+            8,
+            busybox(&["sh", "-c", "sleep 0.5; echo done"]),
+        ))?;
         let mut most = 0;
         let mut wrong = None;
         nodes.eventually("it is complete", || {
@@ -67,31 +57,29 @@ spec:
     })
 }
 
-/// One whose Jobs do not end.
-const EVERY_MINUTE: &str = r#"
-apiVersion: batch/v1
-kind: CronJob
-metadata: {name: NAME}
-spec:
-  schedule: "* * * * *"
-  concurrencyPolicy: POLICY
-  jobTemplate:
-    spec:
-      template:
-        metadata: {labels: {of: NAME}}
-        spec:
-          restartPolicy: Never
-          terminationGracePeriodSeconds: 1
-          containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}]
-"#;
+/// Each minute a Job that does not end.
+fn every_minute(name: &str, policy: &str) -> Value {
+    let mut pod = sleeper();
+    pod["restartPolicy"] = "Never".into();
+    let template = json!({"metadata": {"labels": {"of": name}}, "spec": pod});
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": name},
+        "spec": {
+            "schedule": "* * * * *",
+            "concurrencyPolicy": policy,
+            "jobTemplate": {"spec": {"template": template}},
+        },
+    })
+}
 
 #[test]
 fn a_minute_that_finds_the_last_one_s_job_at_work_joins_waits_or_replaces_it_cj_03() -> Result<()> {
     Nodes::test(1, |nodes| {
         let names = ["allow", "forbid", "replace"];
         for (name, policy) in names.into_iter().zip(["Allow", "Forbid", "Replace"]) {
-            let yaml = EVERY_MINUTE.replace("NAME", name);
-            nodes.apply(&yaml.replace("POLICY", policy))?;
+            nodes.apply(&every_minute(name, policy))?;
         }
         // The uids of the pods that run, of one of them.
         let running = |pods: &Value, name: &str| -> Vec<String> {

@@ -4,24 +4,19 @@ use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
 use serde_json::json;
 
-use crate::{by_node, items};
-
-const DAEMON: &str = r#"
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: agent}
-spec:
-  selector: {matchLabels: {app: agent}}
-  updateStrategy: {type: STRATEGY}
-  template:
-    metadata: {labels: {app: agent, turn: "TURN"}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}]
-"#;
+use crate::{by_node, items, workload::sleeper};
 
 pub fn apply(nodes: &Nodes, strategy: &str, turn: &str) -> Result<String> {
-    nodes.apply(&DAEMON.replace("STRATEGY", strategy).replace("TURN", turn))
+    nodes.apply(&json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "agent"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "agent"}},
+            "updateStrategy": {"type": strategy},
+            "template": {"metadata": {"labels": {"app": "agent", "turn": turn}}, "spec": sleeper()},
+        },
+    }))
 }
 
 #[test]

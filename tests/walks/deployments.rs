@@ -2,8 +2,12 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
+use serde_json::{Value, json};
 
-use crate::{by_node, condition, items};
+use crate::{
+    by_node, condition, items, ready,
+    workload::{busybox, deployment},
+};
 
 const DEPLOYMENT: &str = r#"
 apiVersion: apps/v1
@@ -26,7 +30,7 @@ spec:
 "#;
 
 /// Of all ready pods.
-fn images(pods: &serde_json::Value) -> Vec<String> {
+fn images(pods: &Value) -> Vec<String> {
     let mut images: Vec<String> = items(pods)
         .filter(|pod| crate::is_ready(pod))
         .filter_map(|pod| Some(pod["spec"]["containers"][0]["image"].as_str()?.to_owned()))
@@ -105,9 +109,7 @@ fn a_deployment_goes_on_whatever_of_the_cluster_is_killed_cp_11_cp_12_ar_02() ->
         nodes.kill_up()?;
         nodes.up()?;
         let pods = ["pods", "-l", "app=nginx"];
-        nodes.until(&pods, "four run", |pods| {
-            by_node(pods).values().sum::<usize>() == 4
-        })?;
+        nodes.until(&pods, "four run", |pods| ready(pods) == 4)?;
         nodes.kubectl.kubectl(&[
             "set",
             "image",
@@ -130,25 +132,10 @@ fn a_deployment_goes_on_whatever_of_the_cluster_is_killed_cp_11_cp_12_ar_02() ->
 #[test]
 fn a_secret_that_comes_later_than_its_pod_starts_it_cm_06() -> Result<()> {
     Nodes::test(1, |nodes| {
-        nodes.apply(
-            r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: waits}
-spec:
-  selector: {matchLabels: {app: waits}}
-  template:
-    metadata: {labels: {app: waits}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: c
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "echo $WORD; sleep 100000"]
-        env: [{name: WORD, valueFrom: {secretKeyRef: {name: later, key: word}}}]
-"#,
-        )?;
+        let mut pod = busybox(&["sh", "-c", "echo $WORD; sleep 100000"]);
+        let word = json!({"secretKeyRef": {"name": "later", "key": "word"}});
+        pod["containers"][0]["env"] = json!([{"name": "WORD", "valueFrom": word}]);
+        nodes.apply(&deployment("waits", 1, &pod))?;
         nodes.until(&["pods", "-l", "app=waits"], "it waits", |pods| {
             items(pods).any(|pod| {
                 let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"];

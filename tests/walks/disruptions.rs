@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
 
-use crate::{by_node, condition, items};
+use crate::{by_node, condition, items, ready};
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -35,9 +35,7 @@ fn a_drained_node_gives_its_pods_away_a_few_at_a_time_bo_10() -> Result<()> {
     Nodes::test(3, |nodes| {
         nodes.apply(WEB)?;
         let pods = ["pods", "-l", "app=web"];
-        let before = nodes.until(&pods, "four run", |pods| {
-            by_node(pods).values().sum::<usize>() == 4
-        })?;
+        let before = nodes.until(&pods, "four run", |pods| ready(pods) == 4)?;
         nodes.until(&["pdb/web"], "one may go", |it| {
             it["status"]["disruptionsAllowed"] == 1
         })?;
@@ -68,9 +66,7 @@ fn a_node_that_is_cut_off_loses_its_pods_and_has_none_twice_when_it_is_back_bo_1
     Nodes::test_with(3, &quick, |nodes| {
         nodes.apply(WEB)?;
         let pods = ["pods", "-l", "app=web"];
-        let before = nodes.until(&pods, "four run", |pods| {
-            by_node(pods).values().sum::<usize>() == 4
-        })?;
+        let before = nodes.until(&pods, "four run", |pods| ready(pods) == 4)?;
         ensure!(by_node(&before).len() == 3, "{:?}", by_node(&before));
         let cut = nodes.node(3);
         nodes.plug(3, false)?;

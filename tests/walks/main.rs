@@ -12,6 +12,7 @@ mod placement;
 mod services;
 mod soak;
 mod trouble;
+mod workload;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,11 @@ fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let mut ready = conditions.filter(|it| it["type"] == "Ready");
     pod["metadata"]["deletionTimestamp"].is_null() && ready.any(|it| it["status"] == "True")
+}
+
+/// How many pods of a list are ready.
+fn ready(pods: &Value) -> usize {
+    items(pods).filter(|pod| is_ready(pod)).count()
 }
 
 /// How many ready pods of a list each node has.

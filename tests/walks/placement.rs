@@ -2,8 +2,12 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::nodes::Nodes;
+use serde_json::json;
 
-use crate::{by_node, items};
+use crate::{
+    by_node, items, ready,
+    workload::{deployment, sleeper},
+};
 
 /// PO-12, PO-13, PO-14, too: from kubectl over store, scheduler and kubelet to what runs.
 #[test]
@@ -28,9 +32,7 @@ fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() 
         );
 
         kubectl("create deployment web --image=nginx")?;
-        nodes.until(&web, "one runs", |pods| {
-            by_node(pods).values().sum::<usize>() == 1
-        })?;
+        nodes.until(&web, "one runs", |pods| ready(pods) == 1)?;
         let plain = kubectl("get pods")?;
         ensure!(
             plain
@@ -44,9 +46,7 @@ fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() 
             "{wide}"
         );
         kubectl("scale deployment web --replicas=5")?;
-        let pods = nodes.until(&web, "five run", |pods| {
-            by_node(pods).values().sum::<usize>() == 5
-        })?;
+        let pods = nodes.until(&web, "five run", |pods| ready(pods) == 5)?;
         let spread = by_node(&pods);
         ensure!(
             !spread.contains_key(&master) && spread.len() == 2,
@@ -58,9 +58,7 @@ fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() 
         kubectl(&format!("taint node {one} env_role=yes:NoSchedule"))?;
         kubectl("create deployment web --image=nginx")?;
         kubectl("scale deployment web --replicas=5")?;
-        let pods = nodes.until(&web, "five run", |pods| {
-            by_node(pods).values().sum::<usize>() == 5
-        })?;
+        let pods = nodes.until(&web, "five run", |pods| ready(pods) == 5)?;
         ensure!(
             by_node(&pods) == [(two.clone(), 5)].into(),
             "{:?}",
@@ -68,9 +66,7 @@ fn a_tainted_node_takes_no_pods_until_it_is_untainted_tt_02_tt_04_tt_05_tt_06() 
         );
         kubectl(&format!("taint node {one} env_role:NoSchedule-"))?;
         kubectl("scale deployment web --replicas=9")?;
-        let pods = nodes.until(&web, "nine run", |pods| {
-            by_node(pods).values().sum::<usize>() == 9
-        })?;
+        let pods = nodes.until(&web, "nine run", |pods| ready(pods) == 9)?;
         ensure!(by_node(&pods).contains_key(&one), "{:?}", by_node(&pods));
         Ok(())
     })
@@ -90,33 +86,14 @@ fn a_pod_that_matters_more_takes_the_room_of_one_that_matters_less_bo_08_bo_18()
             .or_else(|| Some(cpu.parse::<u64>().ok()? * 1000))
             .unwrap_or_default();
         let request = format!("{}m", milli * 6 / 10);
-        let deployment = |name: &str, class: &str| {
-            format!(
-                r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}}}
-spec:
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      {class}
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: c
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command: [sleep, "100000"]
-        resources: {{requests: {{cpu: {request}}}}}
-"#
-            )
-        };
-        nodes.apply(&deployment("batch", ""))?;
+        let mut pod = sleeper();
+        pod["containers"][0]["resources"] = json!({"requests": {"cpu": request}});
+        nodes.apply(&deployment("batch", 1, &pod))?;
         nodes.until(&["pods", "-l", "app=batch"], "it runs", |pods| {
             by_node(pods).len() == 1
         })?;
-        nodes.apply(&deployment("shop", "priorityClassName: prod"))?;
+        pod["priorityClassName"] = "prod".into();
+        nodes.apply(&deployment("shop", 1, &pod))?;
         nodes.until(&["pods", "-l", "app=shop"], "it runs", |pods| {
             by_node(pods).len() == 1
         })?;

@@ -2,28 +2,14 @@
 
 use anyhow::Result;
 use berth_tests::nodes::Nodes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{by_node, items};
+use crate::{
+    items, ready,
+    workload::{busybox, deployment},
+};
 
-const WEB: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: c
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "touch /tmp/ready; sleep 100000"]
-        readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
----
+const SERVICE: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -46,9 +32,16 @@ fn endpoints(slices: &Value) -> Vec<(String, bool)> {
 #[test]
 fn a_pod_that_is_not_ready_leaves_the_endpoints_of_its_service_po_10() -> Result<()> {
     Nodes::test(2, |nodes| {
-        nodes.apply(WEB)?;
+        let mut pod = busybox(&["sh", "-c", "touch /tmp/ready; sleep 100000"]);
+        pod["containers"][0]["readinessProbe"] = json!({
+            "exec": {"command": ["cat", "/tmp/ready"]},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        });
+        nodes.apply(&deployment("web", 3, &pod))?;
+        nodes.apply(SERVICE)?;
         let pods = nodes.until(&["pods", "-l", "app=web"], "three are ready", |pods| {
-            by_node(pods).values().sum::<usize>() == 3
+            ready(pods) == 3
         })?;
         let mut addresses: Vec<String> = items(&pods)
             .filter_map(|pod| Some(pod["status"]["podIP"].as_str()?.to_owned()))

@@ -11,7 +11,10 @@ use berth_tests::nodes::Nodes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
-use crate::{condition, is_ready, items};
+use crate::{
+    condition, is_ready, items,
+    workload::{self, busybox, sleeper},
+};
 
 const NODES: u8 = 2;
 const DEPLOYMENTS: u64 = 3;
@@ -23,40 +26,10 @@ fn variable(name: &str, default: u64) -> Result<u64> {
     })
 }
 
-fn deployment(name: &str, replicas: u64, turn: u64) -> String {
-    format!(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}, turn: "{turn}"}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}}]
-"#
-    )
-}
-
-fn job(name: &str, completions: u64) -> String {
-    format!(
-        r#"
-apiVersion: batch/v1
-kind: Job
-metadata: {{name: {name}}}
-spec:
-  completions: {completions}
-  parallelism: 2
-  template:
-    spec:
-      restartPolicy: Never
-      terminationGracePeriodSeconds: 1
-      containers: [{{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "0.3"]}}]
-"#
-    )
+fn deployment(name: &str, replicas: u64, turn: u64) -> Value {
+    let mut made = workload::deployment(name, replicas, &sleeper());
+    made["spec"]["template"]["metadata"]["labels"]["turn"] = turn.to_string().into();
+    made
 }
 
 /// What was asked for last: of each deployment replicas and turn, of each job completions.
@@ -91,7 +64,8 @@ fn operate(
         4 | 5 => {
             let (name, completions) = (format!("j{number}"), 1 + chance.random_range(0..4));
             wanted.jobs.insert(name.clone(), completions);
-            nodes.eventually("a job", || nodes.apply(&job(&name, completions)).map(Some))?;
+            let job = workload::job(&name, completions, busybox(&["sleep", "0.3"]));
+            nodes.eventually("a job", || nodes.apply(&job).map(Some))?;
             format!("{name}: {completions}")
         }
         6 => {

@@ -17,7 +17,10 @@ use berth_tests::{
 };
 use serde_json::Value;
 
-use crate::{is_ready, items};
+use crate::{
+    is_ready, items,
+    workload::{busybox, deployment},
+};
 
 const BAD: &[Bad] = &[
     Bad::TooMany,
@@ -32,24 +35,6 @@ const CONTROLLERS_MOST: usize = 10;
 const OTHERS_MOST: usize = 3;
 /// Where the nodes find this machine.
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 1);
-
-fn deployment(name: &str, replicas: usize, seconds: u32) -> String {
-    format!(
-        r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "{seconds}"]}}]
-"#
-    )
-}
 
 /// The containers of a Deployment's pods, by what they sleep.
 fn sleepers(nodes: &Nodes, seconds: u32) -> Vec<Process> {
@@ -140,8 +125,8 @@ fn a_minute_of_a_server_that_refuses_and_hangs_up_harms_no_container_ar_02_bo_15
         }
         let names = nodes.dir.join("names");
         let _ever = Ever::watch(&nodes.kubectl, &names)?;
-        nodes.apply(&deployment("web", 4, 100_001))?;
-        nodes.apply(&deployment("frail", 1, 100_002))?;
+        nodes.apply(&deployment("web", 4, &busybox(&["sleep", "100001"])))?;
+        nodes.apply(&deployment("frail", 1, &busybox(&["sleep", "100002"])))?;
         let web = ["pods", "-l", "app=web"];
         let pods = nodes.until(&web, "four run", |pods| containers(pods).len() == 4)?;
         let before = containers(&pods);

@@ -5,6 +5,7 @@
 //! that is fed with each object as it changes (`set`), and read nothing else. [`restriction`] is what a node may write beyond that, and
 //! [`review`] the API's own questions (SubjectAccessReview).
 
+mod any_certificate;
 mod attributes;
 pub mod bootstrap;
 mod error;
@@ -17,6 +18,7 @@ pub mod token;
 mod union;
 pub mod x509;
 
+pub use any_certificate::any_certificate;
 pub use attributes::{Attributes, Authorizer, Decision, User, account_groups};
 pub use error::Error;
 pub use node::NodeAuthorizer;

@@ -98,11 +98,7 @@ impl Controller for EndpointSlices {
         let nodes = context.cache::<Node>();
         let slices = context.cache::<EndpointSlice>();
         queue.follow(&services);
-        let (keys, of) = (queue.clone(), services.clone());
-        pods.on_change(move |old, new| {
-            let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));
-            service_pods::enqueue(&of, &keys, old, new);
-        });
+        service_pods::wake(&pods, &services, &queue);
         let on_nodes = PodsOnNodes::of(&pods);
         let (keys, of, all) = (queue.clone(), services.clone(), pods.clone());
         nodes.on_change(move |old, new| {

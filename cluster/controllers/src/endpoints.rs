@@ -53,11 +53,7 @@ impl Controller for EndpointsOfServices {
         let pods = context.cache::<Pod>();
         let endpoints = context.cache::<Endpoints>();
         queue.follow(&services);
-        let (keys, of) = (queue.clone(), services.clone());
-        pods.on_change(move |old, new| {
-            let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));
-            service_pods::enqueue(&of, &keys, old, new);
-        });
+        service_pods::wake(&pods, &services, &queue);
         queue.follow(&endpoints);
         Self {
             context,

@@ -117,6 +117,15 @@ fn told(pod: &Pod) -> impl PartialEq + use<'_> {
     )
 }
 
+/// Puts services into the queue when what is told of one of their pods changes.
+pub(crate) fn wake(pods: &Cache<Pod>, services: &Cache<Service>, queue: &Queue) {
+    let (services, queue) = (services.clone(), queue.clone());
+    pods.on_change(move |old, new| {
+        let (old, new) = (old.map(|pod| &**pod), new.map(|pod| &**pod));
+        enqueue(&services, &queue, old, new);
+    });
+}
+
 /// Puts the services that have, or had, the pod into the queue, if what is told of it has changed.
 pub(crate) fn enqueue(
     services: &Cache<Service>,

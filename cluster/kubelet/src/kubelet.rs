@@ -1,14 +1,16 @@
 //! The kubelet itself: pods as they should be on one side, their workers on the other.
 
+mod admitting;
+mod orphans;
+mod told;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
     task::JoinSet,
@@ -16,93 +18,34 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    API, Config, Desired, Error, Happening, Known, Level, Objects, OwnNode, RUN, Runtime, Statuses,
+    API, Config, Desired, Error, Known, Level, Objects, OwnNode, RUN, Runtime, Statuses,
     Thresholds,
-    admission::{self, Around, Load, Pressed, Refused},
-    api::Seen,
+    admission::{self, Pressed},
     cgroup::{self, Cgroups},
     division::Amounts,
     events,
     eviction::{self, Evicted},
-    images, keys,
+    images,
     machine::Machine,
     node::{Inner, Node, TAKEDOWNS},
     oom,
     plan::Over,
-    pod::is_path_component,
-    resize, rotation,
+    rotation,
     shutdown::{self, ShutdownNews, ShutdownPolicy},
     store::{self, Lock},
     view::View,
     volume,
-    worker::{self, Order, Why},
+    worker::{self, Order},
 };
+use admitting::Admitted;
+use orphans::soon;
+
+pub use told::Told;
 
 /// Changes in the runtime that wait to be passed on.
 const CHANGES: usize = 256;
 /// Between two tries at a runtime that is not there yet.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks for pods that nobody wants, as upstream's housekeeping. There is one only after a pod has gone, or the runtime has told of one that has no worker.
-const ORPHANS: Duration = Duration::from_secs(2);
-
-type Hears<T> = Arc<dyn Fn(&T) + Send + Sync>;
-type HearsOfPod<T> = Arc<dyn Fn(&Desired, &T) + Send + Sync>;
-
-/// Who is told what.
-#[derive(Clone)]
-pub struct Told {
-    pub happened: Hears<Happening>,
-    pub status: HearsOfPod<PodStatus>,
-}
-
-impl Default for Told {
-    /// The log.
-    fn default() -> Self {
-        Self {
-            happened: Arc::new(|it| match it.level {
-                Level::Normal => tracing::info!(
-                    pod = it.pod,
-                    container = it.container,
-                    reason = it.reason,
-                    "{}",
-                    it.message
-                ),
-                Level::Warning => tracing::warn!(
-                    pod = it.pod,
-                    container = it.container,
-                    reason = it.reason,
-                    "{}",
-                    it.message
-                ),
-            }),
-            status: Arc::new(|pod, status| {
-                let phase = status.phase.as_deref().unwrap_or_default();
-                tracing::debug!(pod = %pod.full_name(), phase, "status");
-            }),
-        }
-    }
-}
-
-impl Told {
-    /// What happens to the node itself.
-    pub(crate) fn of_node(&self, level: Level, reason: &'static str, message: impl Into<String>) {
-        (self.happened)(&Happening {
-            level,
-            reason,
-            pod: String::new(),
-            uid: String::new(),
-            field: String::new(),
-            container: String::new(),
-            message: message.into(),
-        });
-    }
-}
-
-impl fmt::Debug for Told {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Told")
-    }
-}
 
 #[derive(Debug)]
 pub struct Kubelet {
@@ -141,13 +84,6 @@ struct Handle {
     grace: Option<Duration>,
     /// It makes room for another.
     is_preempted: bool,
-}
-
-enum Admitted {
-    Now,
-    /// Once others have gone.
-    Later,
-    No(Refused),
 }
 
 impl Kubelet {
@@ -519,110 +455,6 @@ impl Kubelet {
         is_waiting
     }
 
-    /// What the pods that are here ask for: all that are not over, also those that end.
-    fn load(&self) -> Load {
-        let here = self.node.view.all();
-        let here = here.iter().filter(|shown| {
-            let uid = &shown.pod.uid;
-            self.workers.contains_key(uid) && !self.node.view.is_over(uid)
-        });
-        // what a pod wants more than it has been given is nobody's yet
-        let given: Vec<_> = here.map(resize::as_told).collect();
-        Load::of(given.iter().map(|pod| pod.as_ref()))
-    }
-
-    async fn admit(&mut self, pod: &Arc<Desired>, load: &Load) -> Admitted {
-        let pressure = self.node.pressed.now();
-        let allocatable = self.node.allocatable();
-        let ask = |seen: &Seen| {
-            admission::admit(
-                pod,
-                &Around {
-                    node: &self.node.config.node.name,
-                    labels: &seen.labels,
-                    taints: &seen.taints,
-                    allocatable: &allocatable,
-                    load,
-                    pressure,
-                },
-            )
-        };
-        let refused = match ask(&self.own.seen()) {
-            Ok(()) => return Admitted::Now,
-            Err(refused) if refused.reason == admission::NODE_AFFINITY => {
-                match ask(&self.own.look().await) {
-                    Ok(()) => return Admitted::Now,
-                    Err(refused) => refused,
-                }
-            }
-            Err(refused) => refused,
-        };
-        if refused.lacks.is_empty() || !admission::is_critical(pod) {
-            return Admitted::No(refused);
-        }
-        self.make_room(pod, refused)
-    }
-
-    /// For what the node can't be without others go.
-    fn make_room(&mut self, pod: &Desired, refused: Refused) -> Admitted {
-        let handles = || {
-            let handles = self.workers.values();
-            handles.filter(|handle| !self.node.view.is_over(&handle.pod.uid))
-        };
-        // who goes already has not gone yet
-        if handles().any(|handle| handle.is_preempted) {
-            return Admitted::Later;
-        }
-        let others: Vec<&Desired> = handles()
-            .filter(|handle| !handle.is_ending)
-            .map(|handle| handle.pod.as_ref())
-            .collect();
-        let Some(gone) = admission::preempted(pod, &others, &refused.lacks) else {
-            let message = format!(
-                "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: no set of \
-                 running pods found to reclaim resources: {}",
-                refused.message
-            );
-            return Admitted::No(Refused {
-                reason: "UnexpectedAdmissionError".into(),
-                message,
-                lacks: Vec::new(),
-            });
-        };
-        let gone: Vec<String> = gone.iter().map(|pod| pod.uid.clone()).collect();
-        for uid in gone {
-            if let Some(handle) = self.workers.get_mut(&uid) {
-                handle.is_preempted = true;
-            }
-            let why = Why {
-                reason: "Preempting",
-                message: "Preempted in order to admit critical pod".into(),
-                disrupts: Some(
-                    "Pod was preempted by Kubelet to accommodate a critical pod.".into(),
-                ),
-                grace: None,
-            };
-            self.evict(Evicted { uid, why });
-        }
-        Admitted::Later
-    }
-
-    /// It won't begin here; that is told once.
-    fn refuse(&mut self, pod: &Arc<Desired>, refused: &Refused) {
-        self.refused.insert(pod.uid.clone(), pod.clone());
-        self.node.tell(
-            Level::Warning,
-            pod,
-            "",
-            admission::event(&refused.reason),
-            &refused.message,
-        );
-        if let Some(cluster) = &self.cluster {
-            let message = format!("Pod was rejected: {}", refused.message);
-            cluster.statuses.refused(pod, &refused.reason, message);
-        }
-    }
-
     fn spawn(&mut self, pod: Arc<Desired>, order: Order) {
         let (is_ending, grace) = match &order {
             Order::Keep(_) | Order::Fail { .. } => (false, None),
@@ -648,55 +480,6 @@ impl Kubelet {
         };
         self.workers.insert(handle.pod.uid.clone(), handle);
     }
-
-    /// Ends what was made for this directory and nobody wants, or has ended already as far as its worker saw. Whether all could be looked at.
-    async fn end_orphans(&mut self, wanted: &[Arc<Desired>]) -> bool {
-        let sandboxes = match self.node.runtime.sandboxes(None).await {
-            Ok(sandboxes) => sandboxes,
-            Err(error) => {
-                tracing::warn!(%error, "what is left of before can't be looked at yet");
-                return false;
-            }
-        };
-        let own = self.node.kubelet_dir().display().to_string();
-        let mut orphans: HashMap<String, Option<Desired>> = HashMap::new();
-        for uid in store::kept_uids(&self.node) {
-            orphans.insert(uid, None);
-        }
-        for sandbox in sandboxes {
-            let metadata = sandbox.metadata.unwrap_or_default();
-            if sandbox.annotations.get(keys::KUBELET_DIR) == Some(&own) {
-                let pod = nameless(
-                    &metadata.namespace,
-                    &metadata.name,
-                    &metadata.uid,
-                    self.node.config.source,
-                );
-                orphans.insert(metadata.uid, pod);
-            }
-        }
-        for (uid, found) in orphans {
-            let is_wanted = wanted.iter().any(|pod| pod.uid == uid);
-            if (is_wanted && !self.ended.contains(&uid))
-                || self.workers.contains_key(&uid)
-                || !is_path_component(&uid)
-            {
-                continue;
-            }
-            let kept = store::kept_pod(&self.node, &uid)
-                .and_then(|kept| Desired::new(kept.pod, self.node.config.source).ok());
-            if let Some(pod) = kept.filter(|pod| pod.uid == uid).or(found) {
-                tracing::info!(pod = %pod.full_name(), uid, "nobody wants this pod any more: it is ended");
-                let pod = Arc::new(pod);
-                let order = Order::End {
-                    grace: None,
-                    pod: pod.clone(),
-                };
-                self.spawn(pod, order);
-            }
-        }
-        true
-    }
 }
 
 impl Handle {
@@ -707,11 +490,6 @@ impl Handle {
         self.pod = pod.clone();
         let _ = self.orders.send(Order::End { grace, pod });
     }
-}
-
-/// When orphans are looked for; not later than before.
-fn soon(orphans: Option<Instant>) -> Option<Instant> {
-    orphans.or_else(|| Some(Instant::now() + ORPHANS))
 }
 
 /// Seconds since the epoch.
@@ -732,16 +510,4 @@ async fn next(news: &mut Option<mpsc::Receiver<ShutdownNews>>) -> Option<Shutdow
 fn is_over(pod: &Desired) -> bool {
     let phase = pod.pod.status.as_ref().and_then(|it| it.phase.as_deref());
     pod.source == API && matches!(phase, Some("Failed" | "Succeeded"))
-}
-
-/// A pod of which nothing is known but its identity.
-fn nameless(namespace: &str, name: &str, uid: &str, source: &'static str) -> Option<Desired> {
-    let mut pod = Pod {
-        spec: Some(PodSpec::default()),
-        ..Pod::default()
-    };
-    pod.metadata.name = Some(name.to_owned());
-    pod.metadata.namespace = Some(namespace.to_owned());
-    pod.metadata.uid = Some(uid.to_owned());
-    Desired::new(pod, source).ok()
 }

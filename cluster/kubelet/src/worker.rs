@@ -5,13 +5,15 @@
 //! the runtime is one that can be given up, and what it has brought about is seen at the next look.
 
 mod backing_off;
+mod ending;
 mod message;
+mod preparing;
 mod probing;
 mod resizing;
+mod telling;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,35 +26,31 @@ use crate::{
     API, Error, Level,
     backoff::Backoffs,
     execute::{self, Grace},
-    happening::REMOVED,
     node::Node,
     observed::{Observed, State},
     plan::{Around, Failure, Over, Plan, SANDBOX, Step, had_containers, plan},
     pod::Desired,
     probe::{Health, Kind, Report},
-    status::{OWN_CONDITIONS, Parts, status},
+    status::OWN_CONDITIONS,
     store,
-    volume::{self, Bound, Turn},
+    volume::Turn,
 };
 use backing_off::BackingOff;
 use probing::{Probing, Scene};
 use resizing::Resizing;
+use telling::told_before;
 
 pub(crate) use crate::plan::Why;
 
 const SECOND: i64 = 1_000_000_000;
 /// Between two looks where nothing is heard, should a change ever be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// Upstream's: how late a change of a ConfigMap may reach a file.
-const REFRESH_VOLUMES: Duration = Duration::from_secs(60);
 /// Between two tries at a runtime that does not answer, and at taking away what does not go.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks for something that the pod refers to and that is not there (CM-06).
 const CONFIG_RETRY: i64 = 5 * SECOND;
 /// … and for a token, where no server could be asked.
 const TOKEN_RETRY: Duration = Duration::from_secs(5);
-/// Upstream's: an eviction has the pod's grace and half of it, and this at least, before it is told to be late.
-const LATE_AT_LEAST: Duration = Duration::from_secs(10);
 /// Steps in a row without a pause: more would be a plan that goes round in circles.
 const ROUNDS: usize = 100;
 const NO_NETWORK: &str = "NetworkNotReady";
@@ -184,19 +182,6 @@ pub(crate) async fn run(
     }
 }
 
-/// What a server has of a pod that this node has nothing of: that it is over, and what others told.
-fn told_before(pod: &Desired) -> Option<PodStatus> {
-    let status = pod.pod.status.clone().filter(|_| pod.source == API)?;
-    let is_over = Over::told(&status).is_some();
-    Some(match is_over {
-        true => status,
-        false => PodStatus {
-            conditions: status.conditions,
-            ..PodStatus::default()
-        },
-    })
-}
-
 impl Worker {
     /// The pod as it should be from now on.
     fn keep(&mut self, pod: Arc<Desired>) {
@@ -294,119 +279,6 @@ impl Worker {
         Ok(None)
     }
 
-    /// The pod on disk, and its volumes: new, or brought up to date now and then.
-    async fn prepare(&mut self) -> Result<(), Error> {
-        // Of a pod that is over nothing is made again.
-        if self.before.as_ref().and_then(Over::told).is_some() {
-            return Ok(());
-        }
-        let is_due = match self.volumes_made {
-            None => true,
-            Some(made) => {
-                let after = match self.node.objects.lacks_token(&self.pod.uid) {
-                    true => TOKEN_RETRY,
-                    false => REFRESH_VOLUMES,
-                };
-                volume::may_change(&self.pod) && made.elapsed() >= after
-            }
-        };
-        if !is_due
-            || self
-                .failures
-                .get(SANDBOX)
-                .is_some_and(|failure| failure.retry_at > now())
-        {
-            return Ok(());
-        }
-        let is_first = self.volumes_made.is_none();
-        if let Err(message) = self.node.objects.fetch(&self.pod).await {
-            self.refer(message);
-            return Ok(());
-        }
-        if is_first {
-            let (node, pod, turn) = (self.node.clone(), self.pod.clone(), self.turn.clone());
-            let resized = self.resizing.resized().clone();
-            let kept = tokio::task::spawn_blocking(move || {
-                turn.make(|| {
-                    store::keep_pod(&node, &pod)?;
-                    store::keep_resized(&node, &pod.uid, &resized)
-                })
-            });
-            if let Ok(kept) = kept.await {
-                kept?;
-            }
-        }
-        let claims = match self.claims().await {
-            Ok(claims) => claims,
-            Err(message) => {
-                self.lacks(message);
-                return Ok(());
-            }
-        };
-        let (node, pod, turn) = (self.node.clone(), self.pod.clone(), self.turn.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            turn.make(|| volume::set_up(&node, &pod, &claims, &turn))
-        });
-        match made.await {
-            Ok(Ok(())) => {
-                self.volumes_made = Some(Instant::now());
-                self.failures.remove(SANDBOX);
-            }
-            // What is there already is not taken away because it can't be brought up to date.
-            Ok(Err(error)) if !is_first => {
-                tracing::warn!(pod = %self.pod.full_name(), %error, "a volume is not up to date");
-                self.volumes_made = Some(Instant::now());
-            }
-            Ok(Err(error)) => {
-                let failure = Failure {
-                    reason: "FailedMount",
-                    message: error.to_string(),
-                    retry_at: now() + CONFIG_RETRY,
-                };
-                self.failures.insert(SANDBOX.into(), failure);
-            }
-            Err(error) => tracing::error!(%error, "a volume's work broke"),
-        }
-        Ok(())
-    }
-
-    /// What its claims come to: as they were kept, which outlives a kubelet and needs no server; or as a server says.
-    async fn claims(&self) -> Result<Vec<Bound>, String> {
-        match store::kept_claims(&self.node, &self.pod.uid) {
-            Some(kept) => Ok(kept),
-            None => self.node.objects.claims(&self.pod).await,
-        }
-    }
-
-    /// A claim of it is not there, or not bound; it is looked for again.
-    fn lacks(&mut self, message: String) {
-        self.node
-            .tell(Level::Warning, &self.pod, "", "FailedMount", &message);
-        let failure = Failure {
-            reason: "FailedMount",
-            message,
-            retry_at: now() + CONFIG_RETRY,
-        };
-        self.failures.insert(SANDBOX.into(), failure);
-    }
-
-    /// Something that it refers to is not there; it is looked for again (CM-06).
-    fn refer(&mut self, message: String) {
-        self.node.tell(
-            Level::Warning,
-            &self.pod,
-            "",
-            "FailedCreatePodSandBox",
-            &message,
-        );
-        let failure = Failure {
-            reason: "FailedCreatePodSandBox",
-            message,
-            retry_at: now() + CONFIG_RETRY,
-        };
-        self.failures.insert(SANDBOX.into(), failure);
-    }
-
     async fn observe(&mut self) -> Result<Observed, Error> {
         let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
         let now = now();
@@ -442,59 +314,6 @@ impl Worker {
         if let Err(error) = done {
             tracing::warn!(pod = %self.pod.full_name(), %error, "the pod's cgroup is not as it should be");
         }
-    }
-
-    /// The last that is told. It is not kept: the same pod may come again before it has gone.
-    fn tell_the_end(&self, observed: &Observed) {
-        let last = self.status(observed, &BTreeMap::new(), Some(&Over::Ended));
-        self.node.publish(&self.pod, &last);
-    }
-
-    /// Tells what is new of the pod, and keeps it.
-    fn publish(
-        &mut self,
-        observed: &Observed,
-        waiting: &BTreeMap<String, (String, String)>,
-        over: Option<&Over>,
-    ) {
-        let status = self.status(observed, waiting, over);
-        let is_new = self.before.as_ref() != Some(&status);
-        if self.is_told && !is_new {
-            return;
-        }
-        self.is_told = true;
-        self.node.publish(&self.pod, &status);
-        if !is_new {
-            return;
-        }
-        self.before = Some(status.clone());
-        // What the node's own disk asks for begins anew with the machine.
-        if self.pod.source != API && matches!(self.failed, Some((Over::Shutdown, _))) {
-            return;
-        }
-        if let Err(error) = store::keep_status(&self.node, &self.pod.uid, &status) {
-            tracing::warn!(pod = %self.pod.full_name(), %error, "the status is not kept");
-        }
-    }
-
-    fn status(
-        &self,
-        observed: &Observed,
-        waiting: &BTreeMap<String, (String, String)>,
-        over: Option<&Over>,
-    ) -> PodStatus {
-        status(&Parts {
-            pod: &self.pod,
-            observed,
-            waiting,
-            health: &self.health,
-            over,
-            before: self.before.as_ref(),
-            node: &self.node.config.node,
-            resize: self.resizing.progress(),
-            runtime: &self.node.runtime_name,
-            now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default(),
-        })
     }
 
     fn wait(&self, plan: &Plan, now: i64) -> Duration {
@@ -603,24 +422,6 @@ impl Worker {
         }
     }
 
-    /// The end of an evicted pod: told to be late where it is.
-    async fn in_time<T>(&self, grace: Duration, ends: impl Future<Output = T>) -> T {
-        let mut ends = pin!(ends);
-        let limit = (grace + grace / 2).max(LATE_AT_LEAST);
-        if let Ok(ended) = tokio::time::timeout(limit, &mut ends).await {
-            return ended;
-        }
-        let message = "Container runtime did not kill the pod within specified grace period.";
-        self.node.tell(
-            Level::Warning,
-            &self.pod,
-            "",
-            "ExceededGracePeriod",
-            message,
-        );
-        ends.await
-    }
-
     /// # Errors
     /// Nobody answered: that is no failure of the container.
     async fn start(&mut self, name: &str, attempt: u32, observed: &Observed) -> Result<(), Error> {
@@ -697,40 +498,6 @@ impl Worker {
         if counts && self.health.knows(&container) {
             self.health.found(&container, kind, good);
         }
-    }
-
-    /// Ends the pod and takes it away; tries until it is gone.
-    async fn end(&mut self, grace: Grace) {
-        // nobody is asked how it feels while it ends
-        self.probing = Probing::default();
-        let mut said = String::new();
-        loop {
-            match self.end_once(grace).await {
-                Ok(()) => return,
-                Err(error) => {
-                    let message = format!("error killing pod: {error}");
-                    // once, however often it is tried; a runtime that is away is the node's trouble
-                    if said != message && !error.is_unanswered() {
-                        self.node
-                            .tell(Level::Warning, &self.pod, "", "FailedKillPod", &message);
-                        said = message;
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
-            }
-        }
-    }
-
-    async fn end_once(&mut self, grace: Grace) -> Result<(), Error> {
-        let observed = self.node.runtime.observe(&self.pod.uid).await?;
-        execute::end(&self.node, &self.pod, &observed, grace).await?;
-        let mut observed = self.node.runtime.observe(&self.pod.uid).await?;
-        self.messages.fill(&self.node, &self.pod, &mut observed);
-        self.tell_the_end(&observed);
-        execute::remove(&self.node, &self.pod, &observed, &self.turn).await?;
-        self.node
-            .tell(Level::Normal, &self.pod, "", REMOVED, "The pod is gone");
-        Ok(())
     }
 }
 

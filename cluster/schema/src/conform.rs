@@ -77,7 +77,7 @@ impl Walk<'_> {
         match (ty, &mut *value) {
             (Type::Any, _) => Ok(()),
             (_, Value::Null) => {
-                *value = self.zero(ty);
+                *value = ty.zero();
                 Ok(())
             }
             (Type::Boolean, Value::Bool(_)) => Ok(()),
@@ -238,20 +238,6 @@ impl Walk<'_> {
             }
             Type::List(item, _) => format!("[]{}", self.go_type(item)),
             Type::Map(item, _) => format!("map[string]{}", self.go_type(item)),
-        }
-    }
-
-    /// What null in a list or a map is.
-    fn zero(&self, ty: &Type) -> Value {
-        match ty {
-            Type::Any => Value::Null,
-            Type::Boolean => false.into(),
-            Type::Integer(_) | Type::Number | Type::String(StringFormat::IntOrString) => 0.into(),
-            Type::String(StringFormat::Quantity) => "0".into(),
-            Type::String(StringFormat::Time | StringFormat::MicroTime) => Value::Null,
-            Type::String(_) => "".into(),
-            Type::List(..) => Value::Array(Vec::new()),
-            Type::Object(_) | Type::Map(..) => Value::Object(Map::new()),
         }
     }
 }

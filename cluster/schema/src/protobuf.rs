@@ -238,7 +238,7 @@ impl Decoder<'_> {
                         self.union(object, field, bytes(value, at)?, depth)?
                     }
                     Some(value) => self.value(item, value, at, depth)?,
-                    None => zero(item),
+                    None => item.zero(),
                 };
                 map.insert(key.into(), value);
             }
@@ -455,19 +455,6 @@ fn string(format: StringFormat, bytes: &[u8], at: At<'_>) -> Result<Value, Error
                 .into()
         }
     })
-}
-
-fn zero(ty: &Type) -> Value {
-    match ty {
-        Type::Any => Value::Null,
-        Type::Boolean => false.into(),
-        Type::Integer(_) | Type::Number | Type::String(StringFormat::IntOrString) => 0.into(),
-        Type::String(StringFormat::Quantity) => "0".into(),
-        Type::String(StringFormat::Time | StringFormat::MicroTime) => Value::Null,
-        Type::String(_) => "".into(),
-        Type::List(..) => Value::Array(Vec::new()),
-        Type::Object(_) | Type::Map(..) => Value::Object(Map::new()),
-    }
 }
 
 fn is_zero(value: &Value) -> bool {

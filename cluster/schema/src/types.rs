@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// `group` is empty for core.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +25,22 @@ pub enum Type {
     Object(ObjectId),
     List(Box<Type>, ListKind),
     Map(Box<Type>, MapKind),
+}
+
+impl Type {
+    /// What null in a list or a map is, and what protobuf says nothing of.
+    pub(crate) fn zero(&self) -> Value {
+        match self {
+            Self::Any => Value::Null,
+            Self::Boolean => false.into(),
+            Self::Integer(_) | Self::Number | Self::String(StringFormat::IntOrString) => 0.into(),
+            Self::String(StringFormat::Quantity) => "0".into(),
+            Self::String(StringFormat::Time | StringFormat::MicroTime) => Value::Null,
+            Self::String(_) => "".into(),
+            Self::List(..) => Value::Array(Vec::new()),
+            Self::Object(_) | Self::Map(..) => Value::Object(Map::new()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

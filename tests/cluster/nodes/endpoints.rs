@@ -8,8 +8,13 @@ use serde_json::{Value, json};
 
 use super::{Hollow, QUICK, controllers, eventually};
 
-/// Address, ready, serving, terminating.
-type Told = (String, bool, bool, bool);
+/// Ready, serving, terminating.
+type Says = (bool, bool, bool);
+const READY: Says = (true, true, false);
+const UNREADY: Says = (false, false, false);
+const ENDS: Says = (false, true, true);
+/// Whatever its pod says.
+const TAKEN_AS_READY: Says = (true, false, false);
 
 fn slices(server: &Server, service: &str) -> Result<Vec<Value>> {
     let label = format!("kubernetes.io/service-name={service}");
@@ -17,31 +22,25 @@ fn slices(server: &Server, service: &str) -> Result<Vec<Value>> {
     Ok(slices["items"].as_array().cloned().unwrap_or_default())
 }
 
-fn told(slices: &[Value]) -> BTreeSet<Told> {
+/// Of each address.
+fn told(slices: &[Value]) -> BTreeSet<(String, Says)> {
     let is = |one: &Value, name: &str| one["conditions"][name] == true;
     slices
         .iter()
         .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default())
         .map(|one| {
             let address = one["addresses"][0].as_str().unwrap_or_default().to_owned();
-            (
-                address,
-                is(&one, "ready"),
-                is(&one, "serving"),
-                is(&one, "terminating"),
-            )
+            let [ready, serving, ends] =
+                ["ready", "serving", "terminating"].map(|name| is(&one, name));
+            (address, (ready, serving, ends))
         })
         .collect()
 }
 
-fn tells(
-    server: &Server,
-    service: &str,
-    wanted: &[(&str, bool, bool, bool)],
-) -> Result<Vec<Value>> {
-    let wanted: BTreeSet<Told> = wanted
+fn tells(server: &Server, service: &str, wanted: &[(&str, Says)]) -> Result<Vec<Value>> {
+    let wanted: BTreeSet<(String, Says)> = wanted
         .iter()
-        .map(|(address, ready, serving, ends)| ((*address).to_owned(), *ready, *serving, *ends))
+        .map(|(address, says)| ((*address).to_owned(), *says))
         .collect();
     eventually(&format!("{service} has {wanted:?}"), || {
         let slices = slices(server, service)?;
@@ -76,9 +75,9 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
         &server,
         "web",
         &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", true, true, false),
-            ("10.0.0.3", true, true, false),
+            ("10.0.0.1", READY),
+            ("10.0.0.2", READY),
+            ("10.0.0.3", READY),
         ],
     )?;
     let [slice] = all.as_slice() else {
@@ -128,9 +127,9 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
         &server,
         "web",
         &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", false, false, false),
-            ("10.0.0.3", false, true, true),
+            ("10.0.0.1", READY),
+            ("10.0.0.2", UNREADY),
+            ("10.0.0.3", ENDS),
         ],
     )?;
     eventually("the old form tells them apart", || {
@@ -147,14 +146,7 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
     })?;
     server.kubectl(&["delete", "pod", "web-3", "--grace-period=0", "--force"])?;
     hollow.says("web-2", "10.0.0.2", true)?;
-    let before = tells(
-        &server,
-        "web",
-        &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", true, true, false),
-        ],
-    )?;
+    let before = tells(&server, "web", &[("10.0.0.1", READY), ("10.0.0.2", READY)])?;
 
     // what no endpoint tells is no reason to write
     server.kubectl(&["annotate", "pod", "web-1", "seen=yes"])?;
@@ -164,10 +156,7 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
     tells(
         &server,
         "headless",
-        &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", true, true, false),
-        ],
+        &[("10.0.0.1", READY), ("10.0.0.2", READY)],
     )?;
     let after = slices(&server, "web")?;
     ensure!(after[0]["metadata"]["resourceVersion"] == before[0]["metadata"]["resourceVersion"]);
@@ -177,9 +166,9 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
         &server,
         "headless",
         &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", true, true, false),
-            ("10.0.0.9", true, false, false),
+            ("10.0.0.1", READY),
+            ("10.0.0.2", READY),
+            ("10.0.0.9", TAKEN_AS_READY),
         ],
     )?;
     let named = headless[0]["endpoints"].as_array().context("endpoints")?;
@@ -189,14 +178,7 @@ fn endpoints_follow_what_pods_say() -> Result<()> {
     );
     ensure!(headless[0]["metadata"]["labels"]["service.kubernetes.io/headless"] == "");
     server.kubectl(&["label", "pod", "named", "app=other", "--overwrite"])?;
-    let after = tells(
-        &server,
-        "web",
-        &[
-            ("10.0.0.1", true, true, false),
-            ("10.0.0.2", true, true, false),
-        ],
-    )?;
+    let after = tells(&server, "web", &[("10.0.0.1", READY), ("10.0.0.2", READY)])?;
     ensure!(after.len() == 1 && after[0]["metadata"]["uid"] == before[0]["metadata"]["uid"]);
 
     // nothing, and then the service is gone with all that was its
@@ -237,7 +219,10 @@ fn a_change_of_one_endpoint_of_many_is_one_small_write() -> Result<()> {
     };
     let before = eventually("all are told of", || {
         let slices = slices(&server, "web")?;
-        let ready = told(&slices).iter().filter(|(_, ready, ..)| *ready).count();
+        let ready = told(&slices)
+            .iter()
+            .filter(|(_, (ready, ..))| *ready)
+            .count();
         Ok((ready == COUNT).then_some(slices))
     })?;
     ensure!(
@@ -248,7 +233,10 @@ fn a_change_of_one_endpoint_of_many_is_one_small_write() -> Result<()> {
     hollow.says("web-7", "10.0.0.7", false)?;
     let after = eventually("one isn't ready", || {
         let slices = slices(&server, "web")?;
-        let ready = told(&slices).iter().filter(|(_, ready, ..)| *ready).count();
+        let ready = told(&slices)
+            .iter()
+            .filter(|(_, (ready, ..))| *ready)
+            .count();
         Ok((ready == COUNT - 1).then_some(slices))
     })?;
     let versions = |slices: &[Value]| -> BTreeSet<String> {
@@ -274,10 +262,7 @@ fn a_change_of_one_endpoint_of_many_is_one_small_write() -> Result<()> {
     let mirrored = tells(
         &server,
         "outside",
-        &[
-            ("192.168.7.1", true, false, false),
-            ("192.168.7.2", false, false, false),
-        ],
+        &[("192.168.7.1", TAKEN_AS_READY), ("192.168.7.2", UNREADY)],
     )?;
     ensure!(
         mirrored[0]["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"]

@@ -2,22 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use berth_kinds::Quantity;
+use berth_kinds::{COUNTED, Quantity};
 use serde_json::Value;
 
 use super::amounts::{self, Amounts};
 use crate::{catalog::Resource, failure::qualified, object};
 
-/// Core's kinds that quotas count by their plural alone.
-const COUNTED: [&str; 7] = [
-    "configmaps",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "resourcequotas",
-    "secrets",
-    "services",
-];
 const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
 
 /// Which kind a name in `hard` is about: (group, plural).

@@ -13,6 +13,7 @@ use crate::{
     kind::Invalid,
     name::{dns_subdomain, qualified_name},
     quantity::Quantity,
+    quota::{SUMMED, is_counted},
     read::{items, map, some, text},
 };
 
@@ -31,31 +32,6 @@ const CONTRARY: [[&str; 2]; 2] = [
     ["BestEffort", "NotBestEffort"],
     ["Terminating", "NotTerminating"],
 ];
-/// What quotas count one by one.
-const COUNTED: [&str; 9] = [
-    "configmaps",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-];
-/// What quotas sum up.
-const SUMMED: [&str; 10] = [
-    "cpu",
-    "ephemeral-storage",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "memory",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-];
 /// What of these only pods have.
 const OF_PODS: [&str; 7] = [
     "cpu",
@@ -68,7 +44,7 @@ const OF_PODS: [&str; 7] = [
 ];
 
 fn is_of_quotas(name: &str) -> bool {
-    COUNTED.contains(&name)
+    is_counted(name)
         || SUMMED.contains(&name)
         || name.starts_with("hugepages-")
         || name.starts_with("requests.hugepages-")
@@ -108,7 +84,7 @@ pub(crate) fn resource_quota(object: &Value) -> Vec<Invalid> {
             errors.invalid_text(&path, name, "must be a standard resource for quota");
         }
         let amount = quantity(value, &path, &mut errors);
-        let is_whole = COUNTED.contains(&name.as_str()) || is_extended(name);
+        let is_whole = is_counted(name) || is_extended(name);
         if is_whole && amount.is_some_and(|amount| amount.nano % 1_000_000_000 != 0) {
             errors.invalid(&path, value, "must be an integer");
         }

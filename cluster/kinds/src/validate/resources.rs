@@ -6,6 +6,7 @@ use crate::{
     field::{Errors, Path},
     name::qualified_name,
     quantity::Quantity,
+    quota::{SUMMED, is_counted},
     read::map,
 };
 
@@ -39,36 +40,16 @@ pub(super) fn is_extended(name: &str) -> bool {
         && qualified_name(&format!("requests.{name}")).is_empty()
 }
 
-/// What may be named without a domain.
-const STANDARD: [&str; 20] = [
-    "configmaps",
-    "cpu",
-    "ephemeral-storage",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "memory",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-    "storage",
-];
+fn needs_no_domain(name: &str) -> bool {
+    name == "storage" || is_counted(name) || SUMMED.contains(&name)
+}
 
 /// Of a well formed name.
 pub(super) fn standard_resource(name: &str, path: &Path, errors: &mut Errors) {
     let is_pages = ["hugepages-", "requests.hugepages-"]
         .iter()
         .any(|prefix| name.starts_with(prefix));
-    if !name.contains('/') && !is_pages && !STANDARD.contains(&name) {
+    if !name.contains('/') && !is_pages && !needs_no_domain(name) {
         errors.invalid_text(
             path,
             name,

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::refused;
+use super::{create, refused, updated, with};
 
 #[test]
 fn a_network_policy_is_refused_as_upstream_refuses_it() {
@@ -299,5 +299,88 @@ fn an_endpoint_slice_is_refused_as_upstream_refuses_it() {
                 &["endpoints[0].hints.forZones: Too many: 9: must have at most 8 items"],
             ),
         ],
+    );
+}
+
+#[test]
+fn services_and_their_like_are_checked() {
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    for (changes, expected) in [
+        (vec![], vec![]),
+        (
+            vec![("/spec/ports", json!(null))],
+            vec!["spec.ports: Required value"],
+        ),
+        (
+            vec![("/spec/ports/0/port", json!(0))],
+            vec![
+                "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ],
+        ),
+        (
+            vec![(
+                "/spec/ports",
+                json!([{"port": 80}, {"port": 81, "name": "b"}]),
+            )],
+            vec!["spec.ports[0].name: Required value"],
+        ),
+        (
+            vec![("/spec/ports/0/nodePort", json!(30000))],
+            vec!["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
+        ),
+        (
+            vec![("/spec/type", json!("Public"))],
+            vec![
+                "spec.type: Unsupported value: \"Public\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+            ],
+        ),
+        (
+            vec![
+                ("/spec/type", json!("ExternalName")),
+                ("/spec/ports", json!(null)),
+            ],
+            vec!["spec.externalName: Required value"],
+        ),
+        (
+            vec![("/spec/clusterIP", json!("nonsense"))],
+            vec![
+                "spec.clusterIPs[0]: Invalid value: \"nonsense\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ],
+        ),
+        (
+            vec![("/spec/externalIPs", json!(["127.0.0.1"]))],
+            vec![
+                "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ],
+        ),
+        (vec![("/metadata/name", json!("1s"))], vec![]),
+        (
+            vec![("/metadata/name", json!("s.t"))],
+            vec![
+                "metadata.name: Invalid value: \"s.t\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', \
+                 and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+                 '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+            ],
+        ),
+    ] {
+        assert_eq!(
+            create("", "v1", "Service", with(&service, &changes)),
+            expected,
+            "{changes:?}"
+        );
+    }
+    let known = with(&service, &[("/spec/clusterIP", json!("10.0.0.1"))]);
+    assert_eq!(
+        updated(
+            "",
+            "Service",
+            known,
+            &[
+                ("/spec/clusterIP", json!("10.0.0.2")),
+                ("/spec/clusterIPs", json!(["10.0.0.2"]))
+            ]
+        ),
+        ["spec.clusterIPs[0]: Invalid value: \"10.0.0.2\": may not change once set"]
     );
 }

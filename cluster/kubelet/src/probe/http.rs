@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use berth_auth::any_certificate;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::{Request, StatusCode, client::conn::http1, header};
@@ -10,15 +11,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-        pki_types::{CertificateDer, ServerName, UnixTime},
-    },
-};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::{
     Outcome,
@@ -72,10 +65,12 @@ async fn get_once(get: &Get) -> Result<StatusCode, String> {
             .await
             .map_err(|error| format!("{url}: {error}"));
     }
-    let config = unverified().map_err(|error| format!("{url}: {error}"))?;
+    let config = any_certificate()
+        .map_err(|error| format!("{url}: {error}"))?
+        .with_no_client_auth();
     let name = ServerName::try_from(bare(&get.host).to_owned())
         .map_err(|error| format!("{url}: {error}"))?;
-    let stream = TlsConnector::from(config)
+    let stream = TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
         .map_err(|error| format!("{url}: {error}"))?;
@@ -137,64 +132,6 @@ async fn send(
 }
 
 /// As upstream: a probe asks whether somebody answers, and most certificates of pods are their own.
-fn unverified() -> Result<Arc<ClientConfig>, Error> {
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::{

@@ -35,10 +35,17 @@ fn pod(ordinal: i32, revision: &str, state: &str) -> Arc<Pod> {
     Arc::new(pod)
 }
 
-fn pods(pods: &[(i32, &str, &str)]) -> BTreeMap<i32, Arc<Pod>> {
-    let one =
-        |&(ordinal, revision, state): &(i32, &str, &str)| (ordinal, pod(ordinal, revision, state));
-    pods.iter().map(one).collect()
+/// Of as many as `0 old ready, 1 new unready` has.
+fn pods(pods: &str) -> BTreeMap<i32, Arc<Pod>> {
+    let one = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let [ordinal, revision, state] = words[..] else {
+            panic!("{words:?}");
+        };
+        let ordinal = ordinal.parse().unwrap();
+        (ordinal, pod(ordinal, revision, state))
+    };
+    pods.split_terminator(", ").map(one).collect()
 }
 
 /// What is made and deleted.
@@ -59,103 +66,36 @@ fn acts(acts: &[Act]) -> Vec<String> {
 fn one_comes_after_another_and_goes_before_another() {
     let three = way(json!({"replicas": 3}));
     for (there, expected) in [
-        (&[][..], &["+0"][..]),
-        (&[(0, "new", "pending")], &[]),
-        (&[(0, "new", "unready")], &[]),
-        (&[(0, "new", "ready")], &["+1"]),
-        (&[(0, "new", "going"), (1, "new", "ready")], &[]),
-        (&[(0, "new", "ready"), (2, "new", "ready")], &["+1"]),
-        (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "failed"),
-                (2, "new", "ready"),
-            ],
-            &["-1"],
-        ),
-        (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "ready"),
-                (2, "new", "ready"),
-            ],
-            &[],
-        ),
+        ("", &["+0"][..]),
+        ("0 new pending", &[]),
+        ("0 new unready", &[]),
+        ("0 new ready", &["+1"]),
+        ("0 new going, 1 new ready", &[]),
+        ("0 new ready, 2 new ready", &["+1"]),
+        ("0 new ready, 1 new failed, 2 new ready", &["-1"]),
+        ("0 new ready, 1 new ready, 2 new ready", &[]),
         // beyond its size
         (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "ready"),
-                (2, "new", "ready"),
-                (3, "new", "ready"),
-                (4, "new", "ready"),
-            ],
+            "0 new ready, 1 new ready, 2 new ready, 3 new ready, 4 new ready",
             &["-4"],
         ),
+        ("0 new ready, 1 new unready, 2 new ready, 3 new ready", &[]),
         (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "unready"),
-                (2, "new", "ready"),
-                (3, "new", "ready"),
-            ],
+            "0 new ready, 1 new ready, 2 new ready, 3 new ready, 4 new going",
             &[],
         ),
         (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "ready"),
-                (2, "new", "ready"),
-                (3, "new", "ready"),
-                (4, "new", "going"),
-            ],
-            &[],
-        ),
-        (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "ready"),
-                (2, "new", "ready"),
-                (3, "new", "ready"),
-                (4, "new", "unready"),
-            ],
+            "0 new ready, 1 new ready, 2 new ready, 3 new ready, 4 new unready",
             &["-4"],
         ),
         (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "ready"),
-                (2, "new", "ready"),
-                (3, "new", "unready"),
-                (4, "new", "unready"),
-            ],
+            "0 new ready, 1 new ready, 2 new ready, 3 new unready, 4 new unready",
             &[],
         ),
         // rolled from the highest
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "ready"),
-                (2, "old", "ready"),
-            ],
-            &["-2"],
-        ),
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "ready"),
-                (2, "old", "going"),
-            ],
-            &[],
-        ),
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "ready"),
-                (2, "new", "ready"),
-            ],
-            &["-1"],
-        ),
+        ("0 old ready, 1 old ready, 2 old ready", &["-2"]),
+        ("0 old ready, 1 old ready, 2 old going", &[]),
+        ("0 old ready, 1 old ready, 2 new ready", &["-1"]),
     ] {
         assert_eq!(acts(&plan(&three, &pods(there))), expected, "{there:?}");
     }
@@ -165,48 +105,16 @@ fn one_comes_after_another_and_goes_before_another() {
 fn in_parallel_nothing_waits() {
     let three = way(json!({"replicas": 3, "podManagementPolicy": "Parallel"}));
     for (there, expected) in [
-        (&[][..], &["+0", "+1", "+2"][..]),
+        ("", &["+0", "+1", "+2"][..]),
         (
-            &[
-                (1, "new", "unready"),
-                (3, "new", "ready"),
-                (4, "new", "going"),
-            ],
+            "1 new unready, 3 new ready, 4 new going",
             &["+0", "+2", "-3"],
         ),
-        (
-            &[
-                (0, "new", "ready"),
-                (1, "new", "failed"),
-                (2, "new", "going"),
-            ],
-            &["-1"],
-        ),
+        ("0 new ready, 1 new failed, 2 new going", &["-1"]),
         // but for a roll
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "ready"),
-                (2, "old", "ready"),
-            ],
-            &["-2"],
-        ),
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "ready"),
-                (2, "new", "unready"),
-            ],
-            &[],
-        ),
-        (
-            &[
-                (0, "old", "ready"),
-                (1, "old", "unready"),
-                (2, "new", "ready"),
-            ],
-            &["-1"],
-        ),
+        ("0 old ready, 1 old ready, 2 old ready", &["-2"]),
+        ("0 old ready, 1 old ready, 2 new unready", &[]),
+        ("0 old ready, 1 old unready, 2 new ready", &["-1"]),
     ] {
         assert_eq!(acts(&plan(&three, &pods(there))), expected, "{there:?}");
     }
@@ -216,11 +124,7 @@ fn in_parallel_nothing_waits() {
 
 #[test]
 fn a_roll_stops_at_its_partition() {
-    let old = &[
-        (0, "old", "ready"),
-        (1, "old", "ready"),
-        (2, "new", "ready"),
-    ];
+    let old = "0 old ready, 1 old ready, 2 new ready";
     let with = |strategy: Value| way(json!({"replicas": 3, "updateStrategy": strategy}));
     let rolling = |more: Value| with(json!({"type": "RollingUpdate", "rollingUpdate": more}));
     for (way, expected) in [
@@ -242,12 +146,8 @@ fn a_roll_stops_at_its_partition() {
 fn ordinals_may_begin_elsewhere() {
     let way = way(json!({"replicas": 2, "ordinals": {"start": 5}}));
     assert_eq!(acts(&plan(&way, &BTreeMap::new())), ["+5"]);
-    let there = [
-        (4, "new", "ready"),
-        (5, "new", "ready"),
-        (6, "new", "ready"),
-    ];
-    assert_eq!(acts(&plan(&way, &pods(&there))), ["-4"]);
+    let there = "4 new ready, 5 new ready, 6 new ready";
+    assert_eq!(acts(&plan(&way, &pods(there))), ["-4"]);
 }
 
 #[derive(Debug, Clone)]
