@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// All events about `name`: type, reason, message.
-fn events(member: &Member, name: &str) -> Result<Vec<String>> {
+pub fn events(member: &Member, name: &str) -> Result<Vec<String>> {
     let about = format!("involvedObject.name={name}");
     let all = member
         .server

@@ -184,6 +184,15 @@ impl Member {
     }
 }
 
+/// How many pods of this name the runtime has.
+pub async fn sandboxes(node: &Node, name: &str) -> Result<usize> {
+    let pods = node.cri.pods(None).await?;
+    let named = pods
+        .iter()
+        .filter(|pod| pod.metadata.as_ref().is_some_and(|it| it.name == name));
+    Ok(named.count())
+}
+
 /// The token by which nodes join.
 pub fn make_token(server: &Server) -> Result<()> {
     #[rustfmt::skip]

@@ -11,7 +11,8 @@ use crate::{
 
 const NAME: &str = "localhost:5000/own/pulled";
 
-fn version(which: &str) -> Result<Image> {
+/// Busybox, and another image each time.
+pub fn version(which: &str) -> Result<Image> {
     let env = ["PATH=/bin".to_owned(), format!("VERSION={which}")];
     Ok(debian::busybox_image()?.but(json!({"Env": env})))
 }

@@ -20,6 +20,9 @@ pub enum Error {
     /// Whether it was done, nobody knows.
     #[error("the runtime was asked to {what}, and its answer never came: {message}")]
     Unanswered { what: String, message: String },
+    /// In upstream's words, where it has some.
+    #[error("{0}")]
+    Images(String),
     /// In the words of whoever pulls.
     #[error("{0}")]
     Puller(String),

@@ -225,6 +225,25 @@ fn with_registry(image: &str) -> String {
     }
 }
 
+/// As runtimes list it: `nginx` is `docker.io/library/nginx:latest`; beside a digest a tag says nothing.
+pub(crate) fn as_listed(image: &str) -> String {
+    let whole = match image.strip_prefix("docker.io/") {
+        Some(rest) => with_registry(rest),
+        None => with_registry(image),
+    };
+    let (name, digest) = match whole.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (whole.as_str(), None),
+    };
+    let from = name.rfind('/').map_or(0, |at| at + 1);
+    let tag = name[from..].find(':').map(|at| from + at);
+    match (digest, tag) {
+        (Some(digest), tag) => format!("{}@{digest}", &name[..tag.unwrap_or(name.len())]),
+        (None, Some(_)) => whole,
+        (None, None) => format!("{whole}:latest"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -267,6 +286,22 @@ mod tests {
                 .map(|auth| auth.map_or("-".to_owned(), |auth| auth.username))
                 .collect();
             assert_eq!(found.join(" "), users, "{image}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_what_runtimes_make_of_it() {
+        for (name, listed) in [
+            ("nginx", "docker.io/library/nginx:latest"),
+            ("nginx:1", "docker.io/library/nginx:1"),
+            ("me/nginx", "docker.io/me/nginx:latest"),
+            ("docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("docker.io/me/nginx:1", "docker.io/me/nginx:1"),
+            ("localhost:5000/x", "localhost:5000/x:latest"),
+            ("quay.io/team/x:1@sha256:aa", "quay.io/team/x@sha256:aa"),
+            ("nginx@sha256:aa", "docker.io/library/nginx@sha256:aa"),
+        ] {
+            assert_eq!(as_listed(name), listed);
         }
     }
 }

@@ -7,15 +7,79 @@ use std::{
 };
 
 use berth_proto::cri;
+use tonic::Code;
 
-use crate::{Level, machine::Fs, node::Node};
+use crate::{Error, Level, image, machine::Fs, node::Node, view::Shown};
 
-/// Upstream's defaults: above the one they go, until the other is reached.
-const HIGH_PERCENT: u64 = 85;
-const LOW_PERCENT: u64 = 80;
-/// One that has just come is let be: its container may be about to begin.
-const YOUNGEST: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// After the first look that failed: the runtime may have been about to come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// When images that nobody uses go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImagePolicy {
+    high_percent: u8,
+    low_percent: u8,
+    youngest: Duration,
+}
+
+impl Default for ImagePolicy {
+    /// Upstream's.
+    fn default() -> Self {
+        Self {
+            high_percent: 85,
+            low_percent: 80,
+            youngest: Duration::from_secs(120),
+        }
+    }
+}
+
+impl ImagePolicy {
+    /// From `high_percent` of their disk on (100: never) they go until `low_percent` are in use; one that was first seen so short a time ago as
+    /// `youngest` stays, for its container may be about to begin.
+    ///
+    /// # Errors
+    /// They make no sense together.
+    pub fn new(high_percent: u8, low_percent: u8, youngest: Duration) -> Result<Self, String> {
+        if high_percent > 100 || low_percent >= high_percent {
+            return Err(format!(
+                "images go from {high_percent} % of their disk on, until {low_percent} % are in use: the second must be less than the first, which is at most 100"
+            ));
+        }
+        Ok(Self {
+            high_percent,
+            low_percent,
+            youngest,
+        })
+    }
+
+    /// `None`: there is room.
+    fn lack(&self, fs: &Fs) -> Option<Lack> {
+        let capacity = u128::from(fs.bytes);
+        let available = u128::from(fs.available.min(fs.bytes));
+        let percent = 100 - available * 100 / capacity.max(1);
+        if self.high_percent == 100 || percent < u128::from(self.high_percent) {
+            return None;
+        }
+        let room = capacity * u128::from(100 - self.low_percent) / 100;
+        Some(Lack {
+            percent,
+            capacity: fs.bytes,
+            // no more than the capacity, which is a u64
+            bytes: u64::try_from(room.saturating_sub(available)).unwrap_or(fs.bytes),
+        })
+    }
+}
+
+/// Their disk is too full.
+#[derive(Debug, PartialEq, Eq)]
+struct Lack {
+    /// Of its capacity that is used, and that capacity in bytes.
+    percent: u128,
+    capacity: u64,
+    /// To go.
+    bytes: u64,
+}
 
 /// When each image was first seen and last used, by its id.
 pub(crate) type Uses = BTreeMap<String, Use>;
@@ -28,97 +92,197 @@ pub(crate) struct Use {
 
 /// Looks after the images until it is dropped.
 pub(crate) async fn keep(node: Node) {
-    let mut has_failed = false;
+    let mut course = Course::default();
     loop {
-        let looked = look(&node, Wanted::Room).await;
+        let looked = make_room(&node).await;
+        let next = course.after(looked.is_ok());
         match &looked {
-            Err(error) if has_failed => {
+            Err(error) if next.is_told => {
                 node.tell_of_node(Level::Warning, "ImageGCFailed", error.to_string());
             }
-            // a runtime may be about to come
             Err(error) => tracing::warn!(%error, "images are not looked after"),
             Ok(()) => {}
         }
-        has_failed = looked.is_err();
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(next.wait).await;
+    }
+}
+
+/// What one look after the other comes to: as upstream, a failure is told of where it is the second in a row, or a later one.
+#[derive(Debug, Default)]
+struct Course {
+    has_failed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Next {
+    is_told: bool,
+    wait: Duration,
+}
+
+impl Course {
+    fn after(&mut self, is_done: bool) -> Next {
+        let has_failed = std::mem::replace(&mut self.has_failed, !is_done);
+        let is_first = !is_done && !has_failed;
+        Next {
+            is_told: !is_done && has_failed,
+            wait: if is_first { LOOK_AGAIN } else { LOOK_EVERY },
+        }
     }
 }
 
 /// Removes all that nobody uses, and that have not just come: the node runs short of disk.
-pub(crate) async fn remove_unused(node: &Node) -> Result<(), crate::Error> {
-    look(node, Wanted::All).await
-}
-
-/// How many are to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// As many as there has to be room.
-    Room,
-    All,
-}
-
-async fn look(node: &Node, wanted: Wanted) -> Result<(), crate::Error> {
+pub(crate) async fn remove_unused(node: &Node) -> Result<(), Error> {
     let mut uses = node.images.lock().await;
-    let uses = &mut *uses;
-    let images = node.runtime.all_images().await?;
-    let used: BTreeSet<String> = node
-        .runtime
-        .containers(None)
-        .await?
-        .into_iter()
-        .flat_map(|container| {
-            let name = container.image.map(|image| image.image);
-            [container.image_ref, container.image_id]
-                .into_iter()
-                .chain(name)
-        })
-        .collect();
-    let now = Instant::now();
-    note(uses, &images, &used, now);
+    let known = Known::of(node, &mut uses).await?;
+    // upstream's word for all
+    let all = i64::MAX.unsigned_abs();
+    remove(node, &mut uses, &known, all).await.map(drop)
+}
+
+async fn make_room(node: &Node) -> Result<(), Error> {
+    let mut uses = node.images.lock().await;
+    let known = Known::of(node, &mut uses).await?;
     let Some(dir) = node.runtime.image_fs().await? else {
-        return Ok(());
+        return Err(Error::Answer {
+            rpc: "ImageFsInfo",
+            lacks: "a file system of images",
+        });
     };
-    let fs = Fs::of(Path::new(&dir));
-    if fs.is_none_or(|fs| fs.bytes == 0) {
+    let dir = Path::new(&dir);
+    let fs = Fs::of(dir).ok_or_else(|| {
+        Error::Images(format!(
+            "cannot tell how full the images' file system is: statfs of {} fails",
+            dir.display()
+        ))
+    })?;
+    if fs.bytes == 0 {
         let message = "invalid capacity 0 on image filesystem";
         node.tell_of_node(Level::Warning, "InvalidDiskCapacity", message);
+        return Err(Error::Images(message.into()));
     }
-    let first = match wanted {
-        Wanted::Room => fs.map_or(0, |fs| excess(&fs)),
-        Wanted::All => u64::MAX,
+    let Some(lack) = node.config.images.lack(&fs) else {
+        return Ok(());
     };
-    let mut excess = first;
-    for image in unused(uses, &images, &used, now) {
-        if excess == 0 {
-            break;
-        }
-        tracing::info!(
-            image = image.id,
-            bytes = image.size,
-            "removed: its disk fills up and nobody uses it"
-        );
-        node.runtime.remove_image(&image.id).await?;
-        uses.remove(&image.id);
-        excess = excess.saturating_sub(image.size);
-    }
-    if excess > 0 && wanted == Wanted::Room {
-        // all that are left are used or new
+    let freed = remove(node, &mut uses, &known, lack.bytes).await?;
+    if freed < lack.bytes {
+        // all that are left are used or new, or something else fills the disk
         let message = format!(
-            "Failed to garbage collect required amount of images. Attempted to free {first} bytes, but only found {} bytes eligible to free.",
-            first - excess
+            "Insufficient free disk space on the node's image filesystem ({}% of {} used). Failed to free sufficient space by deleting unused images (freed {freed} bytes). Investigate disk usage, as it could be used by active images, logs, volumes, or other data.",
+            lack.percent,
+            size(lack.capacity)
         );
-        node.tell_of_node(Level::Warning, "FreeDiskSpaceFailed", message);
+        node.tell_of_node(Level::Warning, "FreeDiskSpaceFailed", &message);
+        return Err(Error::Images(message));
     }
     Ok(())
 }
 
-/// How many bytes have to go; 0 below the upper bound.
-fn excess(fs: &Fs) -> u64 {
-    let used = fs.bytes.saturating_sub(fs.available);
-    match used * 100 > fs.bytes * HIGH_PERCENT {
-        true => used.saturating_sub(fs.bytes / 100 * LOW_PERCENT),
-        false => 0,
+/// What the runtime has.
+struct Known {
+    images: Vec<cri::Image>,
+    /// By containers, by names and ids.
+    used: BTreeSet<String>,
+    now: Instant,
+}
+
+impl Known {
+    async fn of(node: &Node, uses: &mut Uses) -> Result<Self, Error> {
+        let images = node.runtime.all_images().await?;
+        let mut used: BTreeSet<String> = node
+            .runtime
+            .containers(None)
+            .await?
+            .into_iter()
+            .flat_map(|container| {
+                let name = container.image.map(|image| image.image);
+                [container.image_ref, container.image_id]
+                    .into_iter()
+                    .chain(name)
+            })
+            .collect();
+        used.extend(named(&node.view.all()));
+        let now = Instant::now();
+        note(uses, &images, &used, now);
+        Ok(Self { images, used, now })
     }
+}
+
+/// Removes what nobody uses until so many bytes are freed; how many were.
+async fn remove(node: &Node, uses: &mut Uses, known: &Known, bytes: u64) -> Result<u64, Error> {
+    let mut freed = 0_u64;
+    let mut failed = Vec::new();
+    let youngest = node.config.images.youngest;
+    for image in unused(uses, &known.images, &known.used, known.now, youngest) {
+        if freed >= bytes {
+            break;
+        }
+        // a pod may have come meanwhile
+        if is_used(image, &named(&node.view.all())) {
+            continue;
+        }
+        match node.runtime.remove_image(&image.id).await {
+            Ok(()) => {
+                tracing::info!(
+                    image = image.id,
+                    bytes = image.size,
+                    "removed: its disk fills up and nobody uses it"
+                );
+                uses.remove(&image.id);
+                freed = freed.saturating_add(image.size);
+            }
+            // neither does it answer of the next one
+            Err(error) if is_of_the_line(&error) => return Err(error),
+            Err(error) => failed.push(error.to_string()),
+        }
+    }
+    if failed.is_empty() {
+        return Ok(freed);
+    }
+    let list = match &failed[..] {
+        [one] => one.clone(),
+        all => format!("[{}]", all.join(", ")),
+    };
+    Err(Error::Images(format!(
+        "wanted to free {bytes} bytes, but freed {freed} bytes space with errors in image deletion: {list}"
+    )))
+}
+
+/// Nobody is there, or nobody answers in time.
+fn is_of_the_line(error: &Error) -> bool {
+    match error {
+        Error::Rpc { code, .. } => matches!(
+            code,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        ),
+        error => error.is_unanswered(),
+    }
+}
+
+/// What pods of this node name that are not over, be their containers made or not: what was brought here by hand may not be had again.
+fn named(pods: &[Shown]) -> BTreeSet<String> {
+    let is_here = |shown: &&Shown| {
+        let phase = shown.status.phase.as_deref();
+        !matches!(phase, Some("Failed" | "Succeeded"))
+    };
+    let names = pods.iter().filter(is_here).flat_map(|shown| {
+        let containers = shown.pod.containers.iter().map(|spec| spec.image());
+        let volumes = shown.pod.spec.volumes.iter().flatten();
+        let volumes = volumes.filter_map(|it| it.image.as_ref()?.reference.as_deref());
+        containers.chain(volumes)
+    });
+    names
+        .flat_map(|name| [name.to_owned(), image::as_listed(name)])
+        .collect()
+}
+
+/// As upstream writes it: `64.0 MiB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let fitting = UNITS.iter().find(|(_, shift)| bytes >> shift > 0);
+    fitting.map_or_else(
+        || format!("{bytes} B"),
+        |(unit, shift)| format!("{:.1} {unit}", bytes as f64 / (1_u64 << shift) as f64),
+    )
 }
 
 fn is_used(image: &cri::Image, used: &BTreeSet<String>) -> bool {
@@ -145,12 +309,13 @@ fn unused<'a>(
     images: &'a [cri::Image],
     used: &BTreeSet<String>,
     now: Instant,
+    youngest: Duration,
 ) -> Vec<&'a cri::Image> {
     let mut all: Vec<_> = images
         .iter()
         .filter(|image| !is_used(image, used))
         .filter_map(|image| Some((uses.get(&image.id)?, image)))
-        .filter(|(entry, _)| now.duration_since(entry.came) >= YOUNGEST)
+        .filter(|(entry, _)| now.duration_since(entry.came) >= youngest)
         .collect();
     all.sort_by_key(|(entry, image)| (entry.last, image.id.as_str()));
     all.into_iter().map(|(_, image)| image).collect()
@@ -158,7 +323,13 @@ fn unused<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1::PodStatus;
+    use tonic::Status;
+
     use super::*;
+    use crate::pod::tests::pod;
 
     #[test]
     fn what_is_used_pinned_or_new_stays_and_the_longest_unused_goes_first() {
@@ -193,7 +364,8 @@ mod tests {
             .chain([image("new", false)])
             .collect();
         note(&mut uses, &all, &used, at(200));
-        let ids: Vec<_> = unused(&uses, &all, &used, at(200))
+        let youngest = ImagePolicy::default().youngest;
+        let ids: Vec<_> = unused(&uses, &all, &used, at(200), youngest)
             .iter()
             .map(|image| image.id.as_str())
             .collect();
@@ -203,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn images_go_above_85_percent_until_80() {
+    fn images_go_from_85_percent_on_until_80_or_as_the_node_is_told() {
         let fs = |available| Fs {
             bytes: 1000,
             free: available,
@@ -211,8 +383,108 @@ mod tests {
             inodes: 0,
             inodes_free: 0,
         };
-        for (available, expected) in [(500, 0), (150, 0), (149, 51), (0, 200)] {
-            assert_eq!(excess(&fs(available)), expected, "{available}");
+        let bytes = |policy: ImagePolicy, available| policy.lack(&fs(available)).map(|it| it.bytes);
+        for (available, expected) in [
+            (500, None),
+            (160, None),
+            // 84.1 % count as 85, as upstream's do
+            (159, Some(41)),
+            (150, Some(50)),
+            (0, Some(200)),
+            // what is left for others than root may be more than there is in all
+            (2000, None),
+        ] {
+            let found = bytes(ImagePolicy::default(), available);
+            assert_eq!(found, expected, "{available}");
+        }
+        let policy = |high, low| ImagePolicy::new(high, low, Duration::ZERO);
+        assert_eq!(bytes(policy(100, 80).unwrap(), 0), None);
+        assert_eq!(bytes(policy(1, 0).unwrap(), 990), Some(10));
+        let whole = Fs {
+            bytes: u64::MAX,
+            ..Fs::default()
+        };
+        let lack = policy(50, 0).unwrap().lack(&whole).unwrap();
+        assert_eq!((lack.percent, lack.bytes), (100, u64::MAX));
+        for (high, low) in [(80, 80), (80, 81), (101, 80), (0, 0)] {
+            assert!(policy(high, low).is_err(), "{high} {low}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_of_from_the_second_in_a_row_on_and_never_every_few_seconds() {
+        let mut course = Course::default();
+        let next = |is_told, wait| Next { is_told, wait };
+        for (is_done, expected) in [
+            (true, next(false, LOOK_EVERY)),
+            (false, next(false, LOOK_AGAIN)),
+            (false, next(true, LOOK_EVERY)),
+            (false, next(true, LOOK_EVERY)),
+            (true, next(false, LOOK_EVERY)),
+            (false, next(false, LOOK_AGAIN)),
+            (true, next(false, LOOK_EVERY)),
+        ] {
+            assert_eq!(course.after(is_done), expected);
+        }
+    }
+
+    #[test]
+    fn what_pods_name_is_used_before_their_containers_are_there_and_until_they_are_over() {
+        let shown = |phase: &str| Shown {
+            pod: Arc::new(pod(
+                "  initContainers: [{name: i, image: 'quay.io/team/i:1'}]\n  containers: [{name: a, image: busybox}]\n  \
+                 volumes: [{name: v, image: {reference: 'localhost:5000/data'}}]",
+            )),
+            status: PodStatus {
+                phase: Some(phase.into()),
+                ..PodStatus::default()
+            },
+        };
+        let image = |tag: &str| cri::Image {
+            id: "sha256:aa".into(),
+            repo_tags: vec![tag.into()],
+            ..cri::Image::default()
+        };
+        for (tag, is_named) in [
+            ("quay.io/team/i:1", true),
+            ("docker.io/library/busybox:latest", true),
+            ("localhost:5000/data:latest", true),
+            ("docker.io/library/busybox:1", false),
+            ("quay.io/team/i:latest", false),
+        ] {
+            let names = named(&[shown("Failed"), shown("Pending")]);
+            assert_eq!(is_used(&image(tag), &names), is_named, "{tag}");
+            assert!(
+                !is_used(&image(tag), &named(&[shown("Succeeded")])),
+                "{tag}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_not_asked_for_the_next_image() {
+        for (status, expected) in [
+            (Status::deadline_exceeded("30 s"), true),
+            (Status::unavailable("the daemon ends"), true),
+            (Status::internal("its layers are busy"), false),
+            (Status::not_found("no such image"), false),
+        ] {
+            let told = status.to_string();
+            let error = Error::rpc("remove image x")(status);
+            assert_eq!(is_of_the_line(&error), expected, "{told}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_as_upstream_writes_them() {
+        for (bytes, text) in [
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (67_108_864, "64.0 MiB"),
+            (10_737_418_240, "10.0 GiB"),
+            (1_649_267_441_664, "1.5 TiB"),
+        ] {
+            assert_eq!(size(bytes), text);
         }
     }
 }

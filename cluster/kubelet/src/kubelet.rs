@@ -222,7 +222,6 @@ impl Kubelet {
         let (evicts, mut evicted) = mpsc::channel(1);
         // Whoever runs but a pod or two is not asked to tidy up the node.
         if self.cluster.is_some() {
-            beside.spawn(images::keep(self.node.clone()));
             beside.spawn(oom::watch(self.node.clone()));
             let watches = eviction::watch(self.node.clone(), self.thresholds.clone(), evicts);
             beside.spawn(watches);
@@ -241,11 +240,16 @@ impl Kubelet {
         });
         let mut wanted = desired.borrow_and_update().clone();
         let (mut is_open, mut is_waiting) = (true, false);
+        let mut keeps_images = self.cluster.is_none();
         // What is left of kubelets before this one; and what the runtime has made for a call that nobody waited for any more.
         let mut orphans = Some(Instant::now());
         loop {
             if let Some(wanted) = &wanted {
                 is_waiting = self.reconcile(wanted).await;
+                // what pods name stays, and is known only now
+                if !std::mem::replace(&mut keeps_images, true) {
+                    beside.spawn(images::keep(self.node.clone()));
+                }
                 if orphans.is_some_and(|from| from <= Instant::now())
                     && self.is_certain()
                     && self.end_orphans(wanted).await

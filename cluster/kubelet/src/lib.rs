@@ -68,6 +68,7 @@ pub use cgroup::CgroupDriver;
 pub use division::{Division, Enforced, Reserved};
 pub use error::Error;
 pub use happening::{Happening, Level};
+pub use images::ImagePolicy;
 pub use kubelet::{Kubelet, Told};
 pub use node::{Config, NodeFacts};
 pub use objects::Objects;

@@ -10,8 +10,13 @@ use tokio::sync::Semaphore;
 
 use crate::{
     CgroupDriver, Desired, Division, Error, Happening, Level, Objects, Role, Runtime, Told,
-    admission::Pressed, cgroup::Cgroups, division::Amounts, images::Uses, network::Network,
-    view::View, volume::Shared,
+    admission::Pressed,
+    cgroup::Cgroups,
+    division::Amounts,
+    images::{ImagePolicy, Uses},
+    network::Network,
+    view::View,
+    volume::Shared,
 };
 
 /// Sandboxes that are taken down at a time: each is work of several processes, and where hundreds of pods end at once none of them would be done in its time.
@@ -34,6 +39,7 @@ pub struct Config {
     /// keeps the source.
     pub source: &'static str,
     pub max_pods: usize,
+    pub images: ImagePolicy,
     /// Cluster DNS; empty: there is none, and pods have the node's.
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
@@ -231,6 +237,7 @@ pub(crate) mod tests {
                 division: Division::default(),
                 source: "run",
                 max_pods: 10,
+                images: ImagePolicy::default(),
                 cluster_dns: Vec::new(),
                 cluster_domain: "cluster.local".into(),
                 node: NodeFacts::default(),

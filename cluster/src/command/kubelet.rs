@@ -1,6 +1,7 @@
 //! `berth kubelet`: the node's pods, kept as manifests of a directory and an API server say.
 
 mod ending;
+mod images;
 mod static_pods;
 
 use std::{
@@ -22,6 +23,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use ending::Ending;
+use images::Images;
 use static_pods::StaticPods;
 
 use crate::{error::Error, node::Address};
@@ -147,6 +149,8 @@ pub struct Kubelet {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     eviction_pressure_transition_period: Duration,
     #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
     ending: Ending,
     /// At most so many pods
     #[arg(long, value_name = "N", default_value_t = 110)]
@@ -163,7 +167,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 impl Kubelet {
     pub async fn run(self, address: &Address) -> Result<ExitCode, Error> {
         super::serve();
-        let config = self.config();
+        let config = self.config()?;
         let runtime = Runtime::new(&address.to_string())?;
         let ends = super::ended()?;
         let mut tasks = JoinSet::new();
@@ -178,7 +182,7 @@ impl Kubelet {
         served.map(|()| ExitCode::SUCCESS)
     }
 
-    fn config(&self) -> Config {
+    fn config(&self) -> Result<Config, Error> {
         let mut node = NodeFacts::of_this_machine();
         if let Some(name) = &self.node_name {
             node.name.clone_from(name);
@@ -186,7 +190,7 @@ impl Kubelet {
         if !self.node_ips.is_empty() {
             node.ips = self.node_ips.iter().map(ToString::to_string).collect();
         }
-        Config {
+        Ok(Config {
             kubelet_dir: self.kubelet_dir.clone(),
             logs_dir: self.logs_dir.clone(),
             cgroup_root: Some(self.cgroup_root.clone()),
@@ -202,10 +206,11 @@ impl Kubelet {
             },
             source: "file",
             max_pods: self.max_pods,
+            images: self.images.policy()?,
             cluster_dns: self.cluster_dns.clone(),
             cluster_domain: self.cluster_domain.clone(),
             node,
-        }
+        })
     }
 
     async fn serve(

@@ -19,7 +19,7 @@ use std::{
 };
 
 use berth_kubelet::{
-    CgroupDriver, Config, Desired, Division, NodeFacts, Objects, Problem, Puller, RUN,
+    CgroupDriver, Config, Desired, Division, ImagePolicy, NodeFacts, Objects, Problem, Puller, RUN,
     RestartPolicy, Runtime,
     manifest::{self, MAX_BYTES, Origin},
 };
@@ -296,6 +296,7 @@ fn config(kubelet_dir: PathBuf) -> Config {
         division: Division::default(),
         source: RUN,
         max_pods: 1,
+        images: ImagePolicy::default(),
         cluster_dns: Vec::new(),
         cluster_domain: "cluster.local".into(),
         node: NodeFacts::of_this_machine(),

@@ -48,8 +48,11 @@ impl Space {
     fn look(&mut self, what: &str) -> Result<(), Error> {
         let stat = rustix::fs::statvfs(&self.path)
             .map_err(|errno| Error::io("statvfs", &self.path, errno))?;
-        let reserve = (stat.f_blocks * stat.f_frsize / 50).min(MAX_RESERVE_BYTES);
-        let free = stat.f_bavail * stat.f_frsize;
+        let (size_bytes, free) = match stat.f_blocks * stat.f_frsize {
+            0 => memory().unwrap_or_default(),
+            size_bytes => (size_bytes, stat.f_bavail * stat.f_frsize),
+        };
+        let reserve = (size_bytes / 50).min(MAX_RESERVE_BYTES);
         let full = |why: String| Error::Full {
             what: what.to_owned(),
             path: self.path.clone(),
@@ -60,7 +63,6 @@ impl Space {
                 "{free} bytes are left, {reserve} stay reserved"
             )));
         }
-        let size_bytes = stat.f_blocks * stat.f_frsize;
         // A file that replaces itself a thousand times fills no disk, but would never end.
         if self.written_bytes > size_bytes {
             return Err(full(format!(
@@ -79,5 +81,34 @@ impl Space {
         self.step = (reserve / 4).clamp(64 << 10, MAX_STEP_BYTES);
         (self.bytes, self.entries) = (0, 0);
         Ok(())
+    }
+}
+
+/// Bytes in all, and available: what bounds a file system that says that it has no blocks. Such are ramfs and a tmpfs without a limit, which lie in it;
+/// of others (FUSE, say) nothing better is known.
+fn memory() -> Option<(u64, u64)> {
+    of_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn of_meminfo(text: &str) -> Option<(u64, u64)> {
+    let bytes = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    Some((bytes("MemTotal:")?, bytes("MemAvailable:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_what_bounds_a_file_system_that_tells_no_size() {
+        let text = "MemTotal:        2000 kB\nMemFree:          100 kB\nMemAvailable:     500 kB\n";
+        assert_eq!(of_meminfo(text), Some((2_048_000, 512_000)));
+        assert_eq!(of_meminfo("MemTotal: 2000 kB\n"), None);
+        let (all, available) = memory().unwrap();
+        assert!(all >= available && available > 0);
     }
 }
