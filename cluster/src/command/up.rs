@@ -12,6 +12,7 @@ use std::{
 use berth_apiserver::{Config, Server};
 use berth_auth::{AUTHENTICATED, MASTERS, User};
 use berth_controllers::{Callers, Options, Selection};
+use berth_kubelet::NodeFacts;
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::NodeCondition;
@@ -33,6 +34,7 @@ use crate::{
         token,
     },
     node::Address,
+    output::text_out,
 };
 
 pub const DATA: &str = "/var/lib/berth/cluster";
@@ -43,7 +45,7 @@ pub const PROGRAM: &str = "up";
 /// How long its own nodes may take to join.
 const OWN_TOKEN: Duration = Duration::from_secs(3600);
 /// After so long it is told that nodes are not ready.
-const READY: Duration = Duration::from_secs(60);
+pub const READY: Duration = Duration::from_secs(60);
 
 /// Run a cluster: its API server, its controllers, its scheduler, and this machine as its node
 ///
@@ -218,31 +220,21 @@ impl Up {
         let kubeconfig = self.kubeconfig.clone();
         let kubeconfig = kubeconfig.unwrap_or_else(|| self.data.join("admin.kubeconfig"));
         let mut listen = self.listen;
+        if !self.server {
+            self.wishes(endpoint).iter().try_for_each(Wish::check)?;
+        }
         if self.nodes.is_some() {
+            claim_network(&self.data)?;
             network::make_bridge().await?;
             listen.set_ip(network::HOST.into());
         }
-        let of_server = |why: String| failed("the API server", why);
-        let store = open(&self.store, &self.data)
-            .await
-            .map_err(|error| of_server(error.to_string()))?;
-        let server = Server::start(Config {
-            data: self.data.clone(),
-            listen,
-            kubeconfig: kubeconfig.clone(),
-            store,
-            services: (self.service_cidr.0, self.service_cidr.1),
-            etcd_listen: self.etcd_listen,
-            names: self.names.clone(),
-            // Without a controller nobody would take the taint away.
-            taints_new_nodes: !self.api_only
-                || self
-                    .enable_admission_plugins
-                    .contains(&Plugin::TaintNodesByCondition),
-        })
-        .await
-        .map_err(|error| of_server(error.to_string()))?;
-        println!("https://{}", server.address());
+        let starts = self.start_server(listen, &kubeconfig);
+        let server = tokio::select! {
+            server = starts => server?,
+            // it may wait for an etcd
+            () = ends.cancelled() => return Ok(()),
+        };
+        say(&format!("https://{}\n", server.address()));
         tracing::info!(address = %server.address(), kubeconfig = %kubeconfig.display(), "the API server serves");
         let as_user = |name: &str, group: &str| User {
             username: name.into(),
@@ -313,6 +305,42 @@ impl Up {
         result
     }
 
+    async fn start_server(&self, listen: SocketAddr, kubeconfig: &Path) -> Result<Server, Error> {
+        let of_server = |why: String| failed("the API server", why);
+        let store = open(&self.store, &self.data)
+            .await
+            .map_err(|error| of_server(error.to_string()))?;
+        Server::start(Config {
+            data: self.data.clone(),
+            listen,
+            kubeconfig: kubeconfig.to_owned(),
+            store,
+            services: (self.service_cidr.0, self.service_cidr.1),
+            etcd_listen: self.etcd_listen,
+            names: self.server_names(listen),
+            // Without a controller nobody would take the taint away.
+            taints_new_nodes: !self.api_only
+                || self
+                    .enable_admission_plugins
+                    .contains(&Plugin::TaintNodesByCondition),
+        })
+        .await
+        .map_err(|error| of_server(error.to_string()))
+    }
+
+    /// For its certificate, beside where it listens: of one that listens everywhere those by which other machines know this one, too.
+    fn server_names(&self, listen: SocketAddr) -> Vec<String> {
+        let mut names = self.names.clone();
+        if listen.ip().is_unspecified() {
+            let machine = NodeFacts::of_this_machine();
+            if berth_kinds::dns_subdomain(&machine.name).is_empty() {
+                names.push(machine.name);
+            }
+            names.extend(machine.ips);
+        }
+        names
+    }
+
     /// The server has made its keys by now.
     fn options(&self) -> Result<Options, Error> {
         let pki = self.data.join("pki");
@@ -356,10 +384,27 @@ impl Up {
             token: token.await?,
         };
         for wish in self.wishes(endpoint) {
+            if ends.is_cancelled() {
+                break;
+            }
             let node = Node::plan(&self.data.join(NODES), wish).await?;
             node.begin(&joins, tasks, ends).await?;
         }
         Ok(())
+    }
+}
+
+/// The network of nodes on one machine is this cluster's, if it can be.
+pub fn claim_network(data: &Path) -> Result<(), Error> {
+    network::claim(data, |other| {
+        node::has_numbered(&other.join(NODES)) || Program::this(PROGRAM, other).runs()
+    })
+}
+
+/// On standard output, where somebody reads it still: a cluster does not end for want of a reader.
+pub fn say(line: &str) {
+    if let Err(error) = text_out(line) {
+        tracing::debug!(%error, line, "not told");
     }
 }
 
@@ -377,6 +422,21 @@ pub fn cluster_of(kubeconfig: &Path) -> Result<Value, Error> {
     serde_json::to_value(cluster).map_err(|error| unusable(error.to_string()))
 }
 
+/// Whether the server says so.
+pub async fn is_ready(nodes: &Api<k8s_openapi::api::core::v1::Node>, name: &str) -> bool {
+    let node = nodes.get_opt(name).await.ok().flatten();
+    let conditions = node.and_then(|node| node.status?.conditions);
+    let is_ready = |it: &NodeCondition| it.type_ == "Ready" && it.status == "True";
+    conditions.iter().flatten().any(is_ready)
+}
+
+pub fn say_ready(name: &str, begun: Instant) {
+    say(&format!(
+        "node {name} is ready ({:.1} s)\n",
+        begun.elapsed().as_secs_f64()
+    ));
+}
+
 /// A line for each node that has become ready, until all have, or some are late.
 async fn tell_ready(admin: &Client, wishes: &[Wish], begun: Instant, ends: &CancellationToken) {
     let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(admin.clone());
@@ -384,14 +444,8 @@ async fn tell_ready(admin: &Client, wishes: &[Wish], begun: Instant, ends: &Canc
     while !waiting.is_empty() && begun.elapsed() < READY && !ends.is_cancelled() {
         let mut still = Vec::new();
         for name in waiting {
-            let node = nodes.get_opt(name).await.ok().flatten();
-            let conditions = node.and_then(|node| node.status?.conditions);
-            let is_ready = |it: &NodeCondition| it.type_ == "Ready" && it.status == "True";
-            if conditions.iter().flatten().any(is_ready) {
-                println!(
-                    "node {name} is ready ({:.1} s)",
-                    begun.elapsed().as_secs_f64()
-                );
+            if is_ready(&nodes, name).await {
+                say_ready(name, begun);
             } else {
                 still.push(name);
             }
