@@ -209,25 +209,6 @@ fn known_ca(dir: &Path, wanted: &str) -> Option<Vec<u8>> {
     (pin::hash_of_pem(&pem).ok()? == wanted).then_some(pem)
 }
 
-async fn tell_ready(node: &Node, begun: Instant, ends: &CancellationToken) {
-    let name = &node.record.name;
-    while begun.elapsed() < READY && !ends.is_cancelled() {
-        // there is none before the cluster has signed its certificate
-        if node.kubeconfig().exists()
-            && let Ok(client) = super::client(&node.kubeconfig()).await
-            && up::is_ready(&Api::all(client), name).await
-        {
-            return up::say_ready(name, begun);
-        }
-        sleep(LOOK).await;
-    }
-    if !ends.is_cancelled() {
-        let last = node.last_words().unwrap_or_default();
-        let limit = READY.as_secs();
-        tracing::warn!(node = name, "not ready within {limit} s\n{last}");
-    }
-}
-
 /// RFC 7468.
 fn pem(der: &[u8]) -> String {
     let text = serde_json::to_value(ByteString(der.to_vec()));
@@ -239,6 +220,24 @@ fn pem(der: &[u8]) -> String {
         pem.push('\n');
     }
     pem + "-----END CERTIFICATE-----\n"
+}
+
+async fn tell_ready(node: &Node, begun: Instant, ends: &CancellationToken) {
+    let name = &node.record.name;
+    while !ends.is_cancelled() {
+        let why = match super::client(&node.kubeconfig()).await {
+            Ok(client) => up::not_ready(&Api::all(client), name).await,
+            Err(_) if !node.kubeconfig().exists() => {
+                Some("the cluster has not signed its certificate".to_owned())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        match why {
+            None => return up::say_ready(name, begun),
+            Some(why) if begun.elapsed() > READY => return up::tell_late(name, &why),
+            Some(_) => sleep(LOOK).await,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use berth_controllers::{Callers, Options, Selection};
 use berth_kubelet::NodeFacts;
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
-use k8s_openapi::api::core::v1::NodeCondition;
+use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::{Api, Client, config::Kubeconfig};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -284,16 +284,22 @@ impl Up {
             result = self
                 .begin_nodes(endpoint, &kubeconfig, &admin, &mut programs, ends)
                 .await;
-            if result.is_ok() {
-                tell_ready(&admin, &self.wishes(endpoint), begun, ends).await;
-            }
         }
         if result.is_ok() {
+            let wishes = match self.server {
+                true => Vec::new(),
+                false => self.wishes(endpoint),
+            };
+            let tells = async {
+                tell_ready(&admin, &wishes, begun, ends).await;
+                std::future::pending::<()>().await;
+            };
             // whichever ends by itself ends all
             tokio::select! {
                 () = ends.cancelled() => {}
                 Some(ended) = parts.join_next() => result = joined(ended),
                 Some(ended) = programs.join_next() => result = joined(ended),
+                () = tells => {}
             }
         }
         for (tasks, token) in [(&mut programs, ends), (&mut parts, &serves)] {
@@ -422,12 +428,30 @@ pub fn cluster_of(kubeconfig: &Path) -> Result<Value, Error> {
     serde_json::to_value(cluster).map_err(|error| unusable(error.to_string()))
 }
 
-/// Whether the server says so.
-pub async fn is_ready(nodes: &Api<k8s_openapi::api::core::v1::Node>, name: &str) -> bool {
-    let node = nodes.get_opt(name).await.ok().flatten();
-    let conditions = node.and_then(|node| node.status?.conditions);
-    let is_ready = |it: &NodeCondition| it.type_ == "Ready" && it.status == "True";
-    conditions.iter().flatten().any(is_ready)
+/// Why a node is not ready, as the server has it; none: it is.
+pub async fn not_ready(nodes: &Api<ApiNode>, name: &str) -> Option<String> {
+    let node = match nodes.get_opt(name).await {
+        Ok(Some(node)) => node,
+        Ok(None) => return Some("its kubelet has not registered it".into()),
+        Err(error) => return Some(super::reasons(&error)),
+    };
+    let conditions = node.status.and_then(|status| status.conditions);
+    let mut conditions = conditions.into_iter().flatten();
+    match conditions.find(|it| it.type_ == "Ready") {
+        Some(ready) if ready.status == "True" => None,
+        Some(ready) => Some(ready.message.unwrap_or_default()),
+        None => Some("its kubelet has not told how it is".into()),
+    }
+}
+
+/// Also where the reason is not in the log of its kubelet, as of a network that is not ready.
+pub fn tell_late(name: &str, why: &str) {
+    tracing::warn!(
+        node = name,
+        why,
+        "not ready within {} s; its kubelet.log may say more",
+        READY.as_secs()
+    );
 }
 
 pub fn say_ready(name: &str, begun: Instant) {
@@ -439,27 +463,20 @@ pub fn say_ready(name: &str, begun: Instant) {
 
 /// A line for each node that has become ready, until all have, or some are late.
 async fn tell_ready(admin: &Client, wishes: &[Wish], begun: Instant, ends: &CancellationToken) {
-    let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(admin.clone());
+    let nodes = Api::<ApiNode>::all(admin.clone());
     let mut waiting: Vec<&str> = wishes.iter().map(|wish| wish.name.as_str()).collect();
-    while !waiting.is_empty() && begun.elapsed() < READY && !ends.is_cancelled() {
+    while !waiting.is_empty() && !ends.is_cancelled() {
+        let is_late = begun.elapsed() > READY;
         let mut still = Vec::new();
         for name in waiting {
-            if is_ready(&nodes, name).await {
-                say_ready(name, begun);
-            } else {
-                still.push(name);
+            match not_ready(&nodes, name).await {
+                None => say_ready(name, begun),
+                Some(why) if is_late => tell_late(name, &why),
+                Some(_) => still.push(name),
             }
         }
         waiting = still;
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    if !waiting.is_empty() && !ends.is_cancelled() {
-        let names = waiting.join(", ");
-        tracing::warn!(
-            nodes = names,
-            "not ready within {} s; their kubelets' logs say why",
-            READY.as_secs()
-        );
     }
 }
 

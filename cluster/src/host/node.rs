@@ -318,11 +318,6 @@ impl Node {
         self.dir.join(KUBECONFIG)
     }
 
-    /// The end of its kubelet's log.
-    pub fn last_words(&self) -> Result<String, Error> {
-        Ok(self.kubelet_program()?.last_words())
-    }
-
     /// Starts what it takes, in `tasks`; the runtime answers then. `ends` ends it, and no pod; what it comes before is not begun.
     ///
     /// # Errors
