@@ -151,8 +151,8 @@ fn a_token_that_the_cluster_does_not_take_is_told_and_nothing_is_made() -> Resul
     let made = berth(&["token", "create", "--kubeconfig", &kubeconfig])?.output()?;
     ensure!(made.status.success(), "{made:?}");
     let line = String::from_utf8(made.stdout)?;
-    let token = line.split_whitespace().skip_while(|it| *it != "--token");
-    let token = token.skip(1).next().context("no token")?;
+    let mut token = line.split_whitespace().skip_while(|it| *it != "--token");
+    let token = token.nth(1).context("no token")?;
     let id = token.split('.').next().unwrap_or_default();
     let secret = format!("bootstrap-token-{id}");
     server.kubectl(&["-n", "kube-system", "delete", "secret", &secret])?;
