@@ -47,11 +47,23 @@ async fn nobody(kubeconfig: &Path) -> Result<Client, Error> {
 }
 
 async fn client_of(kubeconfig: &Path, change: impl FnOnce(&mut Config)) -> Result<Client, Error> {
+    let what = format!("cannot use the kubeconfig {}", kubeconfig.display());
+    let read = Kubeconfig::read_from(kubeconfig).map_err(|error| Error::Invalid {
+        what: what.clone(),
+        why: reasons(&error),
+    })?;
+    client_by(read, what, change).await
+}
+
+async fn client_by(
+    read: Kubeconfig,
+    what: String,
+    change: impl FnOnce(&mut Config),
+) -> Result<Client, Error> {
     let failed = |why: String| Error::Invalid {
-        what: format!("cannot use the kubeconfig {}", kubeconfig.display()),
+        what: what.clone(),
         why,
     };
-    let read = Kubeconfig::read_from(kubeconfig).map_err(|error| failed(error.to_string()))?;
     let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
         .await
         .map_err(|error| failed(error.to_string()))?;
@@ -60,6 +72,20 @@ async fn client_of(kubeconfig: &Path, change: impl FnOnce(&mut Config)) -> Resul
     config.headers.push((header::USER_AGENT, agent));
     change(&mut config);
     Client::try_from(config).map_err(|error| failed(error.to_string()))
+}
+
+/// What an error says, with what its causes say that it does not: "client error (Connect)" alone is no reason.
+fn reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Cancelled by SIGTERM or SIGINT.
@@ -95,4 +121,28 @@ fn log_from(level: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("client error (Connect)")]
+    struct Connect(#[source] io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("ServiceError: {0}")]
+    struct Service(#[source] Connect);
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_nothing_twice() {
+        let refused = io::Error::other("connection refused");
+        assert_eq!(
+            reasons(&Service(Connect(refused))),
+            "ServiceError: client error (Connect): connection refused"
+        );
+    }
 }

@@ -17,6 +17,7 @@ mod nodes;
 mod policies;
 mod restarts;
 mod scheduler;
+mod starting;
 mod stock;
 mod transcripts;
 mod trouble;

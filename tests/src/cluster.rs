@@ -82,16 +82,27 @@ impl Server {
 
     /// With further arguments of `berth up`.
     pub fn start_with(store: &str, arguments: &[&str]) -> Result<Self> {
-        let mut server = Self {
+        let mut server = Self::new(store, arguments)?;
+        server.start_again()?;
+        Ok(server)
+    }
+
+    /// … that listens at `listen`: its client asks it at the loopback.
+    pub fn start_listening(store: &str, listen: &str) -> Result<Self> {
+        let mut server = Self::new(store, &[])?;
+        server.start_at(listen)?;
+        Ok(server)
+    }
+
+    fn new(store: &str, arguments: &[&str]) -> Result<Self> {
+        Ok(Self {
             child: None,
             dir: tempfile::tempdir()?,
             store: store.to_owned(),
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             address: String::new(),
             started_in: Duration::ZERO,
-        };
-        server.start_again()?;
-        Ok(server)
+        })
     }
 
     pub fn start_again(&mut self) -> Result<()> {

@@ -1,7 +1,12 @@
 //! The cluster itself: its nodes, how it ends and comes again.
 
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
 use anyhow::{Context, Result, ensure};
-use berth_tests::nodes::Nodes;
+use berth_tests::{daemon::bin_dir, nodes::Nodes};
 use serde_json::Value;
 
 fn running(pods: &Value) -> usize {
@@ -64,6 +69,51 @@ fn pods_of_three_nodes_reach_each_other_and_kubectl_reaches_them() -> Result<()>
             })?;
             ensure!(said.trim() == "serves", "{said}");
         }
+        Ok(())
+    })
+}
+
+/// Its nodes would have the first one's names, addresses and runtimes, and its end would be theirs.
+#[test]
+fn a_second_cluster_of_nodes_is_refused_and_its_end_takes_nothing_of_the_first() -> Result<()> {
+    Nodes::test(1, |nodes| {
+        nodes.apply(
+            &PODS
+                .replace("NAME", "stays")
+                .replace("NODE", &nodes.node(1)),
+        )?;
+        let is_running = |pod: &Value| pod["status"]["phase"] == "Running";
+        nodes.until(&["pod/stays"], "it runs", is_running)?;
+        let prefix = nodes.node(1);
+        let prefix = prefix.trim_end_matches("-1");
+        let other = nodes.dir.join("other").display().to_string();
+        let berth = bin_dir()?.join("berth");
+        let log = nodes.dir.join("other.log");
+        let mut second = Command::new(&berth)
+            .args(["up", "--nodes", "1", "--listen", "10.240.0.1:0"])
+            .args(["--node-name", prefix, "--data", &other])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?)
+            .spawn()?;
+        let status = nodes.eventually("it is refused", || Ok(second.try_wait()?));
+        let _ = second.kill();
+        let _ = second.wait();
+        let said = fs::read_to_string(&log)?;
+        ensure!(!status?.success(), "{said}");
+        let hint = format!("berth down --data {}", nodes.dir.join("data").display());
+        ensure!(said.contains(&hint), "{said}");
+        let down = Command::new(&berth)
+            .args(["down", "--data", &other])
+            .output()?;
+        ensure!(down.status.success(), "{down:?}");
+        let said = nodes.eventually("it is reached", || {
+            let said = nodes
+                .kubectl
+                .kubectl(&["exec", "stays", "--", "cat", "/tmp/index.html"])?;
+            Ok(Some(said))
+        })?;
+        ensure!(said.trim() == "from stays", "{said}");
         Ok(())
     })
 }

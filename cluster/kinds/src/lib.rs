@@ -26,6 +26,7 @@ pub use columns::{SCALE as SCALE_COLUMNS, human_duration};
 pub use cron::{Calendar, Schedule};
 pub use kind::{Cell, Column, Invalid, Kind, Reason, Subresource};
 pub use list::{all, by_kind, by_plural};
+pub use name::dns_subdomain;
 pub use neediest::{Amount, Runs, neediest};
 pub use quantity::Quantity;
 pub use quota::COUNTED;

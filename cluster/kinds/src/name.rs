@@ -36,7 +36,8 @@ pub(crate) fn dns_label(text: &str) -> Vec<String> {
     wrong
 }
 
-pub(crate) fn dns_subdomain(text: &str) -> Vec<String> {
+/// Of most names of objects: nodes, too.
+pub fn dns_subdomain(text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if text.len() > SUBDOMAIN {
         wrong.push(too_long(SUBDOMAIN));

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 
-use super::up::{DATA, NODES, PROGRAM};
+use super::up::{self, DATA, NODES, PROGRAM};
 use crate::{
     error::Error,
     host::{failed, file, network, node, program::Program},
@@ -35,10 +35,13 @@ impl Down {
         }
         Program::this(PROGRAM, &self.data).end_within(END).await;
         let nodes = node::known(&self.data.join(NODES));
+        if node::has_numbered(&self.data.join(NODES)) {
+            up::claim_network(&self.data)?;
+        }
         let mut first = None;
         for (dir, record) in &nodes {
             match node::take_away(dir, record).await {
-                Ok(()) => println!("node {} is away", record.name),
+                Ok(()) => up::say(&format!("node {} is away\n", record.name)),
                 Err(error) => {
                     eprintln!("berth: node {} is not wholly away: {error}", record.name);
                     first.get_or_insert(error);
@@ -48,8 +51,10 @@ impl Down {
         if let Some(error) = first {
             return Err(error);
         }
-        if nodes.iter().any(|(_, record)| record.number.is_some()) {
+        // also of a `berth up` that came no further than the bridge
+        if network::is_of(&self.data) {
             network::remove_bridge().await;
+            network::release();
         }
         if self.purge {
             fs::remove_dir_all(&self.data).map_err(file("remove", &self.data))?;

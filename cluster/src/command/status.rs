@@ -1,6 +1,10 @@
 //! `berth status`: how the cluster on this machine is.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -8,7 +12,7 @@ use kube::{Api, Client, api::ListParams};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::up::{DATA, NODES, PROGRAM};
+use super::up::{DATA, NODES, PROGRAM, cluster_of};
 use crate::{
     error::Error,
     host::{failed, node, program::Program},
@@ -36,6 +40,8 @@ pub struct Status {
 struct Cluster {
     /// Whether `berth up` runs on this machine.
     runs: bool,
+    /// Where the API is; none: nobody here knows.
+    server: Option<String>,
     /// Why the server's answer is missing; none: it has answered.
     trouble: Option<String>,
     nodes: Vec<OneNode>,
@@ -62,16 +68,22 @@ impl Status {
             .into_iter()
             .map(|(_, record)| record.name)
             .collect();
-        let asked = match super::client(&kubeconfig).await {
-            Ok(client) => nodes(client, &here).await,
+        let asked = match self.knows(&kubeconfig, &here) {
+            Ok(()) => match super::client(&kubeconfig).await {
+                Ok(client) => nodes(client, &here).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
+        let server = cluster_of(&kubeconfig).ok();
+        let server = server.and_then(|it| it["server"].as_str().map(str::to_owned));
         let (nodes, trouble) = match asked {
             Ok(nodes) => (nodes, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         let cluster = Cluster {
             runs: Program::this(PROGRAM, &self.data).runs(),
+            server,
             trouble,
             nodes,
         };
@@ -88,14 +100,40 @@ impl Status {
     }
 }
 
+impl Status {
+    /// Whether there is somebody to ask.
+    fn knows(&self, kubeconfig: &Path, here: &[String]) -> Result<(), Error> {
+        if kubeconfig.exists() {
+            return Ok(());
+        }
+        let what = format!("there is no {}", kubeconfig.display());
+        let why = match here {
+            [] => "`berth up` makes a cluster; --data names the directory of one elsewhere".into(),
+            here => format!(
+                "this machine is {} of a cluster that is kept elsewhere; --kubeconfig names one by which it may be asked",
+                here.join(", ")
+            ),
+        };
+        Err(failed(what, why))
+    }
+}
+
 impl Cluster {
     fn in_words(&self) -> String {
-        let mut text = match &self.trouble {
-            None => "the API server answers\n".to_owned(),
-            Some(why) => format!("the API server does not answer: {why}\n"),
+        let server = self.server.as_deref();
+        let mut text = match (&self.trouble, server) {
+            (None, server) => format!(
+                "the API server answers{}\n",
+                server.map(|it| format!(" at {it}")).unwrap_or_default()
+            ),
+            (Some(why), Some(server)) => {
+                format!("the API server does not answer at {server}: {why}\n")
+            }
+            (Some(why), None) => format!("{why}\n"),
         };
-        if !self.runs {
-            text += "`berth up` does not run on this machine with this directory\n";
+        if !self.runs && server.is_some() {
+            text +=
+                "neither `berth up` nor `berth join` runs on this machine with this directory\n";
         }
         let mut table = Table::new(&["NODE", "STATUS", "HERE", "PODS", "RUNNING"]);
         for node in &self.nodes {
@@ -122,11 +160,11 @@ async fn nodes(client: Client, here: &[String]) -> Result<Vec<OneNode>, Error> {
         .await
         .map_err(|_| {
             failed(
-                "the API server",
+                "list nodes and pods",
                 format!("no answer within {} s", CALL.as_secs()),
             )
         })?
-        .map_err(|error| failed("the API server", error))?;
+        .map_err(|error| failed("list nodes and pods", super::reasons(&error)))?;
     let of = |name: &str| {
         let name = name.to_owned();
         pods.items.iter().filter(move |pod| {
@@ -170,4 +208,33 @@ async fn nodes(client: Client, here: &[String]) -> Result<Vec<OneNode>, Error> {
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_told_with_where_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("admin.kubeconfig");
+        let status = Status {
+            data: dir.path().to_owned(),
+            kubeconfig: None,
+        };
+        let nowhere = status.knows(&kubeconfig, &[]).unwrap_err().to_string();
+        assert!(nowhere.contains("`berth up` makes"), "{nowhere}");
+        let joined = status.knows(&kubeconfig, &["n1".into()]).unwrap_err();
+        let joined = joined.to_string();
+        assert!(joined.contains("n1 of a cluster"), "{joined}");
+        let cluster = |server: Option<&str>, trouble: Option<&str>| Cluster {
+            runs: false,
+            server: server.map(str::to_owned),
+            trouble: trouble.map(str::to_owned),
+            nodes: Vec::new(),
+        };
+        let away = cluster(Some("https://a:1"), Some("connection refused")).in_words();
+        assert!(away.starts_with("the API server does not answer at https://a:1: connection"));
+        assert_eq!(cluster(None, Some(&nowhere)).in_words(), nowhere + "\n");
+    }
 }

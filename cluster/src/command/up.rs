@@ -12,9 +12,10 @@ use std::{
 use berth_apiserver::{Config, Server};
 use berth_auth::{AUTHENTICATED, MASTERS, User};
 use berth_controllers::{Callers, Options, Selection};
+use berth_kubelet::NodeFacts;
 use berth_store::{Embedded, Etcd, Memory, Store};
 use clap::{Args, ValueEnum};
-use k8s_openapi::api::core::v1::NodeCondition;
+use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::{Api, Client, config::Kubeconfig};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -33,6 +34,7 @@ use crate::{
         token,
     },
     node::Address,
+    output::text_out,
 };
 
 pub const DATA: &str = "/var/lib/berth/cluster";
@@ -43,7 +45,7 @@ pub const PROGRAM: &str = "up";
 /// How long its own nodes may take to join.
 const OWN_TOKEN: Duration = Duration::from_secs(3600);
 /// After so long it is told that nodes are not ready.
-const READY: Duration = Duration::from_secs(60);
+pub const READY: Duration = Duration::from_secs(60);
 
 /// Run a cluster: its API server, its controllers, its scheduler, and this machine as its node
 ///
@@ -218,31 +220,21 @@ impl Up {
         let kubeconfig = self.kubeconfig.clone();
         let kubeconfig = kubeconfig.unwrap_or_else(|| self.data.join("admin.kubeconfig"));
         let mut listen = self.listen;
+        if !self.server {
+            self.wishes(endpoint).iter().try_for_each(Wish::check)?;
+        }
         if self.nodes.is_some() {
+            claim_network(&self.data)?;
             network::make_bridge().await?;
             listen.set_ip(network::HOST.into());
         }
-        let of_server = |why: String| failed("the API server", why);
-        let store = open(&self.store, &self.data)
-            .await
-            .map_err(|error| of_server(error.to_string()))?;
-        let server = Server::start(Config {
-            data: self.data.clone(),
-            listen,
-            kubeconfig: kubeconfig.clone(),
-            store,
-            services: (self.service_cidr.0, self.service_cidr.1),
-            etcd_listen: self.etcd_listen,
-            names: self.names.clone(),
-            // Without a controller nobody would take the taint away.
-            taints_new_nodes: !self.api_only
-                || self
-                    .enable_admission_plugins
-                    .contains(&Plugin::TaintNodesByCondition),
-        })
-        .await
-        .map_err(|error| of_server(error.to_string()))?;
-        println!("https://{}", server.address());
+        let starts = self.start_server(listen, &kubeconfig);
+        let server = tokio::select! {
+            server = starts => server?,
+            // it may wait for an etcd
+            () = ends.cancelled() => return Ok(()),
+        };
+        say(&format!("https://{}\n", server.address()));
         tracing::info!(address = %server.address(), kubeconfig = %kubeconfig.display(), "the API server serves");
         let as_user = |name: &str, group: &str| User {
             username: name.into(),
@@ -292,16 +284,22 @@ impl Up {
             result = self
                 .begin_nodes(endpoint, &kubeconfig, &admin, &mut programs, ends)
                 .await;
-            if result.is_ok() {
-                tell_ready(&admin, &self.wishes(endpoint), begun, ends).await;
-            }
         }
         if result.is_ok() {
+            let wishes = match self.server {
+                true => Vec::new(),
+                false => self.wishes(endpoint),
+            };
+            let tells = async {
+                tell_ready(&admin, &wishes, begun, ends).await;
+                std::future::pending::<()>().await;
+            };
             // whichever ends by itself ends all
             tokio::select! {
                 () = ends.cancelled() => {}
                 Some(ended) = parts.join_next() => result = joined(ended),
                 Some(ended) = programs.join_next() => result = joined(ended),
+                () = tells => {}
             }
         }
         for (tasks, token) in [(&mut programs, ends), (&mut parts, &serves)] {
@@ -311,6 +309,42 @@ impl Up {
             }
         }
         result
+    }
+
+    async fn start_server(&self, listen: SocketAddr, kubeconfig: &Path) -> Result<Server, Error> {
+        let of_server = |why: String| failed("the API server", why);
+        let store = open(&self.store, &self.data)
+            .await
+            .map_err(|error| of_server(error.to_string()))?;
+        Server::start(Config {
+            data: self.data.clone(),
+            listen,
+            kubeconfig: kubeconfig.to_owned(),
+            store,
+            services: (self.service_cidr.0, self.service_cidr.1),
+            etcd_listen: self.etcd_listen,
+            names: self.server_names(listen),
+            // Without a controller nobody would take the taint away.
+            taints_new_nodes: !self.api_only
+                || self
+                    .enable_admission_plugins
+                    .contains(&Plugin::TaintNodesByCondition),
+        })
+        .await
+        .map_err(|error| of_server(error.to_string()))
+    }
+
+    /// For its certificate, beside where it listens: of one that listens everywhere those by which other machines know this one, too.
+    fn server_names(&self, listen: SocketAddr) -> Vec<String> {
+        let mut names = self.names.clone();
+        if listen.ip().is_unspecified() {
+            let machine = NodeFacts::of_this_machine();
+            if berth_kinds::dns_subdomain(&machine.name).is_empty() {
+                names.push(machine.name);
+            }
+            names.extend(machine.ips);
+        }
+        names
     }
 
     /// The server has made its keys by now.
@@ -356,10 +390,27 @@ impl Up {
             token: token.await?,
         };
         for wish in self.wishes(endpoint) {
+            if ends.is_cancelled() {
+                break;
+            }
             let node = Node::plan(&self.data.join(NODES), wish).await?;
             node.begin(&joins, tasks, ends).await?;
         }
         Ok(())
+    }
+}
+
+/// The network of nodes on one machine is this cluster's, if it can be.
+pub fn claim_network(data: &Path) -> Result<(), Error> {
+    network::claim(data, |other| {
+        node::has_numbered(&other.join(NODES)) || Program::this(PROGRAM, other).runs()
+    })
+}
+
+/// On standard output, where somebody reads it still: a cluster does not end for want of a reader.
+pub fn say(line: &str) {
+    if let Err(error) = text_out(line) {
+        tracing::debug!(%error, line, "not told");
     }
 }
 
@@ -377,35 +428,55 @@ pub fn cluster_of(kubeconfig: &Path) -> Result<Value, Error> {
     serde_json::to_value(cluster).map_err(|error| unusable(error.to_string()))
 }
 
+/// Why a node is not ready, as the server has it; none: it is.
+pub async fn not_ready(nodes: &Api<ApiNode>, name: &str) -> Option<String> {
+    let node = match nodes.get_opt(name).await {
+        Ok(Some(node)) => node,
+        Ok(None) => return Some("its kubelet has not registered it".into()),
+        Err(error) => return Some(super::reasons(&error)),
+    };
+    let conditions = node.status.and_then(|status| status.conditions);
+    let mut conditions = conditions.into_iter().flatten();
+    match conditions.find(|it| it.type_ == "Ready") {
+        Some(ready) if ready.status == "True" => None,
+        Some(ready) => Some(ready.message.unwrap_or_default()),
+        None => Some("its kubelet has not told how it is".into()),
+    }
+}
+
+/// Also where the reason is not in the log of its kubelet, as of a network that is not ready.
+pub fn tell_late(name: &str, why: &str) {
+    tracing::warn!(
+        node = name,
+        why,
+        "not ready within {} s; its kubelet.log may say more",
+        READY.as_secs()
+    );
+}
+
+pub fn say_ready(name: &str, begun: Instant) {
+    say(&format!(
+        "node {name} is ready ({:.1} s)\n",
+        begun.elapsed().as_secs_f64()
+    ));
+}
+
 /// A line for each node that has become ready, until all have, or some are late.
 async fn tell_ready(admin: &Client, wishes: &[Wish], begun: Instant, ends: &CancellationToken) {
-    let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(admin.clone());
+    let nodes = Api::<ApiNode>::all(admin.clone());
     let mut waiting: Vec<&str> = wishes.iter().map(|wish| wish.name.as_str()).collect();
-    while !waiting.is_empty() && begun.elapsed() < READY && !ends.is_cancelled() {
+    while !waiting.is_empty() && !ends.is_cancelled() {
+        let is_late = begun.elapsed() > READY;
         let mut still = Vec::new();
         for name in waiting {
-            let node = nodes.get_opt(name).await.ok().flatten();
-            let conditions = node.and_then(|node| node.status?.conditions);
-            let is_ready = |it: &NodeCondition| it.type_ == "Ready" && it.status == "True";
-            if conditions.iter().flatten().any(is_ready) {
-                println!(
-                    "node {name} is ready ({:.1} s)",
-                    begun.elapsed().as_secs_f64()
-                );
-            } else {
-                still.push(name);
+            match not_ready(&nodes, name).await {
+                None => say_ready(name, begun),
+                Some(why) if is_late => tell_late(name, &why),
+                Some(_) => still.push(name),
             }
         }
         waiting = still;
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    if !waiting.is_empty() && !ends.is_cancelled() {
-        let names = waiting.join(", ");
-        tracing::warn!(
-            nodes = names,
-            "not ready within {} s; their kubelets' logs say why",
-            READY.as_secs()
-        );
     }
 }
 

@@ -5,14 +5,25 @@
 //!                                         └─ node-2 10.240.0.12, pods 10.244.2.0/24
 //! ```
 //!
-//! It is for trying things out, and by ip(8), which must be installed.
+//! It is for trying things out, and by ip(8), which must be installed. Names and addresses are the same for every cluster, so a machine has one such network: whose it is,
+//! is written down in [`OWNER`].
 
-use std::{net::Ipv4Addr, path::Path, path::PathBuf, process::Stdio};
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::failed;
+use super::{failed, file, make_dir};
 use crate::error::Error;
+
+/// What the nodes' runtimes have in `/run`.
+pub const STATE: &str = "/run/berth-nodes";
+/// The directory of the cluster that has the network.
+const OWNER: &str = "/run/berth-nodes/cluster";
 
 const BRIDGE: &str = "berth-nodes";
 /// Of the bridge: where nodes find the API server.
@@ -37,6 +48,68 @@ pub fn namespace(node: &str) -> PathBuf {
 
 fn link(number: u8) -> String {
     format!("berth-n{number}")
+}
+
+/// The network becomes that of the cluster with the directory `data`, if it is no other's. `has_nodes` says of another's directory whether nodes are there still.
+///
+/// # Errors
+/// Another cluster has it, or nothing can be written in `/run`.
+pub fn claim(data: &Path, has_nodes: impl Fn(&Path) -> bool) -> Result<(), Error> {
+    claim_at(Path::new(OWNER), data, has_nodes)
+}
+
+fn claim_at(owner: &Path, data: &Path, has_nodes: impl Fn(&Path) -> bool) -> Result<(), Error> {
+    let data = fs::canonicalize(data).map_err(file("find", data))?;
+    if let Some(dir) = owner.parent() {
+        make_dir(dir)?;
+    }
+    // of two who come at once one is the first: a link is made or is there
+    let own = owner.with_extension(std::process::id().to_string());
+    fs::write(&own, data.display().to_string()).map_err(file("write", &own))?;
+    let claimed = loop {
+        match fs::hard_link(&own, owner) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            linked => break linked.map_err(file("write", owner)),
+        }
+        let Some(other) = owner_of(owner) else {
+            continue;
+        };
+        if other == data {
+            break Ok(());
+        }
+        if has_nodes(&other) {
+            break Err(failed(
+                format!("cannot make the network of the nodes of {}", data.display()),
+                format!(
+                    "a machine has one, and here it is that of the cluster in {0}: `berth down --data {0}` ends it",
+                    other.display()
+                ),
+            ));
+        }
+        // it was taken away without `berth down`
+        if let Err(error) = fs::remove_file(owner)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            break Err(file("remove", owner)(error));
+        }
+    };
+    let _ = fs::remove_file(own);
+    claimed
+}
+
+fn owner_of(owner: &Path) -> Option<PathBuf> {
+    fs::read_to_string(owner).ok().map(PathBuf::from)
+}
+
+/// Whether the network is that of the cluster with the directory `data`.
+pub fn is_of(data: &Path) -> bool {
+    let data = fs::canonicalize(data).ok();
+    data.is_some() && owner_of(Path::new(OWNER)) == data
+}
+
+/// It is nobody's any more.
+pub fn release() {
+    let _ = fs::remove_file(OWNER);
 }
 
 /// Lines of `ip -batch`, of which the first that fails is the last.
@@ -139,4 +212,33 @@ pub async fn remove(node: &str, number: u8) {
 
 pub async fn remove_bridge() {
     let _ = ip("remove", None, &[format!("link delete {BRIDGE}")]).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_the_nodes_of_one_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = dir.path().join("run/cluster");
+        let [one, other] = ["one", "other"].map(|name| dir.path().join(name));
+        for data in [&one, &other] {
+            fs::create_dir(data).unwrap();
+        }
+        claim_at(&owner, &one, |_| true).unwrap();
+        // the same cluster, up again
+        claim_at(&owner, &one, |_| true).unwrap();
+        let said = claim_at(&owner, &other, |_| true).unwrap_err().to_string();
+        let hint = format!(
+            "`berth down --data {}`",
+            fs::canonicalize(&one).unwrap().display()
+        );
+        assert!(said.contains(&hint), "{said}");
+        assert_eq!(owner_of(&owner).unwrap(), fs::canonicalize(&one).unwrap());
+        // somebody has removed its directory
+        claim_at(&owner, &other, |_| false).unwrap();
+        assert_eq!(owner_of(&owner).unwrap(), fs::canonicalize(&other).unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("run")).unwrap().count(), 1);
+    }
 }

@@ -32,6 +32,8 @@ const STANDARD_STATE: &str = "/run/berth";
 const STANDARD_ROOT: &str = "/var/lib/berth";
 const RECORD: &str = "node.json";
 const RUNTIME_CONFIG: &str = "berthd.toml";
+pub const BOOTSTRAP: &str = "bootstrap.kubeconfig";
+pub const KUBECONFIG: &str = "kubelet.kubeconfig";
 
 /// What is known of a node on disk: enough to take it away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +95,10 @@ impl Record {
         }))
     }
 
-    async fn wait_runtime(&self, program: &Program) -> Result<(), Error> {
+    /// Until it answers, or `ends`.
+    async fn wait_runtime(&self, program: &Program, ends: &CancellationToken) -> Result<(), Error> {
         let until = Instant::now() + ANSWERS;
-        while !answers(&self.address()).await {
+        while !answers(&self.address()).await && !ends.is_cancelled() {
             if Instant::now() > until {
                 let limit = ANSWERS.as_secs();
                 let what = format!(
@@ -131,6 +134,22 @@ pub struct Wish {
     pub kubelet: Vec<String>,
 }
 
+impl Wish {
+    /// Before anything is made of it.
+    ///
+    /// # Errors
+    /// No node can have its name.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = berth_kinds::dns_subdomain(&self.name);
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let what = format!("no node can have the name {:?}", self.name);
+        let why = wrong.join("; ");
+        Err(failed(what, format!("{why}; --node-name gives it another")))
+    }
+}
+
 /// The cluster that it joins.
 #[derive(Debug, Clone)]
 pub struct Joins {
@@ -138,6 +157,18 @@ pub struct Joins {
     pub cluster: Value,
     /// A bootstrap token.
     pub token: String,
+}
+
+impl Joins {
+    /// By which the node asks for its certificate.
+    pub fn kubeconfig(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "default",
+            "clusters": [{"name": "default", "cluster": self.cluster}],
+            "users": [{"name": "default", "user": {"token": self.token}}],
+            "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -170,14 +201,15 @@ impl Node {
     /// Written down in `nodes`, and nothing made yet.
     ///
     /// # Errors
-    /// The record can't be written.
+    /// No node can have its name; the record can't be written.
     pub async fn plan(nodes: &Path, wish: Wish) -> Result<Self, Error> {
+        wish.check()?;
         let dir = nodes.join(&wish.name);
         make_dir(&dir)?;
         let before = record_of(&dir);
         let record = match wish.number {
             Some((number, _)) => {
-                let state = Path::new("/run/berth-nodes").join(&wish.name);
+                let state = Path::new(network::STATE).join(&wish.name);
                 Record {
                     name: wish.name.clone(),
                     socket: state.join("berth.sock"),
@@ -257,8 +289,8 @@ impl Node {
         ));
         command.push("kubelet".into());
         command.extend(flag("--node-name", self.record.name.clone()));
-        command.extend(flag("--kubeconfig", path("kubelet.kubeconfig")));
-        command.extend(flag("--bootstrap-kubeconfig", path("bootstrap.kubeconfig")));
+        command.extend(flag("--kubeconfig", path(KUBECONFIG)));
+        command.extend(flag("--bootstrap-kubeconfig", path(BOOTSTRAP)));
         command.extend(flag("--kubelet-dir", path("kubelet")));
         command.extend(flag("--logs-dir", path("logs")));
         command.extend(flag("--cgroup-root", self.record.cgroup_root.clone()));
@@ -277,19 +309,16 @@ impl Node {
 
     fn write_bootstrap(&self, joins: &Joins) -> Result<(), Error> {
         // JSON is YAML
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "default",
-            "clusters": [{"name": "default", "cluster": joins.cluster}],
-            "users": [{"name": "default", "user": {"token": joins.token}}],
-            "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
-        });
-        write(
-            &self.dir.join("bootstrap.kubeconfig"),
-            config.to_string().as_bytes(),
-        )
+        let config = joins.kubeconfig().to_string();
+        write(&self.dir.join(BOOTSTRAP), config.as_bytes())
     }
 
-    /// Starts what it takes, in `tasks`; the runtime answers then. `ends` ends it, and no pod.
+    /// By which its kubelet is known, once the cluster knows it.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join(KUBECONFIG)
+    }
+
+    /// Starts what it takes, in `tasks`; the runtime answers then. `ends` ends it, and no pod; what it comes before is not begun.
     ///
     /// # Errors
     /// A program can't be started, or the runtime does not answer.
@@ -306,14 +335,28 @@ impl Node {
         self.write_bootstrap(joins)?;
         if let Some(program) = self.record.runtime_program(&self.dir)? {
             // one that was killed leaves its socket, at which nobody answers
-            program.end().await;
-            tasks.spawn(program.clone().keep(ends.clone()));
-            self.record.wait_runtime(&program).await?;
+            keep(&program, tasks, ends).await?;
+            self.record.wait_runtime(&program, ends).await?;
         }
-        let kubelet = self.kubelet_program()?;
-        tasks.spawn(kubelet.keep(ends.clone()));
-        Ok(())
+        if ends.is_cancelled() {
+            return Ok(());
+        }
+        keep(&self.kubelet_program()?, tasks, ends).await
     }
+}
+
+async fn keep(
+    program: &Program,
+    tasks: &mut JoinSet<Result<(), Error>>,
+    ends: &CancellationToken,
+) -> Result<(), Error> {
+    let child = program.start().await?;
+    let kept = program.clone().keep(child, ends.clone());
+    tasks.spawn(async {
+        kept.await;
+        Ok(())
+    });
+    Ok(())
 }
 
 fn record_of(dir: &Path) -> Option<Record> {
@@ -328,6 +371,13 @@ pub fn known(nodes: &Path) -> Vec<(PathBuf, Record)> {
         .collect();
     known.sort_by(|(_, one), (_, other)| one.name.cmp(&other.name));
     known
+}
+
+/// Whether `nodes` are written down of which each has a network of its own.
+pub fn has_numbered(nodes: &Path) -> bool {
+    known(nodes)
+        .iter()
+        .any(|(_, record)| record.number.is_some())
 }
 
 fn own_runtime(socket: &Path, dir: &Path) -> Result<OwnRuntime, Error> {
@@ -382,8 +432,8 @@ pub async fn take_away(dir: &Path, record: &Record) -> Result<(), Error> {
             network::make_bridge().await?;
             network::make(&record.name, number, number).await?;
         }
-        tasks.spawn(program.clone().keep(ends.clone()));
-        record.wait_runtime(program).await?;
+        keep(program, &mut tasks, &ends).await?;
+        record.wait_runtime(program, &ends).await?;
     }
     remove_pods(dir, record).await?;
     ends.cancel();

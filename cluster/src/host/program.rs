@@ -206,7 +206,13 @@ impl Program {
             .spawn()
             .map_err(|error| {
                 let program = self.command[0].display();
-                failed(format!("cannot start {program}"), error)
+                let hint = match error.kind() {
+                    io::ErrorKind::NotFound => {
+                        "; it is looked for beside this program, and then on PATH"
+                    }
+                    _ => "",
+                };
+                failed(format!("cannot start {program}"), format!("{error}{hint}"))
             })?;
         if let Some(one) = child.id().and_then(|pid| Identity::of(pid.cast_signed())) {
             self.write_pid(one)?;
@@ -223,13 +229,17 @@ impl Program {
         format!("{}\n(of {})", lines.join("\n"), self.log().display())
     }
 
-    /// Keeps it running until `ends`; then it is ended, which its pods outlive. What runs already is ended first and started as it should be now.
+    /// Starts it; what runs already is ended first, so that it runs as it should now.
     ///
     /// # Errors
-    /// It could not be started the first time.
-    pub async fn keep(self, ends: CancellationToken) -> Result<(), Error> {
+    /// There is no such program, or its log can't be written.
+    pub async fn start(&self) -> Result<Child, Error> {
         self.end().await;
-        let mut child = self.spawn()?;
+        self.spawn()
+    }
+
+    /// Keeps what was started running until `ends`; then it is ended, which its pods outlive.
+    pub async fn keep(self, mut child: Child, ends: CancellationToken) {
         let (mut begun, mut wait) = (Instant::now(), AGAIN);
         let mut look = tokio::time::interval(LOOK_AT_LOG);
         loop {
@@ -241,10 +251,7 @@ impl Program {
                     }
                     continue;
                 }
-                () = ends.cancelled() => {
-                    self.stop(&mut child).await;
-                    return Ok(());
-                }
+                () = ends.cancelled() => return self.stop(&mut child).await,
             };
             if begun.elapsed() > A_WHILE {
                 wait = AGAIN;
@@ -254,7 +261,7 @@ impl Program {
             loop {
                 tokio::select! {
                     () = sleep(wait) => {}
-                    () = ends.cancelled() => return Ok(()),
+                    () = ends.cancelled() => return,
                 }
                 wait = (wait * 2).min(AGAIN_MOST);
                 match self.spawn() {
@@ -311,6 +318,11 @@ mod tests {
         }
     }
 
+    async fn kept(program: Program, ends: CancellationToken) {
+        let child = program.start().await.unwrap();
+        program.keep(child, ends).await;
+    }
+
     async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         for _ in 0..1000 {
             if holds() {
@@ -326,14 +338,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_is_not_there_is_told_at_once_with_where_it_was_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut program = program(dir.path(), "");
+        program.command = vec!["/nowhere/berthd".into()];
+        let said = program.start().await.unwrap_err().to_string();
+        assert!(
+            said.contains("/nowhere/berthd") && said.contains("PATH"),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
     async fn what_ends_is_started_again_until_nobody_wants_it() {
         let dir = tempfile::tempdir().unwrap();
         let program = program(dir.path(), "echo here; exit 3");
         let ends = CancellationToken::new();
-        let keeps = tokio::spawn(program.clone().keep(ends.clone()));
+        let keeps = tokio::spawn(kept(program.clone(), ends.clone()));
         until("three lives", || lines(&program) >= 3).await;
         ends.cancel();
-        keeps.await.unwrap().unwrap();
+        keeps.await.unwrap();
         assert!(program.last_words().contains("here"));
     }
 
@@ -341,14 +365,14 @@ mod tests {
     async fn who_is_killed_leaves_it_running_and_the_next_takes_it_over() {
         let dir = tempfile::tempdir().unwrap();
         let program = program(dir.path(), "echo here; exec sleep 1000");
-        let keeps = tokio::spawn(program.clone().keep(CancellationToken::new()));
+        let keeps = tokio::spawn(kept(program.clone(), CancellationToken::new()));
         until("it runs", || program.runs() && lines(&program) == 1).await;
         let first = Identity::read(&program.pid_file()).unwrap();
         keeps.abort();
         let _ = keeps.await;
         assert!(first.lives());
         let ends = CancellationToken::new();
-        let keeps = tokio::spawn(program.clone().keep(ends.clone()));
+        let keeps = tokio::spawn(kept(program.clone(), ends.clone()));
         until("another runs", || {
             program.runs() && Identity::read(&program.pid_file()) != Some(first)
         })
@@ -356,7 +380,7 @@ mod tests {
         assert!(!first.lives());
         let second = Identity::read(&program.pid_file()).unwrap();
         ends.cancel();
-        keeps.await.unwrap().unwrap();
+        keeps.await.unwrap();
         assert!(!second.lives() && !program.pid_file().exists());
     }
 

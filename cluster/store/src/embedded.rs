@@ -12,7 +12,7 @@ mod versions;
 mod writer;
 
 use std::{
-    fmt,
+    fmt, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -151,6 +151,12 @@ fn private_files() -> Result<(), Error> {
         .map_err(|e| broken("give the store's thread a umask of its own", e))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     Ok(())
+}
+
+/// Whether what is wrong is what the files hold, and not the machine at this time: no room, no right, too many open files.
+fn is_of_contents(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
 }
 
 fn broken(act: &'static str, why: impl fmt::Display) -> Error {

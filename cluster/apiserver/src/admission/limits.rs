@@ -184,15 +184,17 @@ fn minimum(
     errors: &mut Vec<String>,
 ) {
     let what = usage("minimum", name, kind, least);
+    // one reason is enough
     match request {
         None => errors.push(format!("{what}.  No request is specified")),
         Some(request) if request.nano < least.nano => {
             errors.push(format!("{what}, but request is {}", request.canonical()));
         }
-        Some(_) => {}
-    }
-    if let Some(limit) = limit.filter(|limit| limit.nano < least.nano) {
-        errors.push(format!("{what}, but limit is {}", limit.canonical()));
+        Some(_) => {
+            if let Some(limit) = limit.filter(|limit| limit.nano < least.nano) {
+                errors.push(format!("{what}, but limit is {}", limit.canonical()));
+            }
+        }
     }
 }
 
@@ -220,13 +222,12 @@ fn bounds(
             Some(limit) if limit.nano > most.nano => {
                 errors.push(format!("{what}, but limit is {}", limit.canonical()));
             }
-            Some(_) => {}
-        }
-        if let Some(request) = requests
-            .get(&name)
-            .filter(|request| request.nano > most.nano)
-        {
-            errors.push(format!("{what}, but request is {}", request.canonical()));
+            Some(_) => {
+                let request = requests.get(&name);
+                if let Some(request) = request.filter(|request| request.nano > most.nano) {
+                    errors.push(format!("{what}, but request is {}", request.canonical()));
+                }
+            }
         }
     }
     for (name, ratio) in amounts::of(item.get("maxLimitRequestRatio")) {
@@ -292,7 +293,7 @@ mod tests {
         for (item, pod, says) in [
             (
                 json!({"type": "Container", "min": {"cpu": "100m"}}),
-                pod(json!({"cpu": "50m"}), json!({})),
+                pod(json!({"cpu": "50m"}), json!({"cpu": "60m"})),
                 vec!["minimum cpu usage per Container is 100m, but request is 50m"],
             ),
             (
@@ -303,10 +304,7 @@ mod tests {
             (
                 json!({"type": "Pod", "max": {"memory": "1Gi"}}),
                 pod(json!({"memory": "2Gi"}), json!({"memory": "2Gi"})),
-                vec![
-                    "maximum memory usage per Pod is 1Gi, but limit is 2Gi",
-                    "maximum memory usage per Pod is 1Gi, but request is 2Gi",
-                ],
+                vec!["maximum memory usage per Pod is 1Gi, but limit is 2Gi"],
             ),
             (
                 json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}),

@@ -13,9 +13,11 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, LsmError, OwnedWriteBatch, PersistMode, Readable,
+};
 
-use super::{broken, versions};
+use super::{broken, is_of_contents, versions};
 use crate::{
     Error, LeaseId, Revision,
     core::{Backing, Change, Values},
@@ -56,12 +58,7 @@ impl Disk {
         let path = directory.join("db");
         let failed = |e: fjall::Error| match e {
             fjall::Error::Locked => broken("open the store", "another process has it"),
-            // Nothing else may be wrong with a directory that is ours but what is in it.
-            fjall::Error::Io(e) => broken("open the store", format!("{}: {e}", path.display())),
-            e => Error::Corrupt {
-                what: path.display().to_string(),
-                why: e.to_string(),
-            },
+            e => unread("open the store", &path.display().to_string(), e),
         };
         versions::check(&path)?;
         let database = Database::builder(&path)
@@ -361,20 +358,54 @@ fn damaged(what: String, why: &str) -> Error {
     }
 }
 
-fn read(e: fjall::Error) -> Error {
+/// A disk that is full or may not be read is no damage: whoever removed the store for it would lose all that is in it.
+fn unread(act: &'static str, what: &str, e: fjall::Error) -> Error {
     match e {
-        fjall::Error::Io(e) => broken("read the store", e),
-        e => damaged("the store".to_owned(), &e.to_string()),
+        fjall::Error::Io(e) => broken(act, format!("{what}: {e}")),
+        fjall::Error::Storage(LsmError::Io(e)) if !is_of_contents(&e) => {
+            broken(act, format!("{what}: {e}"))
+        }
+        e => damaged(what.to_owned(), &e.to_string()),
     }
 }
 
+fn read(e: fjall::Error) -> Error {
+    unread("read the store", "the store", e)
+}
+
 fn written(e: fjall::Error) -> Error {
-    broken("write to the store", e)
+    match e {
+        fjall::Error::Io(e) | fjall::Error::Storage(LsmError::Io(e)) => {
+            broken("write to the store", e)
+        }
+        e => broken("write to the store", e),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_damage_and_a_file_that_ends_too_early_is() {
+        let storage = |kind: io::ErrorKind| fjall::Error::Storage(LsmError::Io(kind.into()));
+        for kind in [
+            io::ErrorKind::StorageFull,
+            io::ErrorKind::QuotaExceeded,
+            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::ReadOnlyFilesystem,
+        ] {
+            let said = unread("open the store", "/db", storage(kind));
+            assert!(matches!(said, Error::Broken { .. }), "{said}");
+            assert!(said.to_string().contains("/db: "), "{said}");
+        }
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof] {
+            let said = unread("open the store", "/db", storage(kind));
+            assert!(matches!(said, Error::Corrupt { .. }), "{said}");
+        }
+    }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {

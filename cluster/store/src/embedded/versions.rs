@@ -5,6 +5,7 @@ use std::{fs, io, path::Path};
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::{broken, is_of_contents};
 use crate::Error;
 
 const CURRENT_BYTES: usize = 8 + 16 + 1;
@@ -12,15 +13,15 @@ const CURRENT_BYTES: usize = 8 + 16 + 1;
 /// Compares them, of every tree of the database at `path`.
 ///
 /// # Errors
-/// [`Error::Corrupt`]: they differ, or can't be read.
+/// [`Error::Corrupt`]: they differ, or one is not there. [`Error::Broken`]: they can't be read at this time.
 pub(super) fn check(path: &Path) -> Result<(), Error> {
     let trees = match fs::read_dir(path.join("keyspaces")) {
         // It is about to be made.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        trees => trees.map_err(|error| corrupt(path, &error.to_string()))?,
+        trees => trees.map_err(|error| unread(path, &error))?,
     };
     for tree in trees {
-        let tree = tree.map_err(|error| corrupt(path, &error.to_string()))?;
+        let tree = tree.map_err(|error| unread(path, &error))?;
         check_tree(&tree.path())?;
     }
     Ok(())
@@ -31,7 +32,7 @@ fn check_tree(tree: &Path) -> Result<(), Error> {
     let current = match fs::read(&at) {
         // Of a tree whose making was cut off: fjall makes it anew.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        current => current.map_err(|error| corrupt(&at, &error.to_string()))?,
+        current => current.map_err(|error| unread(&at, &error))?,
     };
     let Ok(current) = <[u8; CURRENT_BYTES]>::try_from(current) else {
         return Err(corrupt(&at, "it has another length"));
@@ -46,10 +47,17 @@ fn check_tree(tree: &Path) -> Result<(), Error> {
         .rev()
         .fold(0, |n, byte| n << 8 | u64::from(*byte));
     let file = tree.join(format!("v{number}"));
-    let bytes = fs::read(&file).map_err(|error| corrupt(&file, &error.to_string()))?;
+    let bytes = fs::read(&file).map_err(|error| unread(&file, &error))?;
     match xxh3_128(&bytes).to_le_bytes() == checksum {
         true => Ok(()),
         false => Err(corrupt(&file, "it does not have its checksum")),
+    }
+}
+
+fn unread(path: &Path, error: &io::Error) -> Error {
+    match is_of_contents(error) {
+        true => corrupt(path, &error.to_string()),
+        false => broken("open the store", format!("{}: {error}", path.display())),
     }
 }
 
