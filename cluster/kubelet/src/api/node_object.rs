@@ -308,6 +308,16 @@ pub(crate) fn news(before: &[NodeCondition], now: &[NodeCondition]) -> Vec<&'sta
     changed.collect()
 }
 
+/// Whether the server has other conditions than it was told: somebody has not heard of the node for long, and says so. Of whom nothing is known contradicts nobody.
+pub(crate) fn contradicts(server: &[NodeCondition], told: &[NodeCondition]) -> bool {
+    let has = |one: &NodeCondition| {
+        server
+            .iter()
+            .any(|it| it.type_ == one.type_ && it.status == one.status)
+    };
+    !server.is_empty() && !told.iter().all(has)
+}
+
 /// Without the heartbeat: whether there is anything to tell.
 pub(crate) fn without_heartbeat(status: &NodeStatus) -> NodeStatus {
     let mut status = status.clone();
@@ -484,6 +494,22 @@ mod tests {
         );
         assert_eq!(news(&before, &conditions_of(&third)), ["NodeNotReady"]);
         assert!(news(&before, &before).is_empty());
+        // somebody has said that nothing is heard of the node, or something of his own beside
+        let mut server = before.clone();
+        assert!(!contradicts(&server, &before) && !contradicts(&[], &before));
+        server.push(NodeCondition {
+            type_: "NetworkUnavailable".into(),
+            status: "True".into(),
+            ..NodeCondition::default()
+        });
+        assert!(!contradicts(&server, &before));
+        for one in &mut server {
+            one.status = "Unknown".into();
+        }
+        assert!(contradicts(&server, &before));
+        let again = of(Pressure::default(), Ok(&good), &server, 350);
+        assert_eq!(is(&again, "Ready"), "True KubeletReady 350");
+        assert_eq!(news(&server, &conditions_of(&again)), ["NodeReady"]);
         // only the heartbeat: nothing to tell
         let later = of(Pressure::default(), Ok(&good), &before, 400);
         assert_ne!(later, first);

@@ -1,9 +1,9 @@
-//! The node's own object, as the server has it: labels and taints that others may have given it, by which pods are admitted.
+//! The node's own object, as the server has it: labels and taints that others may have given it, by which pods are admitted; and what others say of how it does.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use kube::{
     Api,
     runtime::watcher::{self, Event, watcher},
@@ -27,9 +27,11 @@ pub(crate) struct Seen {
     pub taints: Vec<Taint>,
     /// Nobody may give it pods; none: the server has not said anything yet.
     pub unschedulable: Option<bool>,
+    /// Without their heartbeats. Whoever has not heard of the node for long says that they are Unknown.
+    pub conditions: Vec<NodeCondition>,
 }
 
-/// The node's labels and taints, as they are known now.
+/// The node's labels, taints and conditions, as they are known now.
 #[derive(Debug, Clone)]
 pub struct OwnNode {
     seen: watch::Receiver<Seen>,
@@ -92,6 +94,7 @@ fn first(name: &str, labels: &BTreeMap<String, String>) -> Seen {
         labels: all,
         taints: Vec::new(),
         unschedulable: None,
+        conditions: Vec::new(),
     }
 }
 
@@ -109,6 +112,11 @@ fn of(node: &Node) -> Seen {
                 .and_then(|spec| spec.unschedulable)
                 .unwrap_or(false),
         ),
+        conditions: node.status.as_ref().map_or_else(Vec::new, |status| {
+            node_object::without_heartbeat(status)
+                .conditions
+                .unwrap_or_default()
+        }),
     }
 }
 

@@ -147,8 +147,10 @@ impl Register {
             told.conditions = before.conditions.unwrap_or_default();
             self.uid.send_replace(node.metadata.uid);
         }
+        let is_contradicted = self.is_contradicted(told).await;
         let status = self.look(identity, told).await;
         let is_due = match &told.status {
+            _ if is_contradicted => true,
             None => true,
             Some((before, at)) => {
                 at.elapsed() >= TELL_EVERY
@@ -180,6 +182,20 @@ impl Register {
                 Err(failed)
             }
         }
+    }
+
+    /// Whether the server has not what it was told. It is asked itself: the watch may be behind what was told last.
+    async fn is_contradicted(&self, told: &mut Told) -> bool {
+        let seen = self.own.seen().conditions;
+        if told.status.is_none() || !node_object::contradicts(&seen, &told.conditions) {
+            return false;
+        }
+        let now = self.own.look().await.conditions;
+        let is_contradicted = node_object::contradicts(&now, &told.conditions);
+        if is_contradicted {
+            told.conditions = now;
+        }
+        is_contradicted
     }
 
     async fn look(&self, identity: &Identity, told: &Told) -> NodeStatus {
