@@ -28,6 +28,9 @@ use crate::{
 
 /// How often it is looked whether the node is ready.
 const LOOK: Duration = Duration::from_millis(100);
+/// A token that was made a moment ago may not be known to every part of the server.
+const TAKEN: Duration = Duration::from_secs(3);
+const UNAUTHORIZED: u16 = StatusCode::UNAUTHORIZED.as_u16();
 
 /// Make this machine a node of a cluster
 ///
@@ -138,16 +141,23 @@ impl Join {
             .map_err(|error| failed(what.as_str(), error))?;
         let client = super::client_by(read, what.clone(), |_| ()).await?;
         let asked = Api::<SelfSubjectReview>::all(client);
-        let who = asked
-            .create(&PostParams::default(), &SelfSubjectReview::default())
-            .await;
-        match who {
-            Err(kube::Error::Api(said)) if said.code == StatusCode::UNAUTHORIZED.as_u16() => {
-                Err(failed(
-                    what,
-                    "it does not take the token: it has expired, was deleted, or is another cluster's; `berth token create` at the cluster prints a new one",
-                ))
+        let begun = Instant::now();
+        let who = loop {
+            let who = asked
+                .create(&PostParams::default(), &SelfSubjectReview::default())
+                .await;
+            match &who {
+                Err(kube::Error::Api(said))
+                    if said.code == UNAUTHORIZED && begun.elapsed() < TAKEN => {}
+                _ => break who,
             }
+            sleep(LOOK).await;
+        };
+        match who {
+            Err(kube::Error::Api(said)) if said.code == UNAUTHORIZED => Err(failed(
+                what,
+                "it does not take the token: it has expired, was deleted, or is another cluster's; `berth token create` at the cluster prints a new one",
+            )),
             // it knows who asks: what they may is the kubelet's to find out
             Ok(_) | Err(kube::Error::Api(_)) => Ok(()),
             Err(error) => Err(failed(what, super::reasons(&error))),
