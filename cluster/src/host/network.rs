@@ -9,12 +9,15 @@
 //! is written down in [`OWNER`].
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Write},
     net::Ipv4Addr,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     process::Stdio,
 };
 
+use rustix::fs::{FlockOperation, flock};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::{failed, file, make_dir};
@@ -63,22 +66,12 @@ fn claim_at(owner: &Path, data: &Path, has_nodes: impl Fn(&Path) -> bool) -> Res
     if let Some(dir) = owner.parent() {
         make_dir(dir)?;
     }
-    // of two who come at once one is the first: a link is made or is there
-    let own = owner.with_extension(std::process::id().to_string());
-    fs::write(&own, data.display().to_string()).map_err(file("write", &own))?;
-    let claimed = loop {
-        match fs::hard_link(&own, owner) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            linked => break linked.map_err(file("write", owner)),
-        }
-        let Some(other) = owner_of(owner) else {
-            continue;
-        };
-        if other == data {
-            break Ok(());
-        }
-        if has_nodes(&other) {
-            break Err(failed(
+    // of two who come at once one is the first
+    let mut claim = locked(owner).map_err(file("lock", owner))?;
+    match owner_of(owner) {
+        Some(other) if other == data => return Ok(()),
+        Some(other) if has_nodes(&other) => {
+            return Err(failed(
                 format!("cannot make the network of the nodes of {}", data.display()),
                 format!(
                     "a machine has one, and here it is that of the cluster in {0}: `berth down --data {0}` ends it",
@@ -86,19 +79,35 @@ fn claim_at(owner: &Path, data: &Path, has_nodes: impl Fn(&Path) -> bool) -> Res
                 ),
             ));
         }
-        // it was taken away without `berth down`
-        if let Err(error) = fs::remove_file(owner)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            break Err(file("remove", owner)(error));
+        // nobody's, or it was taken away without `berth down`
+        _ => {}
+    }
+    claim
+        .set_len(0)
+        .and_then(|()| claim.write_all(data.as_os_str().as_bytes()))
+        .map_err(file("write", owner))
+}
+
+/// The file, made where it is not there; nobody else has it until it is closed.
+fn locked(owner: &Path) -> io::Result<File> {
+    loop {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(owner)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        // who had it before may have removed it
+        let own = file.metadata()?.ino();
+        if fs::metadata(owner).is_ok_and(|it| it.ino() == own) {
+            return Ok(file);
         }
-    };
-    let _ = fs::remove_file(own);
-    claimed
+    }
 }
 
 fn owner_of(owner: &Path) -> Option<PathBuf> {
-    fs::read_to_string(owner).ok().map(PathBuf::from)
+    let text = fs::read_to_string(owner).ok()?;
+    (!text.is_empty()).then(|| text.into())
 }
 
 /// Whether the network is that of the cluster with the directory `data`.
@@ -109,6 +118,7 @@ pub fn is_of(data: &Path) -> bool {
 
 /// It is nobody's any more.
 pub fn release() {
+    let _held = locked(Path::new(OWNER));
     let _ = fs::remove_file(OWNER);
 }
 
