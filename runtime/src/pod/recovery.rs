@@ -154,7 +154,14 @@ async fn pod_again(
             driver.record.why = e.to_string();
             driver.state = State::Broken;
             for container in containers {
-                settle_ended(&mut driver, container, "its pod is broken").await;
+                match &e {
+                    // it may run: nothing is written of its end
+                    Error::Silent { .. } => {
+                        let (record, state) = broken(&driver.pod, container, &e);
+                        insert(&mut driver, record, state);
+                    }
+                    _ => settle_ended(&mut driver, container, "its pod is broken").await,
+                }
             }
         }
     }
