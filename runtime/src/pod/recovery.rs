@@ -284,8 +284,9 @@ pub(super) async fn settle(
             }
         }
     }
-    // A task without a record: the daemon died between the two.
-    for stranger in said.containers.iter().filter(|c| !known.contains(&c.id)) {
+    // A task without a record: the daemon died between the two. One that was made while a silent shim was waited for has its own.
+    let has_record = |id: &String| known.contains(id) || pod.node.container_record(id).exists();
+    for stranger in said.containers.iter().filter(|c| !has_record(&c.id)) {
         if let Err(e) = teardown::end_task(shim, &stranger.id).await {
             tracing::error!(pod_id = %pod.id, container_id = %stranger.id, "unknown, and can't be ended: {e}");
         }

@@ -74,7 +74,9 @@ impl Driver {
         for (record, state) in settled {
             let id = record.id.clone();
             let Some(container) = self.containers.get_mut(&id) else {
-                if matches!(self.state, State::Ready { .. }) {
+                // it may have been removed meanwhile
+                let is_there = self.pod.node.container_record(&id).exists();
+                if is_there && matches!(self.state, State::Ready { .. }) {
                     recovery::insert(self, record, state);
                     self.registry.add_container(&id, &self.pod.id);
                 }
